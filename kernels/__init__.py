@@ -1,0 +1,1 @@
+"""Self-information kernels: one definition, several backends."""

@@ -1,0 +1,315 @@
+r"""Self-information and its gates in plain PyTorch: the definition that every kernel is tested against.
+
+With x a map (N, C, H, W), :math:`\Omega` the K x K window around a pixel and S following channels::
+
+    I_intra[i]    = -log( 1/|Omega| * sum_{j in Omega} exp(-(x[i] - x[j])^2 * scale) )
+    I_inter[n,k]  = -log( 1/(S+1)   * sum_{s=0..S}     exp(-(x[k] - x[k+s])^2 * scale') )
+    I             = I_intra + inter_weight * I_inter                         (estimator "kde")
+
+    d             = |sum_{j in Omega} (x[i] - x[j])| + inter_weight * |sum_{s=1..S} (x[k] - x[k+s])|
+    I             = d * scale                                                (estimator "distance")
+
+``scale`` makes the differences dimensionless: 1 / 2h^2 a plane for "kde", 1 / (2 b^2 mean d) a sample for
+"distance". It is 0 where the map is constant, so that I and its gradient are 0 there and never NaN.
+No tensor here has K^2 times the size of the map: every loop adds one shifted map at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sia_layers.kernels.options import LARGEST_SCALE, Options
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic: half precision is computed in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def self_information(x: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """Self-information of every pixel in every channel, in nats.
+
+    Args:
+        x: floating map (N, C, H, W).
+        options: what to compute.
+
+    Returns:
+        The self-information, in the shape and dtype of ``x``, and the scale that was used, in the
+        arithmetic's dtype and without gradient: (2, N, C) with the intra and the inter row for "kde",
+        (1, N, 1) for "distance".
+    """
+    wide = x.to(wide_dtype(x.dtype))
+    if x.numel() == 0:
+        return torch.empty_like(x), _empty_scale(wide, options)
+    if options.estimator == "distance":
+        distance = sum_of_distances(wide, options)
+        scale = distance_scale(distance, options)
+        return (distance * scale.reshape(-1, 1, 1, 1)).to(x.dtype), scale.detach()
+    scale = kde_scale(wide.detach(), options)
+    intra, inter = scale[..., None, None]
+    total, count = torch.ones_like(wide), torch.ones_like(wide[:1, :1])
+    for neighbour, inside in _window(wide, options):
+        total = total + inside * torch.exp(-((wide - neighbour).square() * intra))
+        count = count + inside
+    info = torch.log(count) - torch.log(total)
+    total, count = torch.ones_like(wide), torch.ones_like(count)
+    for neighbour in _channels(wide, options):
+        total = total + torch.exp(-((wide - neighbour).square() * inter))
+        count = count + 1
+    return (info + options.inter_weight * (torch.log(count) - torch.log(total))).to(x.dtype), scale
+
+
+def kde_scale(x: Tensor, options: Options) -> Tensor:
+    """1 / 2h^2 of every plane, (2, N, C): the intra-channel row, then the inter-channel row.
+
+    Adaptive: h^2 = b^2 times the mean square difference of neighbours; differences that are not finite
+    are left out, so that one bad pixel does not spoil its plane.
+    """
+    if not options.adaptive:
+        return x.new_full((2, x.shape[0], x.shape[1]), options.fixed_scale)
+    everywhere = x.new_ones(())
+    intra = _mean_square(x, _window(x, options))
+    inter = _mean_square(x, ((neighbour, everywhere) for neighbour in _channels(x, options)))
+    return _scale(torch.stack([intra, inter]), options)
+
+
+def distance_scale(distance: Tensor, options: Options) -> Tensor:
+    """1 / (2 b^2 mean d) of every sample, (1, N, 1); 1 / 2b^2 if not adaptive."""
+    if not options.adaptive:
+        return distance.new_full((1, distance.shape[0], 1), options.fixed_scale)
+    finite = torch.isfinite(distance)
+    mean = torch.where(finite, distance, 0.0).sum((1, 2, 3)) / finite.sum((1, 2, 3)).clamp(min=1)
+    return _scale(mean, options).reshape(1, -1, 1)
+
+
+def sum_of_distances(x: Tensor, options: Options) -> Tensor:
+    """d of the "distance" estimator."""
+    intra, inter = torch.zeros_like(x), torch.zeros_like(x)
+    for neighbour, inside in _window(x, options):
+        intra = intra + inside * (x - neighbour)
+    for neighbour in _channels(x, options):
+        inter = inter + (x - neighbour)
+    return intra.abs() + options.inter_weight * inter.abs()
+
+
+def self_information_backward(grad: Tensor, x: Tensor, scale: Tensor, options: Options) -> Tensor:
+    """Gradient of :func:`self_information` for ``x``, with the scale of its forward.
+
+    "kde": with a_ij = 2 scale (x_i - x_j) e_ij and u = grad / sum(e), dL/dx_i = sum_j a_ij (u_i + u_j), the
+    scale a constant. "distance": the sample's mean of d is part of the formula and is differentiated.
+    """
+    wide, grad = x.to(wide_dtype(x.dtype)), grad.to(wide_dtype(x.dtype))
+    if x.numel() == 0:
+        return torch.empty_like(x)
+    if options.estimator == "distance":
+        total = _distance_backward(grad, wide, scale, options)
+    else:
+        total = _kde_backward(grad, wide, scale, options)
+    return total.to(x.dtype)
+
+
+def _kde_backward(grad: Tensor, x: Tensor, scale: Tensor, options: Options) -> Tensor:
+    intra, inter = scale[..., None, None]
+    mass = torch.ones_like(x)
+    for neighbour, inside in _window(x, options):
+        mass += inside * torch.exp(-((x - neighbour).square() * intra))
+    total, spread, share = torch.zeros_like(x), torch.zeros_like(_pad(x, options)), grad / mass
+    for shift, (neighbour, inside) in zip(_offsets(options), _window(x, options), strict=True):
+        difference = x - neighbour
+        pull = share * inside * 2 * intra * difference * torch.exp(-(difference.square() * intra))
+        total += pull
+        _at(spread, shift, x).sub_(pull)
+    total += _pad_backward(spread, x, options)
+    mass = torch.ones_like(x)
+    for neighbour in _channels(x, options):
+        mass += torch.exp(-((x - neighbour).square() * inter))
+    share = options.inter_weight * grad / mass
+    for step, neighbour in enumerate(_channels(x, options), start=1):
+        difference = x - neighbour
+        pull = share * 2 * inter * difference * torch.exp(-(difference.square() * inter))
+        total += pull - pull.roll(step, 1)
+    return total
+
+
+def _distance_backward(grad: Tensor, x: Tensor, scale: Tensor, options: Options) -> Tensor:
+    scale = scale.reshape(-1, 1, 1, 1)
+    if options.adaptive:
+        distance = sum_of_distances(x, options)
+        finite = torch.isfinite(distance)
+        along = torch.where(finite, grad * distance, 0.0).sum((1, 2, 3), keepdim=True)
+        count = finite.sum((1, 2, 3), keepdim=True).clamp(min=1)
+        grad = grad - 2 * options.bandwidth**2 * scale * along / count
+    grad = grad * scale
+    total, spread, window = torch.zeros_like(x), torch.zeros_like(_pad(x, options)), torch.zeros_like(x)
+    for neighbour, inside in _window(x, options):
+        window += inside * (x - neighbour)
+    share = grad * window.sign()
+    for shift, (_, inside) in zip(_offsets(options), _window(x, options), strict=True):
+        total += share * inside
+        _at(spread, shift, x).sub_(share * inside)
+    total += _pad_backward(spread, x, options)
+    across = torch.zeros_like(x)
+    for neighbour in _channels(x, options):
+        across += x - neighbour
+    share = options.inter_weight * grad * across.sign()
+    for step in range(1, options.neighbours(x.shape[1]) + 1):
+        total += share - share.roll(step, 1)
+    return total
+
+
+def channel_mean(info: Tensor, channel: str) -> Tensor:
+    """What the channel gate is computed from, (N, C) in the arithmetic's dtype.
+
+    ``"excite"``: the mean of I over the plane; ``"mean"``: the mean of -log(exp(-I) + 0.1).
+    """
+    wide = info.to(wide_dtype(info.dtype))
+    return (wide if channel == "excite" else -torch.log(torch.exp(-wide) + 0.1)).mean((2, 3))
+
+
+def gate(
+    x: Tensor, info: Tensor | None, channel_gate: Tensor | None, gain: Tensor | None, base: Tensor | None
+) -> Tensor:
+    """Gate a map: m = x (1 + sigmoid(I)) g, and with a gain y = base + gain (m - base), else y = m.
+
+    Args:
+        x: map (N, C, H, W).
+        info: self-information I of its pixels, like ``x``; None leaves the spatial gate off.
+        channel_gate: g (N, C); None leaves the channel gate off.
+        gain: scalar tensor; None: y is the gated map itself.
+        base: what the gain starts from, like ``x``; None: ``x``. Without a gain it is not used.
+    """
+    wide = x.to(wide_dtype(x.dtype))
+    gated = wide
+    if info is not None:
+        gated = gated * (1 + torch.sigmoid(info.to(wide.dtype)))
+    if channel_gate is not None:
+        gated = gated * channel_gate.to(wide.dtype)[..., None, None]
+    if gain is not None:
+        start = wide if base is None else base.to(wide.dtype)
+        gated = start + gain.to(wide.dtype) * (gated - start)
+    return gated.to(x.dtype)
+
+
+def attend(x: Tensor, options: Options, spatial: bool, channel: str) -> tuple[Tensor, Tensor]:
+    """What inference needs of the self-information I, without handing on I itself.
+
+    Args:
+        x: map (N, C, H, W).
+        options: of the self-information.
+        spatial: compute x (1 + sigmoid(I)); otherwise the first result is an empty tensor.
+        channel: ``"excite"`` or ``"mean"``: compute :func:`channel_mean`; ``""``: the second result is empty.
+
+    Returns:
+        The spatially gated map, like ``x``, and the channel mean (N, C) in the arithmetic's dtype.
+    """
+    wide = x.to(wide_dtype(x.dtype))
+    info, _ = self_information(wide, options)
+    gated = gate(wide, info, None, None, None).to(x.dtype) if spatial else x.new_empty(0)
+    return gated, channel_mean(info, channel) if channel else wide.new_empty(0)
+
+
+def channel_mean_backward(grad: Tensor, info: Tensor, channel: str) -> Tensor:
+    """Gradient of :func:`channel_mean` for ``info``."""
+    with torch.enable_grad():
+        leaf = info.detach().requires_grad_()
+        mean = channel_mean(leaf, channel)
+    return torch.autograd.grad(mean, leaf, grad)[0]
+
+
+def gate_backward(
+    grad: Tensor,
+    x: Tensor,
+    info: Tensor | None,
+    channel_gate: Tensor | None,
+    gain: Tensor | None,
+    base: Tensor | None,
+    info_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of :func:`gate` for x, info, channel_gate, gain and base; an empty tensor for each not asked for.
+
+    ``info_grad`` asks for that of ``info``; the others come where the argument was given and was used. That of
+    the gain comes as its sum over each plane, (N, C) in the arithmetic's dtype: add them up.
+    """
+    wide = wide_dtype(x.dtype)
+    with torch.enable_grad():
+        inputs = [None if t is None else t.detach().to(wide) for t in (x, info, channel_gate, base)]
+        planes = None if gain is None else gain.detach().to(wide).expand(x.shape[:2]).contiguous()
+        wanted = [inputs[0], inputs[1] if info_grad else None, inputs[2], planes, inputs[3] if gain is not None else None]
+        for tensor in wanted:
+            if tensor is not None:
+                tensor.requires_grad_()
+        spread = None if planes is None else planes[..., None, None]
+        gated = gate(*inputs[:3], spread, inputs[3])  # type: ignore[arg-type]
+    present = [tensor for tensor in wanted if tensor is not None]
+    found = iter(torch.autograd.grad(gated, present, grad.to(wide)))
+    likes = (x, info, channel_gate, planes, base)
+    return tuple(  # type: ignore[return-value]
+        x.new_empty(0) if tensor is None else next(found).to(like.dtype)  # type: ignore[union-attr]
+        for tensor, like in zip(wanted, likes, strict=True)
+    )
+
+
+def _empty_scale(x: Tensor, options: Options) -> Tensor:
+    rows, channels = (1, 1) if options.estimator == "distance" else (2, x.shape[1])
+    return x.new_zeros((rows, x.shape[0], channels))
+
+
+def _scale(spread: Tensor, options: Options) -> Tensor:
+    """1 / (2 b^2 spread), and 0 where the spread is 0."""
+    usable = spread > torch.finfo(spread.dtype).tiny
+    scale = options.fixed_scale / torch.where(usable, spread, 1.0)
+    return torch.where(usable, scale.clamp(max=LARGEST_SCALE), 0.0)
+
+
+def _mean_square(x: Tensor, neighbours: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    """Mean over a plane and its neighbours of the squared differences that are finite, (N, C)."""
+    total, count = x.new_zeros(x.shape[:2]), x.new_zeros(x.shape[:2])
+    for neighbour, inside in neighbours:
+        square = (x - neighbour).square()
+        counts = torch.isfinite(square) & (inside > 0)
+        total = total + torch.where(counts, square, 0.0).sum((2, 3))
+        count = count + counts.sum((2, 3))
+    return total / count.clamp(min=1)
+
+
+def _offsets(options: Options) -> list[tuple[int, int]]:
+    """Rows and columns of the window in the padded map, the centre left out."""
+    side, radius = range(options.kernel_size), options.radius
+    return [(row, column) for row in side for column in side if (row, column) != (radius, radius)]
+
+
+def _window(x: Tensor, options: Options) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every other pixel of the window: its value, like ``x``, and 1 where it counts, (1, 1, H, W)."""
+    padded = _pad(x, options)
+    inside = _pad(torch.ones_like(x[:1, :1]), options._replace(padding_mode="zeros"))
+    everywhere = torch.ones_like(x[:1, :1])
+    for shift in _offsets(options):
+        yield _at(padded, shift, x), _at(inside, shift, x) if options.padding_mode == "exclude" else everywhere
+
+
+def _channels(x: Tensor, options: Options) -> Iterator[Tensor]:
+    """The following channels, cyclically: x[(k + s) mod C] for s = 1 .. S."""
+    for step in range(1, options.neighbours(x.shape[1]) + 1):
+        yield x.roll(-step, 1)
+
+
+def _at(padded: Tensor, shift: tuple[int, int], x: Tensor) -> Tensor:
+    row, column = shift
+    return padded[:, :, row : row + x.shape[2], column : column + x.shape[3]]
+
+
+def _pad(x: Tensor, options: Options) -> Tensor:
+    mode = "constant" if options.padding_mode in ("exclude", "zeros") else options.padding_mode
+    return F.pad(x, [options.radius] * 4, mode=mode) if options.radius else x
+
+
+def _pad_backward(grad: Tensor, x: Tensor, options: Options) -> Tensor:
+    """Adjoint of :func:`_pad`."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        padded = _pad(leaf, options)
+    return torch.autograd.grad(padded, leaf, grad)[0] if options.radius else grad

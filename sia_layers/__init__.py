@@ -1,0 +1,1 @@
+"""Self-Information Attention (SIA) layers for PyTorch vision models."""
