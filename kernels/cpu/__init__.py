@@ -1,0 +1,149 @@
+"""CPU backend: compiled C for float32, bfloat16 and float16, vectorised and multi-threaded (``csrc/``)."""
+
+from __future__ import annotations
+
+from ctypes import byref
+
+import torch
+from torch import Tensor
+
+from sia_layers.kernels.cpu import library
+from sia_layers.kernels.cpu.library import CHANNEL_MEANS, Layout, Map, MapOptions
+from sia_layers.kernels.layout import empty_map
+from sia_layers.kernels.options import Options
+
+
+def unavailable() -> str | None:
+    """Why the backend cannot run in this process; None if it can."""
+    found = library.load()
+    return found if isinstance(found, str) else None
+
+
+def refuses(x: Tensor) -> str | None:
+    """Why the backend cannot serve this tensor; None if it can."""
+    if x.device.type != "cpu":
+        return f"it serves CPU tensors, and this one is on {x.device}"
+    if x.dtype not in library.DTYPES:
+        return f"it computes in float32, bfloat16 and float16, and this tensor is {x.dtype}"
+    return None
+
+
+def _forward(
+    x: Tensor, options: Options, info: Tensor | None, gated: Tensor | None, mean: Tensor | None, channel: str
+) -> Tensor:
+    rows, planes = (2, x.shape[1]) if options.estimator == "kde" else (1, 1)
+    scale = x.new_zeros((rows, x.shape[0], planes), dtype=torch.float32)
+    if x.numel():
+        maps = [byref(Map.of(map)) for map in (x, info, gated)]
+        outputs = (maps[1], maps[2], library.floats(mean), CHANNEL_MEANS.index(channel))
+        library.call("sia_forward", byref(MapOptions.of(x, options)), maps[0], scale.data_ptr(), *outputs)
+    elif mean is not None:
+        mean.fill_(torch.nan)
+    return scale
+
+
+def self_information(x: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """As :func:`sia_layers.kernels.reference.self_information`."""
+    info = empty_map(x)
+    return info, _forward(x, options, info, None, None, "")
+
+
+def attend(x: Tensor, options: Options, spatial: bool, channel: str) -> tuple[Tensor, Tensor]:
+    """As :func:`sia_layers.kernels.reference.attend`."""
+    gated = empty_map(x) if spatial else None
+    mean = x.new_empty(x.shape[:2], dtype=torch.float32) if channel else None
+    _forward(x, options, None, gated, mean, channel)
+    return (
+        x.new_empty(0) if gated is None else gated,
+        x.new_empty(0, dtype=torch.float32) if mean is None else mean,
+    )
+
+
+def self_information_backward(grad: Tensor, x: Tensor, scale: Tensor, options: Options) -> Tensor:
+    """As :func:`sia_layers.kernels.reference.self_information_backward`."""
+    total = empty_map(x).float()
+    if x.numel():
+        maps = [byref(Map.of(map)) for map in (grad.to(x.dtype), x, total)]
+        scale = scale.contiguous()
+        library.call("sia_backward", byref(MapOptions.of(x, options)), *maps[:2], scale.data_ptr(), maps[2])
+    return total.to(x.dtype)
+
+
+def channel_mean(info: Tensor, channel: str) -> Tensor:
+    """As :func:`sia_layers.kernels.reference.channel_mean`."""
+    info = _dense(info)
+    mean = info.new_full(info.shape[:2], torch.nan, dtype=torch.float32)
+    if info.numel():
+        index = CHANNEL_MEANS.index(channel)
+        library.call("sia_channel_mean", byref(Layout.of(info)), info.data_ptr(), mean.data_ptr(), index)
+    return mean
+
+
+def channel_mean_backward(grad: Tensor, info: Tensor, channel: str) -> Tensor:
+    """As :func:`sia_layers.kernels.reference.channel_mean_backward`."""
+    info, grad = _dense(info), _planes(grad)
+    total = empty_map(info)
+    if info.numel():
+        pointers = (grad.data_ptr(), info.data_ptr(), total.data_ptr())
+        library.call("sia_channel_mean_backward", byref(Layout.of(info)), *pointers, CHANNEL_MEANS.index(channel))
+    return total
+
+
+def gate(
+    x: Tensor, info: Tensor | None, channel_gate: Tensor | None, gain: Tensor | None, base: Tensor | None
+) -> Tensor:
+    """As :func:`sia_layers.kernels.reference.gate`."""
+    x = _dense(x)
+    y = empty_map(x)
+    if x.numel():
+        maps = [x, _like(info, x), _planes(channel_gate), _planes(gain), _like(base, x), y]
+        library.call("sia_gate", byref(Layout.of(x)), *map(library.floats, maps))
+    return y
+
+
+def gate_backward(
+    grad: Tensor,
+    x: Tensor,
+    info: Tensor | None,
+    channel_gate: Tensor | None,
+    gain: Tensor | None,
+    base: Tensor | None,
+    info_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`sia_layers.kernels.reference.gate_backward`."""
+    x = _dense(x)
+    planes = x.new_zeros((2, *x.shape[:2]), dtype=torch.float32)
+    results = [
+        empty_map(x),
+        empty_map(x) if info_grad and info is not None else None,
+        None if channel_gate is None else planes[0],
+        None if gain is None else planes[1],
+        None if gain is None or base is None else empty_map(x),
+    ]
+    if x.numel():
+        maps = [_like(grad, x), x, _like(info, x), _planes(channel_gate), _planes(gain), _like(base, x)]
+        order = [results[0], results[1], results[2], results[3], results[4]]
+        library.call("sia_gate_backward", byref(Layout.of(x)), *map(library.floats, maps + order))
+    if channel_gate is not None:
+        results[2] = planes[0].to(channel_gate.dtype)
+    dx, dinfo, dgate, dgain, dbase = (x.new_empty(0) if result is None else result for result in results)
+    return dx, dinfo, dgate, dgain, dbase
+
+
+def _dense(x: Tensor) -> Tensor:
+    """The map itself where the gates can walk it, else a contiguous copy."""
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return x if dense else x.contiguous()
+
+
+def _like(other: Tensor | None, x: Tensor) -> Tensor | None:
+    """A map in the dtype and memory order of ``x``."""
+    if other is None:
+        return None
+    memory_format = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    return other.to(x.dtype).contiguous(memory_format=memory_format)
+
+
+def _planes(values: Tensor | None) -> Tensor | None:
+    """A value a plane, or one value, as the kernels read them."""
+    return None if values is None else values.to(torch.float32).contiguous()

@@ -1,0 +1,66 @@
+/* Self-information kernels for CPUs: the functions that Python calls through ctypes.
+ *
+ * Maps are (N, C, H, W) with any strides, counted in elements. Every function returns SIA_OK or an error, and
+ * then has written nothing that counts. All are safe to call from several threads at once. */
+#ifndef SIA_CPU_H
+#define SIA_CPU_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define SIA_EXPORT __declspec(dllexport)
+#else
+#define SIA_EXPORT __attribute__((visibility("default")))
+#endif
+
+enum { SIA_OK = 0, SIA_NO_MEMORY = 1 };
+enum { SIA_FLOAT32 = 0, SIA_BFLOAT16 = 1, SIA_FLOAT16 = 2 };
+enum { SIA_BASELINE = 0, SIA_AVX2_LEVEL = 1, SIA_AVX512_LEVEL = 2 }; /* NEON is the baseline of arm64 */
+enum { SIA_EXCLUDE = 0, SIA_ZEROS = 1, SIA_REPLICATE = 2, SIA_REFLECT = 3 };
+enum { SIA_KDE = 0, SIA_DISTANCE = 1 };
+enum { SIA_NO_MEAN = 0, SIA_EXCITE = 1, SIA_MEAN = 2 }; /* what is averaged over a plane: I, or -log(e^-I + 0.1) */
+
+typedef struct {
+    void *data; /* NULL: absent */
+    int64_t stride[4];
+    int32_t dtype;
+} sia_map;
+
+typedef struct {
+    int64_t size[4]; /* N, C, H, W, all positive */
+    int32_t kernel_size, inter_channels, padding_mode, estimator, adaptive;
+    float inter_weight, fixed_scale, square_bandwidth; /* lambda, 1 / 2b^2 and b^2 */
+    int32_t threads, level;
+} sia_options;
+
+/* Self-information of x. scale: 2 N C floats (SIA_KDE) or N floats (SIA_DISTANCE), written.
+ * info (if any) takes I, gated (if any) x (1 + sigmoid(I)), mean (if any) N C floats, the plane means of `channel`. */
+SIA_EXPORT int sia_forward(const sia_options *, const sia_map *x, float *scale, const sia_map *info,
+                           const sia_map *gated, float *mean, int32_t channel);
+
+/* Gradient of sia_forward's info: grad_x (float32) from grad, x and scale. */
+SIA_EXPORT int sia_backward(const sia_options *, const sia_map *grad, const sia_map *x, const float *scale,
+                            const sia_map *grad_x);
+
+/* The gates work on rows of pixels: a row is a plane of a contiguous map or a pixel of a channels_last one.
+ * `outer` rows of `inner` elements share a sample; channels lie along the rows (last) or across them. */
+typedef struct {
+    int64_t samples, channels, pixels;
+    int32_t channels_last, dtype, threads, level;
+} sia_layout;
+
+SIA_EXPORT int sia_channel_mean(const sia_layout *, const void *info, float *mean, int32_t channel);
+SIA_EXPORT int sia_channel_mean_backward(const sia_layout *, const float *grad, const void *info, void *grad_info,
+                                         int32_t channel);
+
+/* y = base + gain (x (1 + sigmoid(info)) channel_gate - base); every pointer but x may be NULL, base then is x. */
+SIA_EXPORT int sia_gate(const sia_layout *, const void *x, const void *info, const float *channel_gate,
+                        const float *gain, const void *base, void *y);
+SIA_EXPORT int sia_gate_backward(const sia_layout *, const void *grad, const void *x, const void *info,
+                                 const float *channel_gate, const float *gain, const void *base, void *grad_x,
+                                 void *grad_info, float *grad_channel_gate, float *grad_gain, void *grad_base);
+
+SIA_EXPORT int sia_best_level(void);         /* the widest instruction set that this machine has */
+SIA_EXPORT void sia_share_threads(void *gomp_parallel); /* GOMP_parallel of the OpenMP runtime to run on */
+
+#endif

@@ -1,0 +1,215 @@
+/* A tile: VL planes (or strips of planes) side by side, pixel by pixel, so that one vector holds the same pixel of
+ * each and a shift in the map is a shift by whole vectors: no lane is lost at a border or on a small map. */
+
+typedef struct {
+    const sia_options *options;
+    int64_t n, c, h, w;
+    int64_t radius;
+    int64_t strips, strip_rows; /* a plane is cut into strips of rows where there are few planes */
+    int64_t lanes, groups;      /* strips of all planes of a sample, and the groups of VL that they make */
+    int64_t halo, pad;          /* rows and columns beyond the strip that the tile holds as well */
+    int64_t rows, width;        /* of the tile, halo and pad included */
+    int64_t chunk;              /* rows that are loaded, and later finished, together */
+    int64_t neighbours;         /* S of the inter-channel term */
+    int by_channel;             /* lanes are neighbouring channels in memory (channels_last) */
+} plan;
+
+typedef struct {
+    const plan *p;
+    int64_t sample, first, count; /* lanes first .. first + count - 1 of the sample */
+    int64_t plane[VL], start[VL]; /* of every lane: its channel, and the plane's row where its strip starts */
+    float *x, *e, *u;             /* rings of rows: pixels, sums, and weights of the backward pass */
+    float *mask;                  /* (rows, VL): 0 where the strip's row lies beyond the plane, else 1 */
+    char *whole;                  /* (rows): no lane of the row is masked */
+    float *scratch;               /* (VL, chunk * width + VL), or (chunk * width, VL + S) */
+    int64_t *offset;              /* (radius + 1): where a row and those below it start in the rings */
+    float exponent[VL];           /* -scale log2(e) of every lane, within channels */
+    double (*sums)[2];            /* the pass's two sums of every lane */
+    void *memory;
+} tile;
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* How many strips to cut a plane into: few lost lanes, little halo, and at least 8 groups of work where that is
+ * nearly free. It depends on the sample's shape alone, so that a sample's result does not depend on its batch. */
+static int64_t choose_strips(int64_t c, int64_t h, int64_t radius)
+{
+    int64_t best = 1;
+    double least = 0;
+    for (int64_t strips = 1; strips <= larger(1, h / larger(8, 4 * radius)); strips++) {
+        double groups = (double)divide_up(c * strips, VL);
+        double rows = (double)divide_up(h, strips) + (strips > 1 ? 1.5 * (double)radius : 0);
+        double cost = groups * rows * (1 + 0.1 * (groups < 8 ? (8 - groups) / 8 : 0));
+        if (strips == 1 || cost < least) {
+            least = cost;
+            best = strips;
+        }
+    }
+    return best;
+}
+
+static plan make_plan(const sia_options *options, const sia_map *x, int backward)
+{
+    plan p = {.options = options, .n = options->size[0], .c = options->size[1], .h = options->size[2], .w = options->size[3]};
+    p.radius = options->kernel_size / 2;
+    p.neighbours = larger(0, smaller(options->inter_channels, p.c - 1));
+    p.by_channel = x->stride[1] == 1 && x->stride[3] != 1 && 2 * p.c > VL;
+    p.strips = backward || p.by_channel ? 1 : choose_strips(p.c, p.h, p.radius);
+    p.strip_rows = divide_up(p.h, p.strips);
+    p.lanes = p.c * p.strips;
+    p.groups = divide_up(p.lanes, VL);
+    p.pad = options->padding_mode == SIA_EXCLUDE ? 0 : p.radius;
+    p.halo = options->padding_mode == SIA_EXCLUDE && p.strips == 1 ? 0 : p.radius;
+    p.rows = p.strip_rows + 2 * p.halo;
+    p.width = p.w + 2 * p.pad;
+    p.chunk = backward ? p.rows : smaller(p.rows, larger(larger(1, p.radius), divide_up(128, p.width)));
+    return p;
+}
+
+static int open_tile(tile *t, const plan *p, int64_t sample, int64_t group, int weights)
+{
+    int64_t ring = smaller(p->rows, 2 * p->chunk) * p->width * VL;
+    int64_t scratch = larger(VL * (p->chunk * p->width + VL), p->chunk * p->width * (VL + p->neighbours) + VL);
+    int64_t floats = ring * (weights ? 3 : 2) + p->rows * VL + scratch + scratch % 2;
+    *t = (tile){.p = p, .sample = sample, .first = group * VL};
+    t->count = smaller(VL, p->lanes - t->first);
+    t->memory = malloc((size_t)floats * sizeof(float) + (size_t)(p->radius + 1) * sizeof(int64_t) + (size_t)p->rows + 64);
+    if (!t->memory)
+        return SIA_NO_MEMORY;
+    t->x = (float *)(((uintptr_t)t->memory + 63) & ~(uintptr_t)63);
+    t->e = t->x + ring;
+    t->u = t->e + ring;
+    t->mask = t->u + (weights ? ring : 0);
+    t->scratch = t->mask + p->rows * VL;
+    t->offset = (int64_t *)(t->scratch + scratch + scratch % 2);
+    t->whole = (char *)(t->offset + p->radius + 1);
+    for (int64_t l = 0; l < VL; l++) {
+        t->plane[l] = (t->first + l) / p->strips;
+        t->start[l] = (t->first + l) % p->strips * p->strip_rows;
+    }
+    for (int64_t row = 0; row < p->rows; row++) {
+        t->whole[row] = 1;
+        for (int64_t l = 0; l < VL; l++) {
+            int64_t at = t->start[l] + row - p->halo;
+            int inside = p->options->padding_mode != SIA_EXCLUDE || (at >= 0 && at < p->h);
+            t->mask[row * VL + l] = (float)inside;
+            t->whole[row] &= (char)inside;
+        }
+    }
+    return SIA_OK;
+}
+
+/* Where a row of the tile starts in its rings, which hold two chunks. */
+INLINE int64_t ring_offset(const tile *t, int64_t row) { return row % (2 * t->p->chunk) * t->p->width * VL; }
+
+/* The address of a pixel in column 0, or NULL in an absent map. */
+INLINE char *pixel(const sia_map *map, int64_t n, int64_t c, int64_t h)
+{
+    return !map->data ? NULL : (char *)map->data + (n * map->stride[0] + c * map->stride[1] + h * map->stride[2]) * size_of(map->dtype);
+}
+
+/* Whether consecutive rows of the map follow each other without a gap, so that they can be walked as one. */
+INLINE int is_flat(const sia_map *map, int64_t width) { return !map->data || map->stride[2] == width * map->stride[3]; }
+
+/* The pixel of a row (or column) of `size` behind a position beyond its border, or -1 where nothing or 0 is there. */
+INLINE int64_t source_index(const plan *p, int64_t position, int64_t size)
+{
+    if (position >= 0 && position < size)
+        return position;
+    if (p->options->padding_mode <= SIA_ZEROS)
+        return -1;
+    if (p->options->padding_mode == SIA_REFLECT)
+        position = position < 0 ? -position : 2 * (size - 1) - position;
+    return position < 0 ? 0 : smaller(position, size - 1);
+}
+
+INLINE float value_at(const sia_map *map, int64_t n, int64_t c, int64_t h, int64_t w)
+{
+    return load_some(pixel(map, n, c, h) + w * map->stride[3] * size_of(map->dtype), 1, 1, map->dtype)[0];
+}
+
+/* The address `columns` further in a row that starts at `row`, which may be NULL. */
+INLINE char *column(const sia_map *map, char *row, int64_t columns)
+{
+    return row ? row + columns * map->stride[3] * size_of(map->dtype) : NULL;
+}
+
+/* `pixels` pixels of every lane, `stride` elements apart, from src[lane] on (NULL: zeros), to to[pixel][lane]. */
+INLINE void load_lanes(float *to, const char *const src[VL], int64_t pixels, int64_t stride, int64_t count,
+                       int by_channel, int dtype)
+{
+    int64_t step = stride * size_of(dtype);
+    if (by_channel) {
+        for (int64_t i = 0; i < pixels; i++)
+            store(to + i * VL, src[0] ? load_some(src[0] + i * step, 1, count, dtype) : splat(0));
+        return;
+    }
+    for (int64_t i = 0; i < pixels; i += VL) {
+        vf row[VL];
+        int64_t some = smaller(VL, pixels - i);
+        for (int l = 0; l < VL; l++)
+            row[l] = l < count && src[l] ? load_some(src[l] + i * step, stride, some, dtype) : splat(0);
+        transpose(row);
+        for (int64_t j = 0; j < some; j++)
+            store(to + (i + j) * VL, row[j]);
+    }
+}
+
+/* Fills the columns beyond the left and right border of one row of the tile. */
+INLINE void pad_columns(const plan *p, float *row)
+{
+    for (int64_t i = 0; i < p->pad; i++) {
+        int64_t reach = p->pad - i, left = p->pad, right = p->pad + p->w - 1;
+        vf before = splat(0), after = splat(0);
+        if (p->options->padding_mode == SIA_REFLECT) {
+            before = load(row + (left + reach) * VL);
+            after = load(row + (right - reach) * VL);
+        } else if (p->options->padding_mode == SIA_REPLICATE) {
+            before = load(row + left * VL);
+            after = load(row + right * VL);
+        }
+        store(row + i * VL, before);
+        store(row + (right + reach) * VL, after);
+    }
+}
+
+/* Loads rows from .. to - 1 of the tile. */
+INLINE void load_rows(tile *t, const sia_map *map, int64_t from, int64_t to, int dtype)
+{
+    const plan *p = t->p;
+    const char *src[VL];
+    int at_once = p->halo == 0 && is_flat(map, p->w);
+    for (int64_t row = from; row < to; row = at_once ? to : row + 1) {
+        for (int l = 0; l < VL; l++) {
+            int64_t at = source_index(p, t->start[l] + row - p->halo, p->h);
+            src[l] = l < t->count && at >= 0 ? pixel(map, t->sample, t->plane[l], at) : NULL;
+        }
+        float *into = t->x + ring_offset(t, row);
+        load_lanes(into + p->pad * VL, src, at_once ? (to - row) * p->w : p->w, map->stride[3], t->count, p->by_channel,
+                   dtype);
+        pad_columns(p, into);
+    }
+}
+
+/* From pixels of lanes to lanes of pixels: to[lane * length + pixel]; up to VL - 1 values behind the last are filled. */
+INLINE void lanes_to_rows(float *to, int64_t length, const float *from, int64_t pixels)
+{
+    for (int64_t i = 0; i < pixels; i += VL) {
+        vf block[VL];
+        for (int64_t j = 0; j < VL; j++)
+            block[j] = load(from + smaller(i + j, pixels - 1) * VL);
+        transpose(block);
+        for (int64_t l = 0; l < VL; l++)
+            store(to + l * length + i, block[l]);
+    }
+}
+
+/* Threads worth waking for the work at hand. */
+static int useful_threads(const plan *p)
+{
+    const double window = (double)p->options->kernel_size * p->options->kernel_size / 2 + (double)p->neighbours;
+    const double work = (double)(p->n * p->c) * (double)(p->h * p->w) * (window + 4) / 100e3;
+    return work < p->options->threads ? (int)work + 1 : p->options->threads;
+}

@@ -1,0 +1,185 @@
+"""The compiled library: where it is, how it is called, and which instruction set it uses."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import POINTER, c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from sia_layers.kernels.options import ESTIMATORS, PADDING_MODES, Options
+
+MODULE: Final = "sia_layers.kernels.cpu._sia_cpu"
+DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+CHANNEL_MEANS: Final = ("", "excite", "mean")
+LEVELS: Final = ("baseline", "avx2", "avx512")
+LEVEL_VARIABLE: Final = "SIA_LAYERS_CPU_LEVEL"
+
+
+class Map(ctypes.Structure):
+    """``sia_map``: a tensor (N, C, H, W); without data an absent one."""
+
+    _fields_ = [("data", c_void_p), ("stride", c_int64 * 4), ("dtype", c_int32)]
+
+    @classmethod
+    def of(cls, x: Tensor | None) -> Map:
+        return cls() if x is None else cls(x.data_ptr(), (c_int64 * 4)(*x.stride()), DTYPES.index(x.dtype))
+
+
+class MapOptions(ctypes.Structure):
+    """``sia_options``."""
+
+    _fields_ = [
+        ("size", c_int64 * 4),
+        ("kernel_size", c_int32),
+        ("inter_channels", c_int32),
+        ("padding_mode", c_int32),
+        ("estimator", c_int32),
+        ("adaptive", c_int32),
+        ("inter_weight", c_float),
+        ("fixed_scale", c_float),
+        ("square_bandwidth", c_float),
+        ("threads", c_int32),
+        ("level", c_int32),
+    ]
+
+    @classmethod
+    def of(cls, x: Tensor, options: Options) -> MapOptions:
+        return cls(
+            (c_int64 * 4)(*x.shape),
+            options.kernel_size,
+            options.neighbours(x.shape[1]),
+            PADDING_MODES.index(options.padding_mode),
+            ESTIMATORS.index(options.estimator),
+            options.adaptive,
+            options.inter_weight,
+            options.fixed_scale,
+            options.bandwidth**2,
+            torch.get_num_threads(),
+            level(),
+        )
+
+
+class Layout(ctypes.Structure):
+    """``sia_layout``: of a contiguous or channels_last map."""
+
+    _fields_ = [
+        ("samples", c_int64),
+        ("channels", c_int64),
+        ("pixels", c_int64),
+        ("channels_last", c_int32),
+        ("dtype", c_int32),
+        ("threads", c_int32),
+        ("level", c_int32),
+    ]
+
+    @classmethod
+    def of(cls, x: Tensor) -> Layout:
+        n, c, h, w = x.shape
+        return cls(
+            n, c, h * w, not x.is_contiguous(), DTYPES.index(x.dtype), torch.get_num_threads(), level()
+        )
+
+
+_ARGUMENTS: Final[dict[str, list[Any]]] = {
+    "sia_forward": [POINTER(MapOptions), POINTER(Map), c_void_p, POINTER(Map), POINTER(Map), c_void_p, c_int32],
+    "sia_backward": [POINTER(MapOptions), POINTER(Map), POINTER(Map), c_void_p, POINTER(Map)],
+    "sia_channel_mean": [POINTER(Layout), c_void_p, c_void_p, c_int32],
+    "sia_channel_mean_backward": [POINTER(Layout), c_void_p, c_void_p, c_void_p, c_int32],
+    "sia_gate": [POINTER(Layout)] + [c_void_p] * 6,
+    "sia_gate_backward": [POINTER(Layout)] + [c_void_p] * 11,
+}
+
+
+@functools.cache
+def load() -> ctypes.CDLL | str:
+    """The library, or why it cannot be had."""
+    try:
+        spec = importlib.util.find_spec(MODULE)
+    except ImportError as error:
+        return f"{MODULE} cannot be looked up: {error}"
+    if spec is None or spec.origin is None:
+        return "the C extension was not built: install sia-layers again where a C compiler (gcc or clang) is at hand"
+    try:
+        library = ctypes.CDLL(spec.origin)
+    except OSError as error:
+        return f"the C extension {Path(spec.origin).name} does not load: {error}"
+    for name, arguments in _ARGUMENTS.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, c_int
+    _share_threads(library)
+    return library
+
+
+def _share_threads(library: ctypes.CDLL) -> None:
+    """Let the kernels run on torch's own OpenMP threads, where it uses GNU OpenMP's interface."""
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if sys.platform != "linux" or not path.exists():
+        return
+    try:
+        parallel = ctypes.CDLL(str(path)).GOMP_parallel
+    except (OSError, AttributeError):
+        return
+    library.sia_share_threads.argtypes = [c_void_p]
+    library.sia_share_threads(ctypes.cast(parallel, c_void_p))
+
+
+def call(name: str, *arguments: Any) -> None:
+    """Call a function of the library.
+
+    Raises:
+        MemoryError: no memory for its working space.
+    """
+    library = load()
+    if isinstance(library, str):
+        raise RuntimeError(f"backend 'cpu' is not available: {library}")
+    if getattr(library, name)(*arguments):
+        raise MemoryError(f"{name} could not allocate its working memory")
+
+
+_chosen_level: int | None = None
+
+
+def level() -> int:
+    """Number in ``LEVELS`` of the instruction set in use."""
+    return best_level() if _chosen_level is None else _chosen_level
+
+
+@functools.cache
+def best_level() -> int:
+    """The widest instruction set of this machine, or the one below it that the environment asks for."""
+    library = load()
+    best = 0 if isinstance(library, str) else int(library.sia_best_level())
+    asked = os.environ.get(LEVEL_VARIABLE)
+    if asked is None:
+        return best
+    if asked not in LEVELS:
+        raise ValueError(f"{LEVEL_VARIABLE} must be one of {', '.join(LEVELS)}, got {asked!r}")
+    return min(best, LEVELS.index(asked))
+
+
+@contextmanager
+def use_level(name: str) -> Iterator[None]:
+    """Use one instruction set for a while, for tests and benchmarks; it must be one that this machine has."""
+    global _chosen_level
+    if LEVELS.index(name) > best_level():
+        raise ValueError(f"this machine has no {name}; its widest instruction set is {LEVELS[best_level()]}")
+    before, _chosen_level = _chosen_level, LEVELS.index(name)
+    try:
+        yield
+    finally:
+        _chosen_level = before
+
+
+def floats(x: Tensor | None) -> int | None:
+    """Address of a contiguous float32 tensor, or none."""
+    return None if x is None else x.data_ptr()
