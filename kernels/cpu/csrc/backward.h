@@ -89,7 +89,7 @@ static void window_task(void *context, int64_t index)
         set_exponents(&t, call->scale);
         factor = load(t.exponent) * (-2.0f / LOG2_E);
     }
-    load_rows(&t, call->x, 0, p->rows, call->x->dtype);
+    load_rows(&t, call->x, 0, p->rows);
     clear_rows(&t, 0, p->rows, kde ? 1.0f : 0.0f);
     for (int64_t row = 0; row < p->rows; row++)
         visit(kde ? DENSITIES : DIFFERENCES, &t, row);

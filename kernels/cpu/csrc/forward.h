@@ -8,85 +8,129 @@ typedef struct {
     float *scale;
     double (*sums)[2]; /* two sums for every lane of every sample; what they sum depends on the pass */
     int pass, mode, channel;
+    int scale_first; /* every tile holds whole planes and finds their scale before it makes the map */
     atomic_int failed;
 } forward_call;
 
-/* Up to VL neighbouring pixels of a lane, or lanes of a pixel, and where they lie in each map. */
+/* What is done with finished values, VL at a time, and where each map's next ones lie. A local copy of what the inner
+ * loops need, so that no store through a map's pointer makes the compiler read it again. */
 typedef struct {
+    int pass, channel;
+    int64_t neighbours;
+    float weight;
     const char *x, *grad;
     char *info, *gated;
-    int64_t count, axis; /* how many, and along which dimension of the map they lie: 1 or 3 */
-    vf scale, exponent;  /* of the distance form; of the inter-channel densities */
-} place;
+    int64_t x_stride, grad_stride, info_stride, gated_stride; /* between the elements of a vector, in elements */
+    int64_t x_step, grad_step, info_step, gated_step;         /* from a vector to the next, in bytes */
+    int grad_dtype;
+    vf scale, exponent, log_count; /* of the distance form; of the inter-channel densities; log(S + 1) */
+    vf totals[2];
+} stream;
+
+INLINE int64_t bytes_to_next(const sia_map *map, int axis)
+{
+    return map->stride[3] * size_of(map->dtype) * (axis == 3 ? VL : 1);
+}
+
+/* A stream along the pixels (axis 3) of a channel's row, or along the channels (axis 1) of its pixels. */
+INLINE stream open_stream(const forward_call *call, int mode, int axis, int64_t n, int64_t k, int64_t row, int64_t lanes)
+{
+    const plan *p = &call->p;
+    stream s = {.pass = call->pass, .channel = call->channel, .neighbours = p->neighbours};
+    s.weight = p->options->inter_weight;
+    s.x = pixel(call->x, n, k, row);
+    s.grad = pixel(call->grad, n, k, row);
+    s.info = pixel(call->info, n, k, row);
+    s.gated = pixel(call->gated, n, k, row);
+    s.x_stride = call->x->stride[axis];
+    s.grad_stride = call->grad->stride[axis];
+    s.info_stride = call->info->stride[axis];
+    s.gated_stride = call->gated->stride[axis];
+    s.x_step = bytes_to_next(call->x, axis);
+    s.grad_step = bytes_to_next(call->grad, axis);
+    s.info_step = bytes_to_next(call->info, axis);
+    s.gated_step = bytes_to_next(call->gated, axis);
+    s.grad_dtype = call->grad->dtype;
+    s.log_count = log_positive(splat((float)(p->neighbours + 1)));
+    if (mode == DENSITIES) {
+        const float *scale = call->scale + (p->n + n) * p->c + k;
+        s.exponent = -LOG2_E * (axis == 3 ? splat(*scale) : load_some((const char *)scale, 1, lanes, SIA_FLOAT32));
+    } else if (call->pass == EMIT) {
+        s.scale = splat(call->scale[n]);
+    }
+    return s;
+}
 
 INLINE vf add_channel(int mode, vf sum, vf d, vf exponent)
 {
     return sum + (mode == DENSITIES ? exp2_of(d * exponent * d) : mode == SQUARES ? d * d : d);
 }
 
-/* Combines what came from within the channel and from the following channels, and uses it. */
-INLINE void take(const forward_call *call, int mode, const place *at, vf x, vf within, vf sum, vf totals[2])
+/* Combines what came from within the channel and from the following channels, uses it, and moves on. */
+INLINE void take(stream *s, int mode, vf x, vf within, vf sum, int64_t count, int dtype)
 {
-    const sia_options *options = call->p.options;
-    if (mode == SQUARES) {
-        totals[0] += keep_first(within, at->count);
-        totals[1] += keep_first(sum, at->count);
-        return;
-    }
-    vf value = within;
+    vf value = within, extra = sum;
     if (mode == DIFFERENCES)
-        value = absolute(within) + options->inter_weight * absolute(sum);
-    else if (call->p.neighbours)
-        value += options->inter_weight * at_least_zero(log_positive(splat((float)(call->p.neighbours + 1))) - log_positive(sum));
-    if (call->pass != EMIT) {
+        value = absolute(within) + s->weight * absolute(sum);
+    else if (mode == DENSITIES && s->neighbours)
+        value += s->weight * at_least_zero(s->log_count - log_positive(sum));
+    if (mode == DIFFERENCES && s->pass != EMIT) {
         vi finite = value - value == splat(0);
-        vf grad = splat(1);
-        if (call->pass == SUM_PRODUCTS)
-            grad = load_some(at->grad, call->grad->stride[at->axis], at->count, call->grad->dtype);
-        totals[0] += keep_first(choose(finite, value * grad, splat(0)), at->count);
-        totals[1] += keep_first(choose(finite, splat(1), splat(0)), at->count);
-        return;
+        if (s->pass == SUM_PRODUCTS) {
+            value *= load_some(s->grad, s->grad_stride, count, s->grad_dtype);
+            s->grad += s->grad_step;
+        }
+        value = choose(finite, value, splat(0));
+        extra = choose(finite, splat(1), splat(0));
+    } else if (mode != SQUARES) {
+        if (mode == DIFFERENCES)
+            value *= s->scale;
+        if (s->info)
+            store_some(s->info, s->info_stride, count, value, dtype);
+        if (s->gated)
+            store_some(s->gated, s->gated_stride, count, x * (1.0f + sigmoid(value)), dtype);
+        if (s->channel == SIA_MEAN)
+            value = -log_positive(exp_minus(value) + 0.1f);
+        s->info += s->info ? s->info_step : 0;
+        s->gated += s->gated ? s->gated_step : 0;
     }
-    if (mode == DIFFERENCES)
-        value *= at->scale;
-    if (at->info)
-        store_some(at->info, call->info->stride[at->axis], at->count, value, call->info->dtype);
-    if (at->gated)
-        store_some(at->gated, call->gated->stride[at->axis], at->count, x * (1.0f + sigmoid(value)), call->gated->dtype);
-    if (call->channel == SIA_MEAN)
-        value = -log_positive(exp_minus(value) + 0.1f);
-    if (call->channel != SIA_NO_MEAN)
-        totals[0] += keep_first(value, at->count);
+    if (mode != DENSITIES || s->channel != SIA_NO_MEAN) {
+        s->totals[0] += keep_first(value, count);
+        s->totals[1] += keep_first(extra, count);
+    }
 }
 
-/* A lane's finished pixels, which follow each other in memory `stride[3]` apart. */
+/* The part of a lane's row from pixel `from` on, in vectors of `count`; constants let the compiler unroll. */
+INLINE void take_run(stream *s, int mode, const int64_t *to_channel, int64_t neighbours, const float *within,
+                     int64_t from, int64_t to, int64_t count, int64_t stride, int dtype)
+{
+    for (int64_t i = from; i < to; i += VL) {
+        vf x = load_some(s->x, stride, count, dtype), sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
+        for (int64_t step = 0; step < neighbours; step++)
+            sum = add_channel(mode, sum, x - load_some(s->x + to_channel[step], stride, count, dtype), s->exponent);
+        take(s, mode, x, load(within + i), sum, count, dtype);
+        s->x += s->x_step;
+    }
+}
+
+/* A lane's finished pixels. */
 INLINE void take_pixels(const forward_call *call, int mode, const tile *t, int64_t lane, int64_t row, int64_t pixels,
                         const float *within, int dtype)
 {
     const plan *p = &call->p;
-    const int64_t k = t->plane[lane], planes = p->n * p->c, index = t->sample * p->c + k;
-    const int64_t size = size_of(dtype), stride = call->x->stride[3];
-    place at = {.axis = 3, .scale = splat(0), .exponent = splat(0)};
-    if (mode == DENSITIES)
-        at.exponent = splat(-call->scale[planes + index] * LOG2_E);
-    else if (call->pass == EMIT)
-        at.scale = splat(call->scale[t->sample]);
-    vf totals[2] = {{0}, {0}};
-    for (int64_t i = 0; i < pixels; i += VL) {
-        at.count = smaller(VL, pixels - i);
-        at.x = column(call->x, pixel(call->x, t->sample, k, row), i);
-        at.info = column(call->info, pixel(call->info, t->sample, k, row), i);
-        at.gated = column(call->gated, pixel(call->gated, t->sample, k, row), i);
-        at.grad = column(call->grad, pixel(call->grad, t->sample, k, row), i);
-        vf x = load_some(at.x, stride, at.count, dtype), sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
-        for (int64_t s = 1; s <= p->neighbours; s++) {
-            int64_t skip = (k + s < p->c ? s : s - p->c) * call->x->stride[1] * size;
-            sum = add_channel(mode, sum, x - load_some(at.x + skip, stride, at.count, dtype), at.exponent);
-        }
-        take(call, mode, &at, x, load(within + i), sum, totals);
-    }
-    t->sums[lane][0] += sum_of(totals[0]);
-    t->sums[lane][1] += sum_of(totals[1]);
+    const int64_t k = t->plane[lane], s_max = p->neighbours;
+    stream s = open_stream(call, mode, 3, t->sample, k, row, 1);
+    for (int64_t step = 0; step < s_max; step++)
+        t->to_channel[step] = (k + step + 1 < p->c ? step + 1 : step + 1 - p->c) * call->x->stride[1] * size_of(dtype);
+    const int64_t whole = s.x_stride == 1 ? pixels / VL * VL : 0;
+    if (s_max == 5)
+        take_run(&s, mode, t->to_channel, 5, within, 0, whole, VL, 1, dtype);
+    else
+        take_run(&s, mode, t->to_channel, s_max, within, 0, whole, VL, 1, dtype);
+    for (int64_t i = whole; i < pixels; i += VL)
+        take_run(&s, mode, t->to_channel, s_max, within, i, i + 1, smaller(VL, pixels - i), s.x_stride, dtype);
+    t->sums[lane][0] += sum_of(s.totals[0]);
+    t->sums[lane][1] += sum_of(s.totals[1]);
 }
 
 /* The same for by_channel: a vector is a pixel's lanes, and each pixel's channels are first laid out with those that
@@ -95,69 +139,53 @@ INLINE void take_channels(const forward_call *call, int mode, const tile *t, int
                           const float *within, int dtype)
 {
     const plan *p = &call->p;
-    const int64_t index = t->sample * p->c + t->first, planes = p->n * p->c, reach = VL + p->neighbours;
-    const int64_t size = size_of(dtype), step = call->x->stride[3] * size, direct = smaller(t->count + p->neighbours, p->c - t->first);
+    const int64_t reach = VL + p->neighbours, wanted = t->count + p->neighbours;
+    const int64_t direct = smaller(wanted, p->c - t->first), size = size_of(dtype);
+    stream s = open_stream(call, mode, 1, t->sample, t->first, row, t->count);
     for (int64_t i = 0; i < pixels; i++) {
-        const char *from = pixel(call->x, t->sample, 0, row) + i * step;
+        const char *start = s.x + i * s.x_step - t->first * size;
         float *to = t->scratch + i * reach;
         for (int64_t j = 0; j < direct; j += VL)
-            store(to + j, load_some(from + (t->first + j) * size, 1, smaller(VL, direct - j), dtype));
-        for (int64_t j = direct; j < t->count + p->neighbours; j++)
-            to[j] = load_some(from + (j - direct) * size, 1, 1, dtype)[0];
+            store(to + j, load_some(start + (t->first + j) * size, 1, smaller(VL, direct - j), dtype));
+        for (int64_t j = direct; j < wanted; j += VL)
+            store(to + j, load_some(start + (j - direct) * size, 1, smaller(VL, wanted - j), dtype));
     }
-    place at = {.axis = 1, .count = t->count, .scale = splat(0), .exponent = splat(0)};
-    if (mode == DENSITIES)
-        at.exponent = load_some((const char *)(call->scale + planes + index), 1, t->count, SIA_FLOAT32) * -LOG2_E;
-    else if (call->pass == EMIT)
-        at.scale = splat(call->scale[t->sample]);
-    vf totals[2] = {{0}, {0}};
     for (int64_t i = 0; i < pixels; i++) {
         const float *channels = t->scratch + i * reach;
-        at.info = column(call->info, pixel(call->info, t->sample, t->first, row), i);
-        at.gated = column(call->gated, pixel(call->gated, t->sample, t->first, row), i);
-        at.grad = column(call->grad, pixel(call->grad, t->sample, t->first, row), i);
         vf x = load(channels), sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
-        for (int64_t s = 1; s <= p->neighbours; s++)
-            sum = add_channel(mode, sum, x - load(channels + s), at.exponent);
-        take(call, mode, &at, x, load(within + i * VL), sum, totals);
+        for (int64_t step = 1; step <= s.neighbours; step++)
+            sum = add_channel(mode, sum, x - load(channels + step), s.exponent);
+        take(&s, mode, x, load(within + i * VL), sum, t->count, dtype);
     }
     for (int64_t l = 0; l < t->count; l++) {
-        t->sums[l][0] += totals[0][l];
-        t->sums[l][1] += totals[1][l];
+        t->sums[l][0] += s.totals[0][l];
+        t->sums[l][1] += s.totals[1][l];
     }
 }
 
-/* Pixels of the window that count, of every lane's pixel in this row and column. */
-INLINE vf window_size(const tile *t, int64_t row, int64_t column)
+/* Rows of the window that count, of every lane's pixels in this row of the tile; all of them count elsewhere. */
+INLINE vf rows_in_window(const tile *t, int64_t row)
 {
     const plan *p = t->p;
-    float size[VL];
-    int64_t across = smaller(column + p->radius, p->w - 1) - larger(column - p->radius, 0) + 1;
+    float rows[VL];
     for (int l = 0; l < VL; l++) {
-        int64_t at = smaller(t->start[l] + row - p->halo, p->h - 1);
-        int64_t down = smaller(at + p->radius, p->h - 1) - larger(at - p->radius, 0) + 1;
-        size[l] = (float)(down * across);
+        const int64_t at = smaller(t->start[l] + row - p->halo, p->h - 1);
+        rows[l] = (float)(smaller(at + p->radius, p->h - 1) - larger(at - p->radius, 0) + 1);
     }
-    return load(size);
+    return p->options->padding_mode == SIA_EXCLUDE ? load(rows) : splat((float)p->options->kernel_size);
 }
 
 /* Turns a row's sums of densities into I_intra. */
-INLINE void densities_to_information(const tile *t, int64_t row)
+static void densities_to_information(const tile *t, int64_t row)
 {
     const plan *p = t->p;
-    const float full = (float)(p->options->kernel_size * p->options->kernel_size);
-    const vf log_full = log_positive(splat(full));
-    const int excluding = p->options->padding_mode == SIA_EXCLUDE;
+    const vf rows = rows_in_window(t, row), log_full = log_positive(rows * (float)p->options->kernel_size);
+    const int64_t margin = p->options->padding_mode == SIA_EXCLUDE ? p->radius : 0;
     float *e = t->e + ring_offset(t, row) + p->pad * VL;
-    int inside = 1;
-    for (int l = 0; l < t->count; l++) {
-        int64_t at = t->start[l] + row - p->halo;
-        inside &= at >= p->radius && at < p->h - p->radius;
-    }
     for (int64_t j = 0; j < p->w; j++) {
         vf log_size = log_full;
-        if (excluding && !(inside && j >= p->radius && j < p->w - p->radius))
-            log_size = log_positive(window_size(t, row, j));
+        if (j < margin || j >= p->w - margin)
+            log_size = log_positive(rows * (float)(smaller(j + margin, p->w - 1) - larger(j - margin, 0) + 1));
         store(e + j * VL, at_least_zero(log_size - log_positive(load(e + j * VL))));
     }
 }
@@ -206,17 +234,17 @@ INLINE void set_exponents(tile *t, const float *scale)
 INLINE void run_tile(const forward_call *call, int mode, tile *t, int dtype)
 {
     const plan *p = &call->p;
-    int64_t loaded = 0;
+    int64_t cleared = 0;
+    if (p->kept < p->rows)
+        t->loaded = 0;
     if (mode == DENSITIES)
         set_exponents(t, call->scale);
     for (int64_t from = 0; from < p->rows; from += p->chunk) {
         const int64_t to = smaller(from + p->chunk, p->rows), ahead = smaller(to + p->chunk, p->rows);
-        while (loaded < ahead) {
-            const int64_t end = smaller(loaded + p->chunk, p->rows);
-            load_rows(t, call->x, loaded, end, dtype);
-            clear_rows(t, loaded, end, mode == DENSITIES ? 1.0f : 0.0f);
-            loaded = end;
-        }
+        for (; t->loaded < ahead; t->loaded = smaller(t->loaded + p->chunk, p->rows))
+            load_rows(t, call->x, t->loaded, smaller(t->loaded + p->chunk, p->rows));
+        for (; cleared < ahead; cleared = smaller(cleared + p->chunk, p->rows))
+            clear_rows(t, cleared, smaller(cleared + p->chunk, p->rows), mode == DENSITIES ? 1.0f : 0.0f);
         vf squares = splat(0);
         for (int64_t row = from; row < smaller(to, p->halo + p->strip_rows); row++)
             if (sums_alone(p, mode))
@@ -229,39 +257,24 @@ INLINE void run_tile(const forward_call *call, int mode, tile *t, int dtype)
     }
 }
 
-static void forward_task(void *context, int64_t index)
+INLINE void run_mode(const forward_call *call, int mode, tile *t, int dtype)
 {
-    forward_call *call = context;
-    tile t;
-    if (open_tile(&t, &call->p, index / call->p.groups, index % call->p.groups, 0) != SIA_OK) {
-        atomic_store(&call->failed, 1);
-        return;
-    }
-    t.sums = call->sums + t.sample * call->p.lanes + t.first;
-#define RUN(dtype)                                                                                                     \
-    if (call->mode == SQUARES)                                                                                         \
-        run_tile(call, SQUARES, &t, dtype);                                                                            \
-    else if (call->mode == DENSITIES)                                                                                  \
-        run_tile(call, DENSITIES, &t, dtype);                                                                          \
-    else                                                                                                               \
-        run_tile(call, DIFFERENCES, &t, dtype);
-    if (call->x->dtype == SIA_FLOAT32) {
-        RUN(SIA_FLOAT32)
-    } else if (call->x->dtype == SIA_BFLOAT16) {
-        RUN(SIA_BFLOAT16)
-    } else {
-        RUN(SIA_FLOAT16)
-    }
-#undef RUN
-    free(t.memory);
+    if (mode == SQUARES)
+        run_tile(call, SQUARES, t, dtype);
+    else if (mode == DENSITIES)
+        run_tile(call, DENSITIES, t, dtype);
+    else
+        run_tile(call, DIFFERENCES, t, dtype);
 }
 
-static void run_pass(forward_call *call, int pass, int mode)
+static void run(const forward_call *call, int mode, tile *t)
 {
-    call->pass = pass;
-    call->mode = mode;
-    memset(call->sums, 0, (size_t)(call->p.n * call->p.lanes) * sizeof *call->sums);
-    sia_parallel_for(call->p.n * call->p.groups, useful_threads(&call->p), forward_task, call);
+    if (call->x->dtype == SIA_FLOAT32)
+        run_mode(call, mode, t, SIA_FLOAT32);
+    else if (call->x->dtype == SIA_BFLOAT16)
+        run_mode(call, mode, t, SIA_BFLOAT16);
+    else
+        run_mode(call, mode, t, SIA_FLOAT16);
 }
 
 /* One of a plane's two sums, its strips added up. */
@@ -323,24 +336,56 @@ INLINE double pairs_along(int64_t size, int64_t radius)
     return pairs;
 }
 
-static void find_scales(forward_call *call)
+/* The two scales of a plane from its sums of squares. */
+static void find_scale(const forward_call *call, int64_t plane, double within, double across)
 {
     const plan *p = &call->p;
     const sia_options *options = p->options;
-    const int64_t planes = p->n * p->c;
-    const double pixels = (double)p->h * (double)p->w, k = options->kernel_size;
-    double pairs = pixels * (k * k - 1);
+    const double pixels = (double)p->h * (double)p->w, k = options->kernel_size, sums[2] = {within, across};
+    double counts[2] = {pixels * (k * k - 1), pixels * (double)p->neighbours};
     if (options->padding_mode == SIA_EXCLUDE)
-        pairs = pairs_along(p->h, p->radius) * pairs_along(p->w, p->radius) - pixels;
-    run_pass(call, SUM_SQUARES, SQUARES);
-    for (int64_t i = 0; i < planes; i++)
-        for (int across = 0; across < 2; across++) {
-            const double count = across ? pixels * (double)p->neighbours : pairs;
-            double mean = count > 0 ? plane_sum(call, i, across) / count : 0;
-            if (mean - mean != 0)
-                mean = careful_mean_square(call, i / p->c, i % p->c, across);
-            call->scale[across * planes + i] = scale_of(options, mean);
+        counts[0] = pairs_along(p->h, p->radius) * pairs_along(p->w, p->radius) - pixels;
+    for (int i = 0; i < 2; i++) {
+        double mean = counts[i] > 0 ? sums[i] / counts[i] : 0;
+        if (mean - mean != 0)
+            mean = careful_mean_square(call, plane / p->c, plane % p->c, i);
+        call->scale[i * p->n * p->c + plane] = scale_of(options, mean);
+    }
+}
+
+static void forward_task(void *context, int64_t index)
+{
+    forward_call *call = context;
+    tile t;
+    if (open_tile(&t, &call->p, index / call->p.groups, index % call->p.groups, 0) != SIA_OK) {
+        atomic_store(&call->failed, 1);
+        return;
+    }
+    t.sums = call->sums + t.sample * call->p.lanes + t.first;
+    if (call->scale_first) {
+        run(call, SQUARES, &t);
+        for (int64_t l = 0; l < t.count; l++) {
+            find_scale(call, t.sample * call->p.c + t.first + l, t.sums[l][0], t.sums[l][1]);
+            t.sums[l][0] = t.sums[l][1] = 0;
         }
+    }
+    run(call, call->mode, &t);
+    free(t.memory);
+}
+
+static void run_pass(forward_call *call, int pass, int mode)
+{
+    call->pass = pass;
+    call->mode = mode;
+    memset(call->sums, 0, (size_t)(call->p.n * call->p.lanes) * sizeof *call->sums);
+    sia_parallel_for(call->p.n * call->p.groups, useful_threads(&call->p), forward_task, call);
+}
+
+static void find_scales(forward_call *call)
+{
+    run_pass(call, SUM_SQUARES, SQUARES);
+    for (int64_t i = 0; i < call->p.n * call->p.c; i++)
+        find_scale(call, i, plane_sum(call, i, 0), plane_sum(call, i, 1));
 }
 
 static void find_distance_scales(forward_call *call)
@@ -371,6 +416,8 @@ static int forward(const sia_options *options, const sia_map *x, float *scale, c
     if (!options->adaptive)
         for (int64_t i = 0; i < scales; i++)
             scale[i] = options->fixed_scale;
+    else if (options->estimator == SIA_KDE && p->strips == 1)
+        call.scale_first = 1;
     else if (options->estimator == SIA_KDE)
         find_scales(&call);
     else

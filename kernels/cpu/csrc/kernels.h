@@ -5,7 +5,6 @@
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
 #endif
-#define LIST(...) __VA_ARGS__
 
 #include "vector.h"
 

@@ -19,17 +19,22 @@ INLINE vf pair_value(int mode, vf d, vf exponent, vf ui, const float *u)
 }
 
 /* Adds the pairs of one pixel with those that follow it in reading order, `left` to `right` columns away and up to
- * `below` rows; `offset` leads from the rings' start to the pixel's column in each of these rows. */
+ * `below` rows; the offsets lead to these rows in the rings. */
 INLINE void visit_pixel(int mode, int masked, const tile *t, int64_t row, int64_t column, int64_t left, int64_t right,
                         int64_t below, vf exponent)
 {
-    const int64_t home = t->offset[0] + column * VL;
-    vf xi = load(t->x + home), ui = mode == PULLS ? load(t->u + home) : xi, total = load(t->e + home);
+    const int64_t column_at = column * VL;
+    float *home = t->e + t->offset[0] + column_at;
+    vf xi = load(t->x + t->x_offset[0] + column_at), ui = xi, total = load(home);
+    if (mode == PULLS)
+        ui = load(t->u + t->offset[0] + column_at);
     for (int64_t down = 0; down <= below; down++) {
-        const int64_t at = t->offset[down] + column * VL;
-        const float *x = t->x + at, *u = mode == PULLS ? t->u + at : x;
-        float *e = t->e + at;
-        vf mask = masked ? load(t->mask + row * VL) * load(t->mask + (row + down) * VL) : xi;
+        const float *x = t->x + t->x_offset[down] + column_at;
+        const float *u = mode == PULLS ? t->u + t->offset[down] + column_at : x;
+        float *e = t->e + t->offset[down] + column_at;
+        vf mask = xi;
+        if (masked)
+            mask = load(t->mask + row * VL) * load(t->mask + (row + down) * VL);
         for (int64_t shift = down ? left : 1; shift <= right; shift++) {
             vf value = pair_value(mode, xi - load(x + shift * VL), exponent, ui, u + shift * VL);
             if (masked)
@@ -39,7 +44,7 @@ INLINE void visit_pixel(int mode, int masked, const tile *t, int64_t row, int64_
             store(e + shift * VL, mode == SQUARES || mode == DENSITIES ? there + value : there - value);
         }
     }
-    store(t->e + home, total);
+    store(home, total);
 }
 
 /* visit_pixel for a whole row; a constant `radius` lets the compiler unroll the window. */
@@ -54,6 +59,49 @@ INLINE void visit_columns(int mode, int masked, const tile *t, int64_t row, int6
         visit_pixel(mode, masked, t, row, j, -smaller(radius, j), width - 1 - j, below, exponent);
 }
 
+/* visit_columns for radius 1 and one row below. The sums of three neighbouring pixels stay in registers. */
+INLINE void visit_narrow(int mode, const tile *t, vf exponent)
+{
+    const int64_t width = t->p->width;
+    const float *x0 = t->x + t->x_offset[0], *x1 = t->x + t->x_offset[1], *u0 = x0, *u1 = x1;
+    float *e0 = t->e + t->offset[0], *e1 = t->e + t->offset[1];
+    if (mode == PULLS) {
+        u0 = t->u + t->offset[0];
+        u1 = t->u + t->offset[1];
+    }
+    vf x = load(x0), total = load(e0), x_left = load(x1), x_under = x_left, left = splat(0), under = load(e1);
+#define GIVE(sum, value) sum = mode == SQUARES || mode == DENSITIES ? sum + value : sum - value
+    for (int64_t j = 0; j < width; j++) {
+        const vf u = load(u0 + j * VL);
+        vf x_next = x, next = total, x_right = x_under, right = under;
+        vf value = pair_value(mode, x - x_under, exponent, u, u1 + j * VL);
+        total += value;
+        GIVE(under, value);
+        if (j > 0) {
+            value = pair_value(mode, x - x_left, exponent, u, u1 + (j - 1) * VL);
+            total += value;
+            GIVE(left, value);
+            store(e1 + (j - 1) * VL, left);
+        }
+        if (j + 1 < width) {
+            x_next = load(x0 + (j + 1) * VL);
+            x_right = load(x1 + (j + 1) * VL);
+            next = load(e0 + (j + 1) * VL);
+            right = load(e1 + (j + 1) * VL);
+            value = pair_value(mode, x - x_next, exponent, u, u0 + (j + 1) * VL);
+            total += value;
+            GIVE(next, value);
+            value = pair_value(mode, x - x_right, exponent, u, u1 + (j + 1) * VL);
+            total += value;
+            GIVE(right, value);
+        }
+        store(e0 + j * VL, total);
+        x = x_next, total = next, x_left = x_under, x_under = x_right, left = under, under = right;
+    }
+#undef GIVE
+    store(e1 + (width - 1) * VL, left);
+}
+
 /* The pairs of a row with itself and the rows below. */
 INLINE void visit_row(int mode, tile *t, int64_t row)
 {
@@ -62,12 +110,13 @@ INLINE void visit_row(int mode, tile *t, int64_t row)
     int masked = 0;
     for (int64_t down = 0; down <= below; down++) {
         t->offset[down] = ring_offset(t, row + down);
+        t->x_offset[down] = x_ring_offset(t, row + down);
         masked |= !t->whole[row + down];
     }
     if (masked)
         visit_columns(mode, 1, t, row, below, radius, exponent);
-    else if (radius == 1)
-        visit_columns(mode, 0, t, row, below, 1, exponent);
+    else if (radius == 1 && below == 1)
+        visit_narrow(mode, t, exponent);
     else if (radius == 3)
         visit_columns(mode, 0, t, row, below, 3, exponent);
     else
@@ -92,7 +141,7 @@ INLINE vf sum_squares(tile *t, int64_t row)
     const int64_t radius = t->p->radius, below = smaller(radius, t->p->rows - 1 - row), width = t->p->width;
     vf total[4] = {{0}};
     for (int64_t down = 0; down <= below; down++) {
-        const float *here = t->x + ring_offset(t, row), *there = t->x + ring_offset(t, row + down);
+        const float *here = t->x + x_ring_offset(t, row), *there = t->x + x_ring_offset(t, row + down);
         for (int64_t shift = down ? -smaller(radius, width - 1) : 1; shift <= smaller(radius, width - 1); shift++) {
             const int64_t from = larger(0, -shift), to = width - larger(0, shift);
             int64_t j = from;

@@ -1,6 +1,12 @@
 /* A tile: VL planes (or strips of planes) side by side, pixel by pixel, so that one vector holds the same pixel of
  * each and a shift in the map is a shift by whole vectors: no lane is lost at a border or on a small map. */
 
+/* Pixels that are loaded, and later finished, together: enough to spread the cost of starting, few enough for the cache. */
+#define CHUNK_PIXELS 512
+
+/* Largest plane that is held whole, so that its pixels are loaded once for the scale and for the map. */
+#define KEPT_PIXELS 4096
+
 typedef struct {
     const sia_options *options;
     int64_t n, c, h, w;
@@ -10,6 +16,7 @@ typedef struct {
     int64_t halo, pad;          /* rows and columns beyond the strip that the tile holds as well */
     int64_t rows, width;        /* of the tile, halo and pad included */
     int64_t chunk;              /* rows that are loaded, and later finished, together */
+    int64_t kept;               /* rows of pixels that are held at a time: two chunks, or all */
     int64_t neighbours;         /* S of the inter-channel term */
     int by_channel;             /* lanes are neighbouring channels in memory (channels_last) */
 } plan;
@@ -19,10 +26,12 @@ typedef struct {
     int64_t sample, first, count; /* lanes first .. first + count - 1 of the sample */
     int64_t plane[VL], start[VL]; /* of every lane: its channel, and the plane's row where its strip starts */
     float *x, *e, *u;             /* rings of rows: pixels, sums, and weights of the backward pass */
-    float *mask;                  /* (rows, VL): 0 where the strip's row lies beyond the plane, else 1 */
+    int64_t loaded;               /* rows of pixels loaded so far */
+    float *mask;                  /* (rows, VL) of a ragged tile: 0 where the strip's row lies beyond the plane, else 1 */
+    int64_t *to_channel;          /* (S): from a channel to those that follow, in bytes */
     char *whole;                  /* (rows): no lane of the row is masked */
     float *scratch;               /* (VL, chunk * width + VL), or (chunk * width, VL + S) */
-    int64_t *offset;              /* (radius + 1): where a row and those below it start in the rings */
+    int64_t *offset, *x_offset;   /* (radius + 1): where a row and those below start in the rings; in that of pixels */
     float exponent[VL];           /* -scale log2(e) of every lane, within channels */
     double (*sums)[2];            /* the pass's two sums of every lane */
     void *memory;
@@ -64,45 +73,51 @@ static plan make_plan(const sia_options *options, const sia_map *x, int backward
     p.halo = options->padding_mode == SIA_EXCLUDE && p.strips == 1 ? 0 : p.radius;
     p.rows = p.strip_rows + 2 * p.halo;
     p.width = p.w + 2 * p.pad;
-    p.chunk = backward ? p.rows : smaller(p.rows, larger(larger(1, p.radius), divide_up(128, p.width)));
+    p.chunk = backward ? p.rows : smaller(p.rows, larger(larger(1, p.radius), divide_up(CHUNK_PIXELS, p.width)));
+    p.kept = smaller(p.rows, 2 * p.chunk);
+    if (p.rows * p.width <= KEPT_PIXELS)
+        p.kept = p.rows;
     return p;
 }
 
 static int open_tile(tile *t, const plan *p, int64_t sample, int64_t group, int weights)
 {
-    int64_t ring = smaller(p->rows, 2 * p->chunk) * p->width * VL;
+    const int64_t row = p->width * VL, x_ring = p->kept * row, ring = smaller(p->rows, 2 * p->chunk) * row;
+    const int64_t ragged = p->halo && p->options->padding_mode == SIA_EXCLUDE;
+    const int64_t masks = ragged ? p->rows * VL : 0, offsets = 2 * (p->radius + 1) + p->neighbours;
     int64_t scratch = larger(VL * (p->chunk * p->width + VL), p->chunk * p->width * (VL + p->neighbours) + VL);
-    int64_t floats = ring * (weights ? 3 : 2) + p->rows * VL + scratch + scratch % 2;
+    scratch += scratch % 2;
+    const int64_t floats = x_ring + ring * (weights ? 2 : 1) + masks + scratch;
     *t = (tile){.p = p, .sample = sample, .first = group * VL};
     t->count = smaller(VL, p->lanes - t->first);
-    t->memory = malloc((size_t)floats * sizeof(float) + (size_t)(p->radius + 1) * sizeof(int64_t) + (size_t)p->rows + 64);
+    t->memory = malloc((size_t)floats * sizeof(float) + (size_t)offsets * sizeof(int64_t) + (size_t)p->rows + 64);
     if (!t->memory)
         return SIA_NO_MEMORY;
     t->x = (float *)(((uintptr_t)t->memory + 63) & ~(uintptr_t)63);
-    t->e = t->x + ring;
+    t->e = t->x + x_ring;
     t->u = t->e + ring;
     t->mask = t->u + (weights ? ring : 0);
-    t->scratch = t->mask + p->rows * VL;
-    t->offset = (int64_t *)(t->scratch + scratch + scratch % 2);
-    t->whole = (char *)(t->offset + p->radius + 1);
+    t->scratch = t->mask + masks;
+    t->offset = (int64_t *)(t->scratch + scratch);
+    t->x_offset = t->offset + p->radius + 1;
+    t->to_channel = t->x_offset + p->radius + 1;
+    t->whole = (char *)(t->to_channel + p->neighbours);
     for (int64_t l = 0; l < VL; l++) {
-        t->plane[l] = (t->first + l) / p->strips;
-        t->start[l] = (t->first + l) % p->strips * p->strip_rows;
+        t->plane[l] = p->strips == 1 ? t->first + l : (t->first + l) / p->strips;
+        t->start[l] = p->strips == 1 ? 0 : (t->first + l) % p->strips * p->strip_rows;
     }
-    for (int64_t row = 0; row < p->rows; row++) {
-        t->whole[row] = 1;
-        for (int64_t l = 0; l < VL; l++) {
-            int64_t at = t->start[l] + row - p->halo;
-            int inside = p->options->padding_mode != SIA_EXCLUDE || (at >= 0 && at < p->h);
-            t->mask[row * VL + l] = (float)inside;
-            t->whole[row] &= (char)inside;
-        }
+    memset(t->whole, 1, (size_t)p->rows);
+    for (int64_t i = 0; i < masks; i++) {
+        const int64_t at = t->start[i % VL] + i / VL - p->halo;
+        t->mask[i] = at >= 0 && at < p->h ? 1 : 0;
+        t->whole[i / VL] &= (char)t->mask[i];
     }
     return SIA_OK;
 }
 
-/* Where a row of the tile starts in its rings, which hold two chunks. */
+/* Where a row of the tile starts in its rings of sums and weights, which hold two chunks, and in that of pixels. */
 INLINE int64_t ring_offset(const tile *t, int64_t row) { return row % (2 * t->p->chunk) * t->p->width * VL; }
+INLINE int64_t x_ring_offset(const tile *t, int64_t row) { return row % t->p->kept * t->p->width * VL; }
 
 /* The address of a pixel in column 0, or NULL in an absent map. */
 INLINE char *pixel(const sia_map *map, int64_t n, int64_t c, int64_t h)
@@ -136,21 +151,37 @@ INLINE char *column(const sia_map *map, char *row, int64_t columns)
     return row ? row + columns * map->stride[3] * size_of(map->dtype) : NULL;
 }
 
-/* `pixels` pixels of every lane, `stride` elements apart, from src[lane] on (NULL: zeros), to to[pixel][lane]. */
+/* `pixels` pixels of `count` lanes, `stride` elements apart, from src[lane] on (NULL: zeros), to to[pixel][lane]; what
+ * the lanes behind `count` take is of no account. */
 INLINE void load_lanes(float *to, const char *const src[VL], int64_t pixels, int64_t stride, int64_t count,
                        int by_channel, int dtype)
 {
-    int64_t step = stride * size_of(dtype);
-    if (by_channel) {
+    const int64_t step = stride * size_of(dtype);
+    if (by_channel && src[0]) {
         for (int64_t i = 0; i < pixels; i++)
-            store(to + i * VL, src[0] ? load_some(src[0] + i * step, 1, count, dtype) : splat(0));
+            store(to + i * VL, load_some(src[0] + i * step, 1, count, dtype));
         return;
     }
-    for (int64_t i = 0; i < pixels; i += VL) {
+    const char *from[VL];
+    int complete = stride == 1;
+    for (int64_t l = 0; l < VL; l++) {
+        from[l] = l < count ? src[l] : src[0];
+        complete &= from[l] != NULL;
+    }
+    int64_t i = 0;
+    for (; complete && i + VL <= pixels; i += VL) {
         vf row[VL];
-        int64_t some = smaller(VL, pixels - i);
         for (int l = 0; l < VL; l++)
-            row[l] = l < count && src[l] ? load_some(src[l] + i * step, stride, some, dtype) : splat(0);
+            row[l] = load_as(from[l] + i * step, dtype);
+        transpose(row);
+        for (int j = 0; j < VL; j++)
+            store(to + (i + j) * VL, row[j]);
+    }
+    for (; i < pixels; i += VL) {
+        vf row[VL];
+        const int64_t some = smaller(VL, pixels - i);
+        for (int l = 0; l < VL; l++)
+            row[l] = from[l] ? load_some(from[l] + i * step, stride, some, dtype) : splat(0);
         transpose(row);
         for (int64_t j = 0; j < some; j++)
             store(to + (i + j) * VL, row[j]);
@@ -176,7 +207,7 @@ INLINE void pad_columns(const plan *p, float *row)
 }
 
 /* Loads rows from .. to - 1 of the tile. */
-INLINE void load_rows(tile *t, const sia_map *map, int64_t from, int64_t to, int dtype)
+INLINE void load_rows_as(tile *t, const sia_map *map, int64_t from, int64_t to, int dtype)
 {
     const plan *p = t->p;
     const char *src[VL];
@@ -186,22 +217,37 @@ INLINE void load_rows(tile *t, const sia_map *map, int64_t from, int64_t to, int
             int64_t at = source_index(p, t->start[l] + row - p->halo, p->h);
             src[l] = l < t->count && at >= 0 ? pixel(map, t->sample, t->plane[l], at) : NULL;
         }
-        float *into = t->x + ring_offset(t, row);
+        float *into = t->x + x_ring_offset(t, row);
         load_lanes(into + p->pad * VL, src, at_once ? (to - row) * p->w : p->w, map->stride[3], t->count, p->by_channel,
                    dtype);
         pad_columns(p, into);
     }
 }
 
-/* From pixels of lanes to lanes of pixels: to[lane * length + pixel]; up to VL - 1 values behind the last are filled. */
-INLINE void lanes_to_rows(float *to, int64_t length, const float *from, int64_t pixels)
+static void load_rows(tile *t, const sia_map *map, int64_t from, int64_t to)
+{
+    if (map->dtype == SIA_FLOAT32)
+        load_rows_as(t, map, from, to, SIA_FLOAT32);
+    else if (map->dtype == SIA_BFLOAT16)
+        load_rows_as(t, map, from, to, SIA_BFLOAT16);
+    else
+        load_rows_as(t, map, from, to, SIA_FLOAT16);
+}
+
+/* From pixels of lanes to lanes of pixels, to[lane * length + pixel]; what follows the last pixel, up to the next
+ * multiple of VL, is of no account. */
+static void lanes_to_rows(float *to, int64_t length, const float *from, int64_t pixels)
 {
     for (int64_t i = 0; i < pixels; i += VL) {
         vf block[VL];
-        for (int64_t j = 0; j < VL; j++)
-            block[j] = load(from + smaller(i + j, pixels - 1) * VL);
+        if (i + VL <= pixels)
+            for (int j = 0; j < VL; j++)
+                block[j] = load(from + (i + j) * VL);
+        else
+            for (int j = 0; j < VL; j++)
+                block[j] = load(from + smaller(i + j, pixels - 1) * VL);
         transpose(block);
-        for (int64_t l = 0; l < VL; l++)
+        for (int l = 0; l < VL; l++)
             store(to + l * length + i, block[l]);
     }
 }

@@ -43,9 +43,22 @@ INLINE vf exp2_of(vf t)
 #endif
 }
 
-/* log(x) for normal x > 0, absolute error 1e-7 times max(1, |log x|); NaN stays NaN. Exactly 0 at 1. */
+/* log(x) for normal x > 0, absolute error 1e-7 times max(1, |log x|); NaN stays NaN. */
 INLINE vf log_positive(vf x)
 {
+#ifdef SIA_AVX512
+    vf f = (vf)_mm512_getmant_ps((__m512)x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src) - 1.5f;
+    vf p = splat(-6.29995145e-3f);
+    p = p * f + 1.02438882e-2f;
+    p = p * f + -1.42641037e-2f;
+    p = p * f + 2.59673036e-2f;
+    p = p * f + -4.94212177e-2f;
+    p = p * f + 9.87917549e-2f;
+    p = p * f + -2.22220788e-1f;
+    p = p * f + 6.66666166e-1f;
+    p = p * f + 4.05465099e-1f;
+    return (vf)_mm512_getexp_ps((__m512)x) * 0.693147181f + p;
+#else
     vi e = ((vi)x - splat_int(0x3f3504f3)) >> 23;
     vf f = (vf)((vi)x - (e << 23)) - 1.0f; /* x = 2^e (1 + f), 1 + f in [sqrt 1/2, sqrt 2) */
     vf p = splat(-1.00346184e-1f);
@@ -57,6 +70,7 @@ INLINE vf log_positive(vf x)
     p = p * f + -5.00005844e-1f;
     vf y = f + f * f * p + __builtin_convertvector(e, vf) * 0.693147181f;
     return y + (x - x); /* the bits of a NaN would pass for a number */
+#endif
 }
 
 INLINE vf exp_minus(vf x)
@@ -66,21 +80,30 @@ INLINE vf exp_minus(vf x)
 }
 
 INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp_minus(x)); }
-INLINE vf at_least_zero(vf a) { return choose(a < splat(0), splat(0), a); }
+
+/* max(a, 0), but NaN stays NaN. */
+INLINE vf at_least_zero(vf a)
+{
+#ifdef SIA_AVX512
+    return (vf)_mm512_max_ps(_mm512_setzero_ps(), (__m512)a);
+#else
+    return choose(a < splat(0), splat(0), a);
+#endif
+}
+
 INLINE vf sign(vf a) { return choose(a > splat(0), splat(1), choose(a < splat(0), splat(-1), a)); }
 INLINE vf absolute(vf a) { return (vf)((vi)a & 0x7fffffff); }
 
-/* a, with all but its first `count` elements 0. */
-INLINE vf keep_first(vf a, int64_t count)
+/* Which of a vector's elements are among the first `count`. */
+INLINE vi among_first(int64_t count)
 {
-    if (count == VL)
-        return a;
-    float kept[VL];
-    store(kept, a);
-    for (int64_t i = count; i < VL; i++)
-        kept[i] = 0;
-    return load(kept);
+    vi index;
+    for (int i = 0; i < VL; i++)
+        index[i] = i;
+    return index < splat_int((int32_t)count);
 }
+
+INLINE vf keep_first(vf a, int64_t count) { return (vf)((vi)a & among_first(count)); }
 
 INLINE vf bf16_to_float(vh a) { return (vf)(__builtin_convertvector(a, vu) << 16); }
 
@@ -133,18 +156,47 @@ INLINE void store_as(char *p, vf a, int dtype)
 
 INLINE int64_t size_of(int dtype) { return dtype == SIA_FLOAT32 ? 4 : 2; }
 
+/* The first `count` of VL neighbouring elements, without touching the others; those are 0. */
+INLINE vf load_first(const char *p, int64_t count, int dtype)
+{
+#ifdef SIA_AVX512
+    const __mmask16 mask = (__mmask16)((1u << count) - 1);
+    if (dtype == SIA_FLOAT32)
+        return (vf)_mm512_maskz_loadu_ps(mask, p);
+    vh half = (vh)_mm256_maskz_loadu_epi16(mask, p);
+    return dtype == SIA_BFLOAT16 ? bf16_to_float(half) : half_to_float(half);
+#else
+    char bits[VL * 4] = {0};
+    for (int64_t i = 0; i < count * size_of(dtype); i += 2)
+        memcpy(bits + i, p + i, 2);
+    return load_as(bits, dtype);
+#endif
+}
+
+INLINE void store_first(char *p, int64_t count, vf a, int dtype)
+{
+#ifdef SIA_AVX512
+    const __mmask16 mask = (__mmask16)((1u << count) - 1);
+    if (dtype == SIA_FLOAT32)
+        _mm512_mask_storeu_ps(p, mask, (__m512)a);
+    else
+        _mm256_mask_storeu_epi16(p, mask, (__m256i)(dtype == SIA_BFLOAT16 ? float_to_bf16(a) : float_to_half(a)));
+#else
+    char bits[VL * 4];
+    store_as(bits, a, dtype);
+    for (int64_t i = 0; i < count * size_of(dtype); i += 2)
+        memcpy(p + i, bits + i, 2);
+#endif
+}
+
 /* The first `count` of VL elements `stride` elements apart; the others are 0. */
 INLINE vf load_some(const char *p, int64_t stride, int64_t count, int dtype)
 {
-    if (stride == 1 && count == VL)
-        return load_as(p, dtype);
+    if (stride == 1)
+        return count == VL ? load_as(p, dtype) : load_first(p, count, dtype);
     char bits[VL * 4] = {0};
-    int64_t size = size_of(dtype);
     for (int64_t i = 0; i < count; i++)
-        if (size == 4)
-            memcpy(bits + i * 4, p + i * stride * 4, 4);
-        else
-            memcpy(bits + i * 2, p + i * stride * 2, 2);
+        memcpy(bits + i * size_of(dtype), p + i * stride * size_of(dtype), (size_t)size_of(dtype));
     return load_as(bits, dtype);
 }
 
@@ -152,16 +204,14 @@ INLINE void store_some(char *p, int64_t stride, int64_t count, vf a, int dtype)
 {
     if (stride == 1 && count == VL) {
         store_as(p, a, dtype);
-        return;
+    } else if (stride == 1) {
+        store_first(p, count, a, dtype);
+    } else {
+        char bits[VL * 4];
+        store_as(bits, a, dtype);
+        for (int64_t i = 0; i < count; i++)
+            memcpy(p + i * stride * size_of(dtype), bits + i * size_of(dtype), (size_t)size_of(dtype));
     }
-    char bits[VL * 4];
-    int64_t size = size_of(dtype);
-    store_as(bits, a, dtype);
-    for (int64_t i = 0; i < count; i++)
-        if (size == 4)
-            memcpy(p + i * stride * 4, bits + i * 4, 4);
-        else
-            memcpy(p + i * stride * 2, bits + i * 2, 2);
 }
 
 INLINE float sum_of(vf a)
@@ -172,30 +222,62 @@ INLINE float sum_of(vf a)
     return total;
 }
 
-/* Transpose VL vectors in place: log2 VL rounds, each swapping blocks of 1, 2, 4 ... between pairs of rows. */
-#define SWAP_BLOCKS(step, low, high)                                                                                   \
-    _Pragma("GCC unroll 16") for (int i = 0; i < VL; i++) if (!(i & (step)))                                            \
-    {                                                                                                                  \
-        vf a = row[i], b = row[i + (step)];                                                                            \
-        row[i] = SHUFFLE(a, b, low);                                                                                   \
-        row[i + (step)] = SHUFFLE(a, b, high);                                                                         \
-    }
+/* Transpose VL vectors in place: first the 4x4 blocks, then the blocks among each other. */
+#if VL == 4
+#define UNPACK_LOW 0, 4, 1, 5
+#define UNPACK_HIGH 2, 6, 3, 7
+#define PAIRS_LOW 0, 1, 4, 5
+#define PAIRS_HIGH 2, 3, 6, 7
+#elif VL == 8
+#define UNPACK_LOW 0, 8, 1, 9, 4, 12, 5, 13
+#define UNPACK_HIGH 2, 10, 3, 11, 6, 14, 7, 15
+#define PAIRS_LOW 0, 1, 8, 9, 4, 5, 12, 13
+#define PAIRS_HIGH 2, 3, 10, 11, 6, 7, 14, 15
+#define BLOCKS_EVEN 0, 1, 2, 3, 8, 9, 10, 11
+#define BLOCKS_ODD 4, 5, 6, 7, 12, 13, 14, 15
+#elif VL == 16
+#define UNPACK_LOW 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
+#define UNPACK_HIGH 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31
+#define PAIRS_LOW 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define PAIRS_HIGH 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
+#define BLOCKS_EVEN 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27
+#define BLOCKS_ODD 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31
+#endif
 
 INLINE void transpose(vf row[VL])
 {
-#if VL == 4
-    SWAP_BLOCKS(1, LIST(0, 4, 2, 6), LIST(1, 5, 3, 7))
-    SWAP_BLOCKS(2, LIST(0, 1, 4, 5), LIST(2, 3, 6, 7))
-#elif VL == 8
-    SWAP_BLOCKS(1, LIST(0, 8, 2, 10, 4, 12, 6, 14), LIST(1, 9, 3, 11, 5, 13, 7, 15))
-    SWAP_BLOCKS(2, LIST(0, 1, 8, 9, 4, 5, 12, 13), LIST(2, 3, 10, 11, 6, 7, 14, 15))
-    SWAP_BLOCKS(4, LIST(0, 1, 2, 3, 8, 9, 10, 11), LIST(4, 5, 6, 7, 12, 13, 14, 15))
-#else
-    SWAP_BLOCKS(1, LIST(0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30), LIST(1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
-    SWAP_BLOCKS(2, LIST(0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29), LIST(2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
-    SWAP_BLOCKS(4, LIST(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27), LIST(4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
-    SWAP_BLOCKS(8, LIST(0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23), LIST(8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; i += 4) {
+        const vf low01 = SHUFFLE(row[i], row[i + 1], UNPACK_LOW), high01 = SHUFFLE(row[i], row[i + 1], UNPACK_HIGH);
+        const vf low23 = SHUFFLE(row[i + 2], row[i + 3], UNPACK_LOW), high23 = SHUFFLE(row[i + 2], row[i + 3], UNPACK_HIGH);
+        row[i] = SHUFFLE(low01, low23, PAIRS_LOW);
+        row[i + 1] = SHUFFLE(low01, low23, PAIRS_HIGH);
+        row[i + 2] = SHUFFLE(high01, high23, PAIRS_LOW);
+        row[i + 3] = SHUFFLE(high01, high23, PAIRS_HIGH);
+    }
+#if VL == 8
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const vf a = row[i], b = row[i + 4];
+        row[i] = SHUFFLE(a, b, BLOCKS_EVEN);
+        row[i + 4] = SHUFFLE(a, b, BLOCKS_ODD);
+    }
+#elif VL == 16
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const vf even01 = SHUFFLE(row[i], row[i + 4], BLOCKS_EVEN), odd01 = SHUFFLE(row[i], row[i + 4], BLOCKS_ODD);
+        const vf even23 = SHUFFLE(row[i + 8], row[i + 12], BLOCKS_EVEN), odd23 = SHUFFLE(row[i + 8], row[i + 12], BLOCKS_ODD);
+        row[i] = SHUFFLE(even01, even23, BLOCKS_EVEN);
+        row[i + 4] = SHUFFLE(odd01, odd23, BLOCKS_EVEN);
+        row[i + 8] = SHUFFLE(even01, even23, BLOCKS_ODD);
+        row[i + 12] = SHUFFLE(odd01, odd23, BLOCKS_ODD);
+    }
 #endif
 }
 
-#undef SWAP_BLOCKS
+#undef UNPACK_LOW
+#undef UNPACK_HIGH
+#undef PAIRS_LOW
+#undef PAIRS_HIGH
+#undef BLOCKS_EVEN
+#undef BLOCKS_ODD

@@ -1,0 +1,60 @@
+"""What the kernels are measured against: the formulas as one would write them in eager PyTorch.
+
+Both compute the "kde" estimator with ``padding_mode="exclude"``, as :mod:`sia_layers.kernels.reference` defines it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sia_layers.kernels.options import Options
+
+
+def unfold(x: Tensor, options: Options) -> Tensor:
+    """Self-information through ``F.unfold``: K^2 copies of the map, then plain tensor arithmetic."""
+    n, c, h, w = x.shape
+    k, pixels = options.kernel_size, h * w
+    windows = F.unfold(x.reshape(n * c, 1, h, w), k, padding=options.radius).view(n, c, k * k, pixels)
+    inside = F.unfold(torch.ones_like(x[:1, :1]), k, padding=options.radius).view(1, 1, k * k, pixels)
+    square = (windows - x.view(n, c, 1, pixels)).square() * inside
+    scale = _scale(square.sum((2, 3)) / (inside.sum() - pixels), options)[..., None, None]
+    count = inside.sum(2)
+    info = torch.log(count) - torch.log((torch.exp(-square * scale) * inside).sum(2))
+    s = options.neighbours(c)
+    if s:
+        others = torch.stack([x.roll(-step, 1) for step in range(1, s + 1)], 2).view(n, c, s, pixels)
+        square = (others - x.view(n, c, 1, pixels)).square()
+        scale = _scale(square.mean((2, 3)), options)[..., None, None]
+        mass = 1 + torch.exp(-square * scale).sum(2)
+        info = info + options.inter_weight * (torch.log(torch.full_like(mass, s + 1)) - torch.log(mass))
+    return info.view(n, c, h, w)
+
+
+def shift_and_add(x: Tensor, options: Options) -> Tensor:
+    """Self-information by shifting the padded map and adding up: no K^2 copies, and what a compiler can fuse."""
+    h, w = x.shape[2:]
+    r, k = options.radius, options.kernel_size
+    padded, inside = F.pad(x, [r] * 4), F.pad(torch.ones_like(x[:1, :1]), [r] * 4)
+    offsets = [(i, j) for i in range(k) for j in range(k) if (i, j) != (r, r)]
+    windows = [(padded[:, :, i : i + h, j : j + w], inside[:, :, i : i + h, j : j + w]) for i, j in offsets]
+    square = sum(((there - x).square() * here).sum((2, 3)) for there, here in windows)
+    count = sum(here for _, here in windows)
+    scale = _scale(square / count.sum(), options)[..., None, None]
+    mass = 1 + sum(torch.exp(-(there - x).square() * scale) * here for there, here in windows)
+    info = torch.log(count + 1) - torch.log(mass)
+    s = options.neighbours(x.shape[1])
+    if s:
+        others = [x.roll(-step, 1) for step in range(1, s + 1)]
+        square = sum((there - x).square().mean((2, 3)) for there in others) / s
+        scale = _scale(square, options)[..., None, None]
+        mass = 1 + sum(torch.exp(-(there - x).square() * scale) for there in others)
+        info = info + options.inter_weight * (torch.log(torch.full_like(mass, s + 1)) - torch.log(mass))
+    return info
+
+
+def _scale(mean_square: Tensor, options: Options) -> Tensor:
+    if not options.adaptive:
+        return torch.full_like(mean_square, options.fixed_scale)
+    return torch.where(mean_square > 0, options.fixed_scale / mean_square, 0.0)
