@@ -1,0 +1,59 @@
+# Everything happens in .venv, made from nothing and made again when what it is installed from changes.
+
+PYTHON ?= python3
+PYTEST_FLAGS ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check --quiet --quiet
+INSTALLED_FROM := pyproject.toml requirements/constraints.txt $(wildcard kernels/cpu/csrc/*)
+
+.PHONY: help demo test lint types wheel clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    compute the self-information of a photograph and draw it: sia_map.png"
+	@echo "make test    run the tests (options for pytest: PYTEST_FLAGS=...)"
+	@echo "make lint    check the style with ruff"
+	@echo "make types   check the types with mypy"
+	@echo "make wheel   build the source distribution and the wheel: dist/"
+	@echo "make clean   remove all that was made, .venv too"
+
+demo: $(VENV)/demo.installed
+	$(RUN) -m sia_layers map -o sia_map.png
+
+test: $(VENV)/dev.installed
+	$(RUN) -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/dev.installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(VENV)/dev.installed
+	$(RUN) -m mypy
+
+wheel: $(VENV)/dev.installed
+	rm -rf build dist
+	$(RUN) -m build --quiet
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis kernels/cpu/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each extra that was installed.
+$(VENV)/%.installed: $(INSTALLED_FROM) | $(VENV)/bin/pip
+	@echo "Installing sia-layers[$*] into $(VENV); the first time takes some minutes"
+	@$(PIP) install --constraint requirements/constraints.txt --editable '.[$*]'
+	@touch $@
+
+# pip comes last into an environment, so that this is remade after an interruption.
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        echo "$(PYTHON) has no venv module: installing python3-venv"; \
+	        apt-get -qq update && apt-get -qq install --yes python3-venv >/dev/null; \
+	    else \
+	        echo "$(PYTHON) has no venv module: install it first (Debian, Ubuntu: sudo apt-get install python3-venv)" >&2; \
+	        exit 1; \
+	    fi; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
