@@ -17,6 +17,7 @@ No tensor here has K^2 times the size of the map: every loop adds one shifted ma
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -235,22 +236,23 @@ def gate_backward(
     the gain comes as its sum over each plane, (N, C) in the arithmetic's dtype: add them up.
     """
     wide = wide_dtype(x.dtype)
+    planes = None if gain is None else gain.to(wide).expand(x.shape[:2])
+    given = (x, info, channel_gate, planes, base)
+    asked = (True, info_grad, True, True, gain is not None)
+    leaves = [
+        None if tensor is None else tensor.detach().to(wide, copy=True).requires_grad_(ask)
+        for tensor, ask in zip(given, asked, strict=True)
+    ]
     with torch.enable_grad():
-        inputs = [None if t is None else t.detach().to(wide) for t in (x, info, channel_gate, base)]
-        planes = None if gain is None else gain.detach().to(wide).expand(x.shape[:2]).contiguous()
-        wanted = [inputs[0], inputs[1] if info_grad else None, inputs[2], planes, inputs[3] if gain is not None else None]
-        for tensor in wanted:
-            if tensor is not None:
-                tensor.requires_grad_()
-        spread = None if planes is None else planes[..., None, None]
-        gated = gate(*inputs[:3], spread, inputs[3])  # type: ignore[arg-type]
-    present = [tensor for tensor in wanted if tensor is not None]
-    found = iter(torch.autograd.grad(gated, present, grad.to(wide)))
-    likes = (x, info, channel_gate, planes, base)
-    return tuple(  # type: ignore[return-value]
-        x.new_empty(0) if tensor is None else next(found).to(like.dtype)  # type: ignore[union-attr]
-        for tensor, like in zip(wanted, likes, strict=True)
+        spread = None if leaves[3] is None else leaves[3][..., None, None]
+        gated = gate(cast(Tensor, leaves[0]), leaves[1], leaves[2], spread, leaves[4])
+    wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+    found = iter(torch.autograd.grad(gated, wanted, grad.to(wide)))
+    dx, dinfo, dgate, dgain, dbase = (
+        x.new_empty(0) if tensor is None or leaf is None or not leaf.requires_grad else next(found).to(tensor.dtype)
+        for tensor, leaf in zip(given, leaves, strict=True)
     )
+    return dx, dinfo, dgate, dgain, dbase
 
 
 def _empty_scale(x: Tensor, options: Options) -> Tensor:

@@ -35,7 +35,7 @@ def _forward(
     scale = x.new_zeros((rows, x.shape[0], planes), dtype=torch.float32)
     if x.numel():
         maps = [byref(Map.of(map)) for map in (x, info, gated)]
-        outputs = (maps[1], maps[2], library.floats(mean), CHANNEL_MEANS.index(channel))
+        outputs = (maps[1], maps[2], library.address(mean), CHANNEL_MEANS.index(channel))
         library.call("sia_forward", byref(MapOptions.of(x, options)), maps[0], scale.data_ptr(), *outputs)
     elif mean is not None:
         mean.fill_(torch.nan)
@@ -81,7 +81,7 @@ def channel_mean(info: Tensor, channel: str) -> Tensor:
 
 def channel_mean_backward(grad: Tensor, info: Tensor, channel: str) -> Tensor:
     """As :func:`sia_layers.kernels.reference.channel_mean_backward`."""
-    info, grad = _dense(info), _planes(grad)
+    info, grad = _dense(info), grad.to(torch.float32).contiguous()
     total = empty_map(info)
     if info.numel():
         pointers = (grad.data_ptr(), info.data_ptr(), total.data_ptr())
@@ -97,7 +97,7 @@ def gate(
     y = empty_map(x)
     if x.numel():
         maps = [x, _like(info, x), _planes(channel_gate), _planes(gain), _like(base, x), y]
-        library.call("sia_gate", byref(Layout.of(x)), *map(library.floats, maps))
+        library.call("sia_gate", byref(Layout.of(x)), *map(library.address, maps))
     return y
 
 
@@ -112,22 +112,21 @@ def gate_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As :func:`sia_layers.kernels.reference.gate_backward`."""
     x = _dense(x)
-    planes = x.new_zeros((2, *x.shape[:2]), dtype=torch.float32)
-    results = [
-        empty_map(x),
-        empty_map(x) if info_grad and info is not None else None,
-        None if channel_gate is None else planes[0],
-        None if gain is None else planes[1],
-        None if gain is None or base is None else empty_map(x),
-    ]
+    grad_planes = x.new_zeros((2, *x.shape[:2]), dtype=torch.float32)
+    dx = empty_map(x)
+    dinfo = empty_map(x) if info_grad and info is not None else None
+    dgate = None if channel_gate is None else grad_planes[0]
+    dgain = None if gain is None else grad_planes[1]
+    dbase = None if gain is None or base is None else empty_map(x)
     if x.numel():
         maps = [_like(grad, x), x, _like(info, x), _planes(channel_gate), _planes(gain), _like(base, x)]
-        order = [results[0], results[1], results[2], results[3], results[4]]
-        library.call("sia_gate_backward", byref(Layout.of(x)), *map(library.floats, maps + order))
-    if channel_gate is not None:
-        results[2] = planes[0].to(channel_gate.dtype)
-    dx, dinfo, dgate, dgain, dbase = (x.new_empty(0) if result is None else result for result in results)
-    return dx, dinfo, dgate, dgain, dbase
+        maps += [dx, dinfo, dgate, dgain, dbase]
+        library.call("sia_gate_backward", byref(Layout.of(x)), *map(library.address, maps))
+    if dgate is not None and channel_gate is not None:
+        dgate = dgate.to(channel_gate.dtype)
+    absent = x.new_empty(0)
+    rest = [absent.clone() if result is None else result for result in (dinfo, dgate, dgain, dbase)]
+    return dx, rest[0], rest[1], rest[2], rest[3]
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import POINTER, c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ class Map(ctypes.Structure):
 
     @classmethod
     def of(cls, x: Tensor | None) -> Map:
+        """Describe a tensor, or an absent one."""
         return cls() if x is None else cls(x.data_ptr(), (c_int64 * 4)(*x.stride()), DTYPES.index(x.dtype))
 
 
@@ -54,6 +55,7 @@ class MapOptions(ctypes.Structure):
 
     @classmethod
     def of(cls, x: Tensor, options: Options) -> MapOptions:
+        """Describe what to compute of a map, with the threads that torch may use now."""
         return cls(
             (c_int64 * 4)(*x.shape),
             options.kernel_size,
@@ -84,10 +86,9 @@ class Layout(ctypes.Structure):
 
     @classmethod
     def of(cls, x: Tensor) -> Layout:
+        """Describe a map that lies in contiguous or channels_last order."""
         n, c, h, w = x.shape
-        return cls(
-            n, c, h * w, not x.is_contiguous(), DTYPES.index(x.dtype), torch.get_num_threads(), level()
-        )
+        return cls(n, c, h * w, not x.is_contiguous(), DTYPES.index(x.dtype), torch.get_num_threads(), level())
 
 
 _ARGUMENTS: Final[dict[str, list[Any]]] = {
@@ -180,6 +181,6 @@ def use_level(name: str) -> Iterator[None]:
         _chosen_level = before
 
 
-def floats(x: Tensor | None) -> int | None:
-    """Address of a contiguous float32 tensor, or none."""
+def address(x: Tensor | None) -> int | None:
+    """Where a tensor's data lie; none for an absent one."""
     return None if x is None else x.data_ptr()
