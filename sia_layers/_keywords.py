@@ -1,0 +1,29 @@
+"""Unknown keywords: an error that names the nearest one."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def refuse_unknown(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorate a function whose keywords come from afar (a configuration, ``functools.partial``), where typos hide."""
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    owner = function.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(function)
+    def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        for name in kwargs:
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1)
+                advice = f"did you mean {nearest[0]!r}?" if nearest else f"it takes {', '.join(known)}"
+                raise TypeError(f"{owner} has no argument {name!r}; {advice}")
+        return function(*args, **kwargs)
+
+    return checked
