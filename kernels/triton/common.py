@@ -1,0 +1,192 @@
+"""What the kernels share: who works on which tile, where its pixels lie, and how sums are handed on.
+
+A tile is a two-dimensional block whose second axis runs along the axis that is contiguous in memory: TH rows
+by TW columns of one plane (n, c), or for channels_last TH * TW pixels by TC channels of one sample. The
+coordinates n, c, h, w broadcast against each other to that block, so that each kernel is written once.
+
+Coordinates past the border are moved back into the map, and ``valid`` says so: every load is then in bounds
+and needs no mask, which would cost a branch each on AMD and most of the predicates on NVIDIA.
+"""
+
+# mypy: allow-untyped-decorators
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+LARGEST = tl.constexpr(1e38)
+TINY = tl.constexpr(1.1754943508222875e-38)
+
+
+def kernel(function: Callable[..., None]) -> Any:
+    """Compile a kernel for its constexpr arguments and the dtypes alone.
+
+    Nothing is specialised on the value or the alignment of the others: a sample alone and the same sample in
+    a batch run the same instructions, and the variants can be listed without a device.
+    """
+    parameters = inspect.signature(function).parameters.items()
+    names = [name for name, parameter in parameters if "constexpr" not in str(parameter.annotation)]
+    return triton.jit(do_not_specialize=names, do_not_specialize_on_alignment=names)(function)
+
+
+@triton.jit
+def locate(C, parts, CHANNELS_LAST: tl.constexpr, TC: tl.constexpr, VECTOR: tl.constexpr):
+    """Sample, channels and part of the plane that this program works on, and which channels exist."""
+    # Two grid axes: on one alone, AMD's limit of 2^32 threads is within reach.
+    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    if CHANNELS_LAST:
+        blocks = tl.cdiv(C, TC)
+        c = program % blocks * TC + tl.arange(0, TC)[None, :]
+        present = c < (C // VECTOR * VECTOR if VECTOR else C)
+        if VECTOR:
+            c = tl.where(present, c, c % VECTOR)
+            c = tl.max_contiguous(tl.multiple_of(c, (1, VECTOR)), (1, VECTOR))
+        else:
+            c = tl.where(present, c, 0)
+        program = program // blocks
+        return program // parts, c, program % parts, present
+    else:
+        plane = program // parts
+        c = plane % C
+        return plane // C, c, program % parts, c < C
+
+
+@triton.jit
+def pixels(
+    tile, H, W, present, CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, VECTOR: tl.constexpr
+):  # fmt: skip
+    """Rows and columns of a tile of the plane, and which of its elements exist."""
+    across = tl.cdiv(W, TW)
+    top, left = tile // across * TH, tile % across * TW
+    if CHANNELS_LAST:
+        pixel = tl.arange(0, TH * TW)[:, None]
+        h, w = top + pixel // TW, left + pixel % TW
+    else:
+        h, w = top + tl.arange(0, TH)[:, None], left + tl.arange(0, TW)[None, :]
+    if VECTOR and not CHANNELS_LAST:
+        W = W // VECTOR * VECTOR
+    valid = (h < H) & (w < W) & present
+    if VECTOR and not CHANNELS_LAST:
+        w = tl.where(w < W, w, w % VECTOR)
+        w = tl.max_contiguous(tl.multiple_of(w, (1, VECTOR)), (1, VECTOR))
+    return tl.minimum(h, H - 1), w if VECTOR and not CHANNELS_LAST else tl.minimum(w, W - 1), valid
+
+
+@triton.jit
+def sample(base, n, sn, VECTOR: tl.constexpr):
+    """Where sample n begins."""
+    base += tl.cast(n, tl.int64) * sn
+    if VECTOR:
+        base = tl.multiple_of(base, 16)
+    return base
+
+
+@triton.jit
+def plane(base, n, c, sn, sc, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr):
+    """Where the planes (n, c) begin."""
+    base = sample(base, n, sn, VECTOR)
+    if VECTOR and CHANNELS_LAST:
+        base += c
+    else:
+        base += tl.cast(c, tl.int64) * sc
+        if VECTOR:
+            base = tl.multiple_of(base, 16)
+    return base
+
+
+@triton.jit
+def cyclic(c, C):
+    """The channel that c < 2C stands for."""
+    return tl.where(c >= C, c - C, c)
+
+
+@triton.jit
+def channel(base, c, C, sc, spot, CHANNELS_LAST: tl.constexpr):
+    """The pixels at ``spot`` of the channels c < 2C of one sample, counted cyclically."""
+    if CHANNELS_LAST:
+        return base + (spot + cyclic(c, C) * tl.cast(sc, spot.dtype))
+    else:
+        return base + tl.cast(cyclic(c, C), tl.int64) * sc + spot
+
+
+@triton.jit
+def stride(value, VECTOR: tl.constexpr, WIDE: tl.constexpr):
+    """A stride in the integer type that offsets inside a plane need; the compiler learns that VECTOR divides it."""
+    value = tl.cast(value, tl.int64 if WIDE else tl.int32)
+    if VECTOR:
+        value = value // VECTOR * VECTOR
+    return value
+
+
+@triton.jit
+def place(h, w, sh, sw, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr):
+    """Where the pixels (h, w) lie in a plane."""
+    if VECTOR and not CHANNELS_LAST:
+        return h * stride(sh, VECTOR, WIDE) + w
+    else:
+        return h * stride(sh, VECTOR, WIDE) + w * stride(sw, VECTOR, WIDE)
+
+
+@triton.jit
+def reach(index, shift, size, CENTRE: tl.constexpr, PADDING: tl.constexpr):
+    """The position in the map that a window sees ``shift`` away along one axis, and 1.0 if it is no pad, else 0.0.
+
+    CENTRE: the shift is 0.
+    """
+    if CENTRE:
+        position, inside = index, tl.full(index.shape, 1.0, tl.float32)
+    else:
+        position = index + shift
+        inside = tl.where((position >= 0) & (position < size), 1.0, 0.0)
+        if PADDING == "reflect":
+            position = size - 1 - tl.abs(size - 1 - tl.abs(position))
+        position = tl.minimum(tl.maximum(position, 0), size - 1)
+    return position, inside
+
+
+@triton.jit
+def extent(index, size, RADIUS: tl.constexpr):
+    """How many positions inside the map the window spans along one axis."""
+    return (tl.minimum(index + RADIUS, size - 1) - tl.maximum(index - RADIUS, 0) + 1).to(tl.float32)
+
+
+@triton.jit
+def sight(seen, viewer, size, RADIUS: tl.constexpr, PADDING: tl.constexpr):
+    """How often the window of ``viewer`` shows the pixel ``seen``, itself and as pads, along one axis.
+
+    The two are at most RADIUS apart.
+    """
+    times = tl.full(seen.shape, 1.0, tl.float32)
+    if PADDING == "replicate":
+        times += tl.where(seen == 0, tl.maximum(RADIUS - viewer, 0), 0)
+        times += tl.where(seen == size - 1, tl.maximum(RADIUS - (size - 1 - viewer), 0), 0)
+    elif PADDING == "reflect":
+        times += tl.where((seen > 0) & (seen + viewer <= RADIUS), 1.0, 0.0)
+        times += tl.where((seen < size - 1) & (2 * (size - 1) - seen - viewer <= RADIUS), 1.0, 0.0)
+    return times
+
+
+@triton.jit
+def finished(total, count, divisor, fixed, COUNTED: tl.constexpr, SCALE: tl.constexpr):
+    """A sum made into a mean, over ``count`` or ``divisor``, and the mean made into a scale."""
+    mean = total / (tl.maximum(count, 1.0) if COUNTED else divisor)
+    if SCALE:
+        usable = mean > TINY
+        mean = tl.where(usable, tl.minimum(fixed / tl.where(usable, mean, 1.0), LARGEST), 0.0)
+    return mean
+
+
+@triton.jit
+def tile_sum(value, CHANNELS_LAST: tl.constexpr):
+    """Sum over the tile's pixels of one plane: a scalar, or (1, TC) for channels_last."""
+    if CHANNELS_LAST:
+        return tl.sum(value, 0, keep_dims=True)
+    else:
+        return tl.sum(tl.sum(value, 1), 0)

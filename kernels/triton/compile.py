@@ -1,0 +1,203 @@
+"""Compiling every kernel for GPUs that are not at hand, and counting registers, spills and instructions.
+
+What is compiled is what the dispatch would launch for a map of given shape, dtype and layout: the kernels, their
+tiles and their constants. Needs Triton, whose wheel holds the assemblers, and TRITON_INTERPRET unset.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sia_layers.kernels.options import Options
+from sia_layers.kernels.triton import dispatch
+from sia_layers.kernels.triton.launch import Launch, interpreted, noted
+
+NVIDIA_TARGETS: Final = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
+AMD_TARGETS: Final = ("gfx90a", "gfx942", "gfx950", "gfx1100")
+TARGETS: Final = NVIDIA_TARGETS + AMD_TARGETS
+
+POINTERS: Final = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel for one target.
+
+    Attributes:
+        name: of the kernel.
+        target: one of TARGETS.
+        launch: what the dispatch would launch.
+        num_warps: warps of a program.
+        warp_size: threads of a warp.
+        registers: vector registers of a thread.
+        spills: registers of a thread, scalar ones too, that found no place and go through memory.
+        shared: bytes of shared memory of a program.
+        assembly: SASS, or AMD's assembly.
+    """
+
+    name: str
+    target: str
+    launch: Launch
+    num_warps: int
+    warp_size: int
+    registers: int
+    spills: int
+    shared: int
+    assembly: str
+
+    @property
+    def outputs_per_thread(self) -> float:
+        """Elements of the tile over threads of the program."""
+        return self.launch.elements / (self.num_warps * self.warp_size)
+
+    @cached_property
+    def instructions(self) -> Counter[str]:
+        """How often each instruction stands in the code, by its mnemonic (``MUFU.EX2``, ``v_exp_f32_e32``)."""
+        pattern = r"^\s+([a-z]\w+)" if self.target.startswith("gfx") else SASS_INSTRUCTION
+        return Counter(re.findall(pattern, self.assembly, re.MULTILINE))
+
+    def count(self, pattern: str) -> int:
+        """How many instructions there are whose mnemonic begins like the regular expression."""
+        return sum(times for name, times in self.instructions.items() if re.match(pattern, name))
+
+    @property
+    def exponentials(self) -> float:
+        """Exponentials in the code, by output; a loop's body counts once."""
+        packed = self.count("MUFU.EX2") + self.count("v_exp_f32")
+        return packed / self.outputs_per_thread
+
+
+SASS_INSTRUCTION: Final = r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)"
+
+
+def gpu_target(name: str) -> GPUTarget:
+    """Triton's target of one of TARGETS.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if name not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {name!r}")
+    if name in NVIDIA_TARGETS:
+        return GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
+    return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
+
+
+def launches(
+    options: Options | None = None,
+    shape: Sequence[int] = (2, 32, 64, 64),
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    functions: Sequence[str] = ("self_information", "attend", "self_information_backward", "gate", "channel_mean"),
+) -> list[Launch]:
+    """What the dispatch would launch for a map, for some of its functions; "gate" and "channel_mean" both ways."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.empty(tuple(shape), dtype=dtype, device="meta").to(memory_format=memory_format)
+    with noted() as found:
+        for function in functions:
+            _CALLS[function](x, Options() if options is None else options)
+    return found
+
+
+def compile_launch(launch: Launch, target: str) -> Compiled:
+    """Compile one kernel as it would be launched.
+
+    Raises:
+        ValueError: no such target.
+        RuntimeError: TRITON_INTERPRET is set: the kernels are functions of the interpreter then.
+    """
+    if interpreted():
+        raise RuntimeError("kernels cannot be compiled while TRITON_INTERPRET is set; unset it and start Python anew")
+    gpu = gpu_target(target)
+    kernel, arguments = launch.kernel, dict(launch.arguments)
+    if "NVIDIA" in arguments:
+        arguments["NVIDIA"] = gpu.backend == "cuda"
+    signature = {item.name: _type(item.is_constexpr, arguments[item.name]) for item in kernel.params}
+    constants = {name: arguments[name] for name, kind in signature.items() if kind == "constexpr"}
+    num_warps = launch.num_warps
+    built = triton.compile(ASTSource(kernel, signature, constants), target=gpu, options={"num_warps": num_warps})
+    if gpu.backend == "cuda":
+        registers, spills, assembly = _inspect_cubin(built.asm["cubin"])
+    else:
+        assembly = built.asm["amdgcn"]
+        registers = _amd_figure(assembly, "vgpr_count")
+        spills = _amd_figure(assembly, "vgpr_spill_count") + _amd_figure(assembly, "sgpr_spill_count")
+    return Compiled(
+        kernel.__name__, target, launch, num_warps, gpu.warp_size, registers, spills, built.metadata.shared, assembly
+    )
+
+
+def _type(constant: bool, value: Any) -> str:
+    """The type of an argument in a kernel's signature; nothing is specialised on its value."""
+    if constant or value is None:
+        return "constexpr"
+    if isinstance(value, Tensor):
+        return POINTERS[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def _inspect_cubin(cubin: bytes) -> tuple[int, int, str]:
+    """Registers, spilled bytes in registers' worth, and SASS."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "--dump-sass", str(path)]
+        text = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return usage["REG"], -(-max(usage["STACK"], usage["LOCAL"]) // 4), text
+
+
+def _amd_figure(assembly: str, name: str) -> int:
+    found = re.search(rf"\.{name}:\s*(\d+)", assembly)
+    if found is None:
+        raise RuntimeError(f"the assembly that Triton made holds no .{name}; is it for an AMD target?")
+    return int(found.group(1))
+
+
+def _self_information(x: Tensor, options: Options) -> None:
+    dispatch.self_information(x, options)
+
+
+def _attend(x: Tensor, options: Options) -> None:
+    dispatch.attend(x, options, True, "excite")
+
+
+def _self_information_backward(x: Tensor, options: Options) -> None:
+    rows = (1, x.shape[0], 1) if options.estimator == "distance" else (2, *x.shape[:2])
+    dispatch.self_information_backward(x, x, x.new_empty(rows, dtype=torch.float32), options)
+
+
+def _gate(x: Tensor, options: Options) -> None:
+    channel_gate, gain = x.new_empty(x.shape[:2]), x.new_empty(())
+    dispatch.gate(x, x, channel_gate, gain, None)
+    dispatch.gate_backward(x, x, x, channel_gate, gain, None, True)
+
+
+def _channel_mean(x: Tensor, options: Options) -> None:
+    mean = dispatch.channel_mean(x, "mean")
+    dispatch.channel_mean_backward(mean, x, "mean")
+
+
+_CALLS: Final[dict[str, Callable[[Tensor, Options], None]]] = {
+    "self_information": _self_information,
+    "attend": _attend,
+    "self_information_backward": _self_information_backward,
+    "gate": _gate,
+    "channel_mean": _channel_mean,
+}

@@ -1,0 +1,86 @@
+"""How the tensors of one launch are tiled, as arguments of the kernels."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from sia_layers.kernels.triton.configs import VECTOR, Tiling, flat_tiling, window_tiling
+
+ALIGNMENT = 16  # bytes
+INT32 = 2**31
+
+
+class Plan(NamedTuple):
+    """The shape that the kernels see, the tile of a program, and whether offsets in a plane need 64 bits."""
+
+    samples: int
+    channels: int
+    height: int
+    width: int
+    tiling: Tiling
+    wide: bool
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of one plane."""
+        return self.tiling.tiles(self.height, self.width)
+
+    def programs(self, parts: int) -> int:
+        """Programs that it takes to work on every plane in so many parts."""
+        return self.samples * -(-self.channels // self.tiling.channels) * parts
+
+    def arguments(self, **maps: Tensor | None) -> dict[str, Any]:
+        """The plan as kernel arguments, with the strides of maps by the letter that the kernel has for each."""
+        tiling = self.tiling
+        found = {
+            "N": self.samples, "C": self.channels, "H": self.height, "W": self.width,
+            "CHANNELS_LAST": tiling.channels_last, "TH": tiling.rows, "TW": tiling.columns, "TC": tiling.channels,
+            "VECTOR": tiling.vector, "WIDE": self.wide,
+        }  # fmt: skip
+        for letter, tensor in maps.items():
+            strides = (0, 0, 0, 0) if tensor is None else tensor.stride()
+            found.update({letter + axis: step for axis, step in zip("nchw", strides, strict=True)})
+        return found
+
+
+def window_plan(x: Tensor, *maps: Tensor) -> Plan:
+    """For kernels that look at a window of x: lanes along the axis of x that is contiguous."""
+    channels_last = _is_channels_last(x)
+    vector = VECTOR if channels_last and _aligned((x, *maps), 1) else 0
+    tiling = window_tiling(tuple(x.shape), x.element_size(), channels_last, vector)
+    samples, channels, height, width = x.shape
+    return Plan(samples, channels, height, width, tiling, _wide((x, *maps), (1, 2, 3) if channels_last else (2, 3)))
+
+
+def flat_plan(x: Tensor, *maps: Tensor) -> Plan:
+    """For kernels that work pixel by pixel: the pixels of a plane as one row, where every map lies like that."""
+    tensors, (samples, channels, height, width) = (x, *maps), x.shape
+    if all(t.stride(2) == width * t.stride(3) for t in tensors) and height * width < INT32:
+        height, width = 1, height * width
+    channels_last = _is_channels_last(x)
+    vector = VECTOR if _aligned(tensors, 1 if channels_last else 3) and (channels_last or width % VECTOR == 0) else 0
+    shape = samples, channels, height, width
+    return Plan(*shape, flat_tiling(shape, x.element_size(), channels_last, vector), _wide(tensors, (2, 3)))
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether neighbours in memory are channels. The batch, and how it lies, is of no account."""
+    return x.shape[1] > 1 and x.stride(1) == 1 and (x.stride(3) != 1 or x.shape[3] == 1)
+
+
+def _aligned(tensors: tuple[Tensor, ...], lane: int) -> bool:
+    """Whether VECTOR lanes at a time can be loaded from every row of every map."""
+    return all(
+        t.shape[lane] % VECTOR == 0
+        and t.stride(lane) == 1
+        and t.data_ptr() % ALIGNMENT == 0
+        and all(t.stride(axis) * t.element_size() % ALIGNMENT == 0 for axis in range(4) if axis != lane)
+        for t in tensors
+    )
+
+
+def _wide(tensors: tuple[Tensor, ...], axes: tuple[int, ...]) -> bool:
+    """Whether offsets along these axes exceed 32 bits; those along the others are always 64 bits wide."""
+    return any(sum((t.shape[axis] - 1) * t.stride(axis) for axis in axes) >= INT32 for t in tensors)

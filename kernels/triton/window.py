@@ -1,0 +1,217 @@
+"""Sums over the window and over the following channels, for one tile: the terms of the self-information.
+
+The centre of the window is never computed. A window is its middle row, then the rows above and below it in pairs:
+a loop, which for K = 3 is straight-line code, so that registers, code and compile time stay small for every K.
+Pads carry no branch either: a position beyond the border reads the nearest pixel, which every window that gets
+there holds anyway, and counts 0.
+"""
+
+# mypy: allow-untyped-decorators
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sia_layers.kernels.triton.common import LOG2E, channel, cyclic, extent, reach, sight
+
+UNROLLED = tl.constexpr(8)  # following channels
+
+
+@triton.jit
+def row_sum(
+    total, x, planes, h, w, p, H, W, sh, sw, factor,
+    CENTRE: tl.constexpr, DISTANCE: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr,
+):  # fmt: skip
+    """Add the window's row p to ``total``; CENTRE: the row that holds x itself, which is left out."""
+    rows, row_inside = reach(h, p, H, CENTRE, PADDING)
+    row, line = planes + rows * sh, tl.zeros(x.shape, tl.float32)
+    for q in tl.static_range(-(K // 2), K // 2 + 1):
+        if q != 0 or not CENTRE:
+            columns, column_inside = reach(w, q, W, q == 0, PADDING)
+            pixel = tl.load(row + columns * sw).to(tl.float32)
+            if PADDING == "zeros":
+                pixel = tl.where(row_inside * column_inside > 0, pixel, 0.0)
+            part = x - pixel
+            if not DISTANCE:
+                part = tl.exp2(part * part * factor)
+            line += part * column_inside if PADDING == "exclude" else part
+    return total + (line * row_inside if PADDING == "exclude" else line)
+
+
+@triton.jit
+def window_sum(x, planes, h, w, H, W, sh, sw, factor, DISTANCE: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr):
+    """Sum over the window of exp2((x_i - x_j)^2 factor), 1 for the centre; DISTANCE: of x_i - x_j."""
+    total = tl.full(x.shape, 0.0 if DISTANCE else 1.0, tl.float32)
+    total = row_sum(total, x, planes, h, w, 0, H, W, sh, sw, factor, True, DISTANCE, K, PADDING)
+    for p in tl.range(1, K // 2 + 1):
+        total = row_sum(total, x, planes, h, w, -p, H, W, sh, sw, factor, False, DISTANCE, K, PADDING)
+        total = row_sum(total, x, planes, h, w, p, H, W, sh, sw, factor, False, DISTANCE, K, PADDING)
+    return total
+
+
+@triton.jit
+def channel_sum(
+    x, sample, c, spot, C, sc, factor, DISTANCE: tl.constexpr, S: tl.constexpr, CHANNELS_LAST: tl.constexpr
+):  # fmt: skip
+    """The same over the S following channels."""
+    total = tl.full(x.shape, 0.0 if DISTANCE else 1.0, tl.float32)
+    for s in tl.range(1, S + 1, loop_unroll_factor=S if S <= UNROLLED else 1):
+        part = x - tl.load(channel(sample, c + s, C, sc, spot, CHANNELS_LAST)).to(tl.float32)
+        total += part if DISTANCE else tl.exp2(part * part * factor)
+    return total
+
+
+@triton.jit
+def row_square(
+    total, count, x, planes, h, w, p, H, W, sh, sw,
+    CENTRE: tl.constexpr, CAREFUL: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr,
+):  # fmt: skip
+    """Add the squared differences of the window's row p; CENTRE: of the right half of x's own row."""
+    rows, row_inside = reach(h, p, H, CENTRE, "exclude")
+    row, line, line_count = planes + rows * sh, tl.zeros(x.shape, tl.float32), tl.zeros(x.shape, tl.float32)
+    for q in tl.static_range(1 if CENTRE else -(K // 2), K // 2 + 1):
+        columns, times = reach(w, q, W, q == 0, "exclude")
+        difference = x - tl.load(row + columns * sw).to(tl.float32)
+        square = difference * difference
+        if PADDING == "replicate" or PADDING == "reflect":
+            seen = sight(rows, h, H, K // 2, PADDING) * sight(columns, w, W, K // 2, PADDING)
+            times *= seen + sight(h, rows, H, K // 2, PADDING) * sight(w, columns, W, K // 2, PADDING)
+        elif PADDING == "zeros":
+            times *= 2.0
+        if CAREFUL:
+            finite = square < float("inf")
+            square, times = tl.where(finite, square, 0.0), tl.where(finite, times, 0.0)
+        line += square * times
+        line_count += times
+    return total + line * row_inside, count + line_count * row_inside
+
+
+@triton.jit
+def window_square(x, planes, h, w, H, W, sh, sw, CAREFUL: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr):
+    """Sum of the window's (x_i - x_j)^2, and how many those are; CAREFUL: of the finite ones.
+
+    Each unordered pair is computed once, at its upper or left pixel, and counts as often as the two windows show
+    it; "exclude" halves both sums.
+    """
+    total, count = tl.zeros(x.shape, tl.float32), tl.zeros(x.shape, tl.float32)
+    total, count = row_square(total, count, x, planes, h, w, 0, H, W, sh, sw, True, CAREFUL, K, PADDING)
+    for p in tl.range(1, K // 2 + 1):
+        total, count = row_square(total, count, x, planes, h, w, p, H, W, sh, sw, False, CAREFUL, K, PADDING)
+    if not CAREFUL and (PADDING == "exclude" or PADDING == "zeros"):
+        count = tl.minimum(W - 1 - w, K // 2) + tl.minimum(H - 1 - h, K // 2) * extent(w, W, K // 2)
+        count *= 2.0 if PADDING == "zeros" else 1.0
+    if PADDING == "zeros":
+        square = x * x
+        times = K * K - extent(h, H, K // 2) * extent(w, W, K // 2)
+        if CAREFUL:
+            finite = square < float("inf")
+            square, times = tl.where(finite, square, 0.0), tl.where(finite, times, 0.0)
+        total += square * times
+        count += times
+    elif PADDING != "exclude":
+        own = sight(h, h, H, K // 2, PADDING) * sight(w, w, W, K // 2, PADDING) - 1.0
+        count += tl.where(tl.abs(x) < float("inf"), own, 0.0)
+    return total, count
+
+
+@triton.jit
+def channel_square(
+    x, sample, c, spot, C, sc, CAREFUL: tl.constexpr, S: tl.constexpr, CHANNELS_LAST: tl.constexpr
+):  # fmt: skip
+    """The same over the S following channels."""
+    total, count = tl.zeros(x.shape, tl.float32), tl.zeros(x.shape, tl.float32)
+    for s in tl.range(1, S + 1, loop_unroll_factor=S if S <= UNROLLED else 1):
+        difference = x - tl.load(channel(sample, c + s, C, sc, spot, CHANNELS_LAST)).to(tl.float32)
+        square = difference * difference
+        if CAREFUL:
+            finite = square < float("inf")
+            total += tl.where(finite, square, 0.0)
+            count += tl.where(finite, 1.0, 0.0)
+        else:
+            total += square
+    return total, count if CAREFUL else tl.full(x.shape, S, tl.float32)
+
+
+@triton.jit
+def row_pull(
+    total, x, share, planes, shares, h, w, p, H, W, sh, sw, uh, uw, factor,
+    CENTRE: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr,
+):  # fmt: skip
+    """Add what the window's row p pulls."""
+    rows, row_inside = reach(h, p, H, CENTRE, "exclude")
+    row, share_row, line = planes + rows * sh, shares + rows * uh, tl.zeros(x.shape, tl.float32)
+    for q in tl.static_range(-(K // 2), K // 2 + 1):
+        if q != 0 or not CENTRE:
+            columns, column_inside = reach(w, q, W, q == 0, "exclude")
+            pixel, weight = tl.load(row + columns * sw).to(tl.float32), tl.load(share_row + columns * uw)
+            if PADDING == "exclude":
+                weight += share
+            elif PADDING == "zeros":
+                inside = row_inside * column_inside > 0
+                pixel, weight = tl.where(inside, pixel, 0.0), share + tl.where(inside, weight, 0.0)
+            else:
+                weight *= sight(h, rows, H, K // 2, PADDING) * sight(w, columns, W, K // 2, PADDING)
+                weight += share * sight(rows, h, H, K // 2, PADDING) * sight(columns, w, W, K // 2, PADDING)
+            difference = x - pixel
+            part = weight * difference * tl.exp2(difference * difference * factor)
+            line += part if PADDING == "zeros" else part * column_inside
+    return total + (line if PADDING == "zeros" else line * row_inside)
+
+
+@triton.jit
+def window_pull(
+    x, share, planes, shares, h, w, H, W, sh, sw, uh, uw, scale, K: tl.constexpr, PADDING: tl.constexpr
+):  # fmt: skip
+    """Sum over the window of a_ij (u_i + u_j), each as often as i and j see each other."""
+    total, factor = tl.zeros(x.shape, tl.float32), -scale * LOG2E
+    total = row_pull(total, x, share, planes, shares, h, w, 0, H, W, sh, sw, uh, uw, factor, True, K, PADDING)
+    for p in tl.range(1, K // 2 + 1):
+        total = row_pull(total, x, share, planes, shares, h, w, -p, H, W, sh, sw, uh, uw, factor, False, K, PADDING)
+        total = row_pull(total, x, share, planes, shares, h, w, p, H, W, sh, sw, uh, uw, factor, False, K, PADDING)
+    return total * (2.0 * scale)
+
+
+@triton.jit
+def window_share(share, shares, h, w, H, W, uh, uw, K: tl.constexpr, PADDING: tl.constexpr):
+    """Gradient of the window's sum of x_i - x_j: u_i for every neighbour, less the u_j of those who see i."""
+    if PADDING == "exclude":
+        total = share * (extent(h, H, K // 2) * extent(w, W, K // 2) - 1.0)
+    else:
+        total = share * (K * K - sight(h, h, H, K // 2, PADDING) * sight(w, w, W, K // 2, PADDING))
+    for p in tl.range(-(K // 2), K // 2 + 1):
+        rows, row_inside = reach(h, p, H, False, "exclude")
+        row, line = shares + rows * uh, tl.zeros(share.shape, tl.float32)
+        for q in tl.static_range(-(K // 2), K // 2 + 1):
+            if q != 0 or p != 0:
+                columns, column_inside = reach(w, q, W, q == 0, "exclude")
+                line += tl.load(row + columns * uw) * column_inside * sight(w, columns, W, K // 2, PADDING)
+        total -= line * row_inside * sight(h, rows, H, K // 2, PADDING)
+    return total
+
+
+@triton.jit
+def channel_pull(
+    x, share, sample, shares, scales, c, spot, share_spot, C, sc, uc, S: tl.constexpr, CHANNELS_LAST: tl.constexpr
+):  # fmt: skip
+    """Gradient of the inter-channel term: what the following channels pull, and what the preceding ones do."""
+    scale = tl.load(scales + c)
+    own, other = tl.zeros(x.shape, tl.float32), tl.zeros(x.shape, tl.float32)
+    for s in tl.range(1, S + 1, loop_unroll_factor=S if S <= UNROLLED else 1):
+        difference = x - tl.load(channel(sample, c + s, C, sc, spot, CHANNELS_LAST)).to(tl.float32)
+        own += difference * tl.exp2(difference * difference * (-scale * LOG2E))
+        before = c + (C - s)
+        pull = tl.load(scales + cyclic(before, C))
+        difference = x - tl.load(channel(sample, before, C, sc, spot, CHANNELS_LAST)).to(tl.float32)
+        part = difference * tl.exp2(difference * difference * (-pull * LOG2E)) * (2.0 * pull)
+        other += part * tl.load(channel(shares, before, C, uc, share_spot, CHANNELS_LAST))
+    return own * (2.0 * scale) * share + other
+
+
+@triton.jit
+def channel_share(share, shares, c, share_spot, C, uc, S: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Gradient of the sum of x_k - x_{k+s} over the following channels."""
+    total = share * S
+    for s in tl.range(1, S + 1, loop_unroll_factor=S if S <= UNROLLED else 1):
+        total -= tl.load(channel(shares, c + (C - s), C, uc, share_spot, CHANNELS_LAST))
+    return total

@@ -1,0 +1,282 @@
+"""What only the Triton backend has: tiles, rounds of reduction, a grid of two axes, wide offsets, a lazy import.
+
+That it agrees with the reference and keeps the invariants is tested beside the other backends. Here its tiles are
+made so small that maps of a few pixels fill many of them, and the same checks run at real sizes on a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import GPU, serving
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import assert_near
+from strategies import Case, Map, cases, laid_out, options, values
+from torch import Tensor
+
+from sia_layers.kernels import reference
+from sia_layers.kernels import triton as backend
+from sia_layers.kernels.options import ESTIMATORS, PADDING_MODES, Options
+
+pytestmark = pytest.mark.usefixtures("poison")
+
+DEVICE = torch.device("cuda" if GPU else "cpu")
+FORWARD = 5e-6
+BACKWARD = 1e-5  # of the largest gradient
+EXAMPLES = 100 if GPU else 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _can_serve() -> None:
+    serving("triton")
+
+
+def modules() -> Any:
+    """The backend's modules that hold its constants."""
+    names = ("configs", "dispatch", "launch", "plan")
+    return [importlib.import_module(f"sia_layers.kernels.triton.{name}") for name in names]
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of a few pixels, sums added up in rounds, and a grid so narrow that it wraps."""
+    configs, _, launch, _ = modules()
+    monkeypatch.setattr(configs, "ELEMENTS", 16)
+    monkeypatch.setattr(configs, "FLAT_ELEMENTS", 8)
+    monkeypatch.setattr(configs, "LINE_BYTES", 8)
+    monkeypatch.setattr(configs, "SPREAD_TILES", 2)
+    monkeypatch.setattr(configs, "FINISH_ENTRIES", 4)
+    monkeypatch.setattr(configs, "FINISH_BLOCK", (2, 4))
+    monkeypatch.setattr(launch, "WIDEST_GRID", 7)
+
+
+def run_all(x: Tensor, grad: Tensor, chosen: Options, run: Any = backend) -> dict[str, Tensor]:
+    """Every result of every function, by name."""
+    info, scale = run.self_information(x, chosen)
+    found = {"info": info, "scale": scale}
+    found["gradient"] = run.self_information_backward(grad, x, scale, chosen)
+    for channel in ("excite", "mean"):
+        found["gated"], found[f"attended {channel}"] = run.attend(x, chosen, True, channel)
+        found[f"mean {channel}"] = mean = run.channel_mean(info, channel)
+        found[f"mean's gradient {channel}"] = run.channel_mean_backward(mean, info, channel)
+    gain = torch.tensor(0.3, device=x.device, dtype=x.dtype)
+    channel_gate = (mean / (1 + mean.abs())).to(x.dtype)
+    for base in (None, grad):
+        found[f"gate {base is not None}"] = run.gate(x, info, channel_gate, gain, base)
+        gradients = run.gate_backward(grad, x, info, channel_gate, gain, base, True)
+        found |= {f"gate {base is not None} {i}": gradient for i, gradient in enumerate(gradients)}
+    return found
+
+
+def check(x: Tensor, chosen: Options) -> None:
+    """All functions on x and on a float64 copy of it in the reference."""
+    grad = torch.randn(x.shape).to(x)
+    found, expected = run_all(x, grad, chosen), run_all(x.double().cpu(), grad.double().cpu(), chosen, reference)
+    half = 0.0 if x.dtype == torch.float32 else torch.finfo(x.dtype).eps
+    for name, result in found.items():
+        largest = expected[name].abs().max().item() if expected[name].numel() else 0.0
+        unit = BACKWARD if "gradient" in name or "gate" in name else FORWARD
+        # What starts from the half-precision map of I differs by its rounding as well.
+        rounding = half * largest * (4 if name.startswith(("gate ", "mean")) else 1)
+        assert_near(result, expected[name], unit * max(1.0, largest) + rounding)
+
+
+small = cases(
+    options(kernel_sizes=(1, 3, 5, 9), padding_modes=PADDING_MODES),
+    sides=st.integers(1, 7),
+    channels=st.sampled_from((1, 2, 3, 4, 8)),
+    samples=st.integers(1, 2),
+    contents=("normal", "far", "flat_planes"),
+    largest=128,
+)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_many_small_tiles() -> None:
+    @settings(max_examples=EXAMPLES)
+    @given(small)
+    def holds(case: Case) -> None:
+        if case.options.estimator == "kde":
+            check(case.map.make(DEVICE), case.options)
+
+    holds()
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+def test_every_form_in_small_tiles(estimator: str, padding_mode: str) -> None:
+    chosen = Options(kernel_size=3, estimator=estimator, padding_mode=padding_mode, inter_channels=2)
+    for layout in ("contiguous", "channels_last"):
+        check(Map((1, 4, 4, 5), layout=layout).make(DEVICE), chosen)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+def test_wide_offsets_give_the_same_bits(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, grad = laid_out(values((2, 4, 5, 6)).float(), layout).to(DEVICE), values((2, 4, 5, 6)).float().to(DEVICE)
+    found = run_all(x, grad, Options())
+    monkeypatch.setattr(modules()[3], "INT32", 1)
+    assert modules()[3].window_plan(x).wide
+    for name, result in run_all(x, grad, Options()).items():
+        assert torch.equal(result, found[name]), name
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "offset", "channels_last_cropped", "transposed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_sample_alone_gives_the_bits_of_the_batch(layout: str, dtype: torch.dtype) -> None:
+    x, grad = laid_out(values((3, 8, 4, 5)).to(dtype), layout).to(DEVICE), values((3, 8, 4, 5)).to(DEVICE, dtype)
+    batch, again, alone = (
+        run_all(x, grad, Options()),
+        run_all(x, grad, Options()),
+        run_all(x[1:2], grad[1:2], Options()),
+    )
+    for name, result in batch.items():
+        assert torch.equal(result, again[name]), name
+        sample = result[:, 1:2] if name == "scale" else result[1:2]
+        assert torch.equal(sample, alone[name]), name
+
+
+def test_aligned_channels_are_loaded_together() -> None:
+    plan = modules()[3]
+    aligned = torch.empty(2, 8, 5, 5).to(memory_format=torch.channels_last)
+    assert plan.window_plan(aligned).tiling.vector == 4
+    assert plan.window_plan(aligned[:, 1:5]).tiling.vector == 0
+    assert plan.window_plan(torch.empty(2, 6, 5, 5).to(memory_format=torch.channels_last)).tiling.vector == 0
+    assert plan.flat_plan(torch.empty(2, 3, 4, 5)).tiling.vector == 4
+    assert plan.flat_plan(torch.empty(2, 3, 3, 5)).tiling.vector == 0
+
+
+def test_attending_writes_no_map_of_information() -> None:
+    dispatch, launch = modules()[1:3]
+    x = torch.empty(2, 3, 64, 64, device="meta")
+    with launch.noted() as launches:
+        dispatch.attend(x, Options(), True, "excite")
+    maps = [
+        name
+        for each in launches
+        for name, value in each.arguments.items()
+        if isinstance(value, Tensor) and value.numel() >= x.numel() and value is not x
+    ]
+    assert maps == ["gated"]
+    assert [each.kernel.__name__ for each in launches] == ["spread", "information", "finish"]
+
+
+@pytest.mark.skipif(GPU, reason="counts what the interpreter does")
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_exponentials_per_output(kernel_size: int, channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    counts: list[int] = []
+    exp2: Callable[..., Any] = interpreter.InterpreterBuilder.create_exp2
+
+    def counted(builder: Any, argument: Any) -> Any:
+        counts.append(argument.data.size)
+        return exp2(builder, argument)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_exp2", counted)
+    x = values((1, 16, 16, 16)).float()[:, : 16 if channels_last else 1]
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    backend.self_information(x, Options(kernel_size, inter_channels=0))
+    assert sum(counts) == (kernel_size**2 - 1) * x.numel()
+    counts.clear()
+    backend.self_information(x, Options(kernel_size, inter_channels=3))
+    steps = 3 if channels_last else 0
+    assert sum(counts) == (kernel_size**2 - 1 + steps) * x.numel()
+
+
+def test_importing_it_does_not_import_triton() -> None:
+    code = (
+        "import sys, sia_layers.kernels.triton as t; t.refuses(__import__('torch').zeros(1, 1, 2, 2)); "
+        "assert 'triton' not in sys.modules, 'triton'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_refusals_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1, 1, 2, 2)
+    assert "float64" in str(backend.refuses(x.double()))
+    assert "meta" in str(backend.refuses(x.to("meta")))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "cpu" in str(backend.refuses(x))
+    if not GPU:
+        assert "no CUDA or ROCm device" in str(backend.unavailable())
+
+
+def test_a_broken_triton_says_what_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(error: Exception) -> Callable[[str], Any]:
+        def load(name: str) -> Any:
+            raise error
+
+        return load
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    missing = ModuleNotFoundError("No module named 'triton'", name="triton")
+    for error, reason in (
+        (missing, "pip install 'sia-layers[triton]'"),
+        (ModuleNotFoundError("No module named 'numpy'", name="numpy"), "No module named 'numpy'"),
+        (ImportError("libtriton.so: undefined symbol: x"), "undefined symbol: x"),
+        (OSError("cannot load libcuda.so.1"), "OSError: cannot load libcuda.so.1"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(backend.importlib, "import_module", failing(error))
+            assert reason in str(backend.unavailable())
+
+
+# --- On a device, at real sizes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "channels_last_cropped"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernel_size", [3, 7, 11])
+def test_real_sizes(layout: str, dtype: torch.dtype, kernel_size: int) -> None:
+    for shape in ((4, 32, 95, 95), (2, 56, 48, 48), (2, 160, 24, 24), (1, 3, 517, 1030)):
+        check(laid_out(values(shape).to(DEVICE, dtype), layout), Options(kernel_size))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+def test_every_form_at_real_size(estimator: str, padding_mode: str) -> None:
+    for layout in ("contiguous", "channels_last"):
+        check(Map((2, 24, 70, 90), layout=layout).make(DEVICE), Options(5, estimator=estimator, padding_mode=padding_mode))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(40, 3, 4500, 4200), (1, 1, 46400, 46400), (3, 64, 3400, 3400)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_offsets_beyond_32_bits(shape: tuple[int, int, int, int], channels_last: bool) -> None:
+    """The last corner of a map of more than 2^31 elements, against the same pixels on their own."""
+    elements = shape[0] * shape[1] * shape[2] * shape[3]
+    assert elements > 2**31
+    if torch.cuda.mem_get_info()[0] < 5 * 2 * elements + 2**32:
+        pytest.skip(f"needs {(5 * 2 * elements + 2**32) / 2**30:.0f} GiB of free memory on the device")
+    chosen = Options(3, adaptive=False)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.empty(shape, dtype=torch.bfloat16, device=DEVICE, memory_format=memory_format).normal_()
+    corner, inner = x[-1:, :, -70:, -70:].contiguous(), (slice(None), slice(None), slice(1, None), slice(1, None))
+    info, scale = backend.self_information(x, chosen)
+    expected, _ = backend.self_information(corner, chosen)
+    assert torch.equal(info[-1:, :, -70:, -70:][inner], expected[inner])
+    gradient = backend.self_information_backward(x, x, scale, chosen)
+    expected = backend.self_information_backward(corner, corner, scale[:, -1:], chosen)
+    assert torch.equal(gradient[-1:, :, -68:, -68:], expected[:, :, 2:, 2:])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second device")
+def test_kernels_run_where_their_tensors_are() -> None:
+    x = values((2, 8, 33, 35)).float()
+    info, _ = backend.self_information(x.to("cuda:1"), Options())
+    assert info.device == torch.device("cuda:1")
+    assert_near(info, reference.self_information(x.double(), Options())[0], FORWARD)
