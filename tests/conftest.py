@@ -1,0 +1,86 @@
+"""What the tests share: the backends that can serve here, poisoned memory, seeds and hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from sia_layers.kernels import backends
+
+GPU = torch.cuda.is_available()
+if not GPU:
+    # Triton's interpreter lets its kernels serve CPU tensors; the variable is read when triton is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
+settings.register_profile("local", max_examples=40, **COMMON)
+settings.register_profile("thorough", max_examples=2000, **COMMON)
+settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **COMMON)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+class Backend(NamedTuple):
+    """A backend that serves in this process, and where its tensors live."""
+
+    name: str
+    kernels: ModuleType
+    device: torch.device
+
+    @property
+    def interpreted(self) -> bool:
+        """Whether it is so slow that only a few tiny maps can be afforded."""
+        return self.name == "triton" and self.device.type == "cpu"
+
+
+def serving(name: str) -> Backend:
+    """The backend of that name; skips the test, with the backend's own reason, where it cannot serve."""
+    reason = backends.unavailable(name)
+    if reason is not None:
+        pytest.skip(f"backend {name!r}: {reason}")
+    return Backend(name, backends.load(name), torch.device("cuda" if name == "triton" and GPU else "cpu"))
+
+
+@pytest.fixture(scope="session", params=backends.BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Every backend in turn."""
+    return serving(request.param)
+
+
+@pytest.fixture(scope="session", params=[name for name in backends.BACKENDS if name != "reference"])
+def kernel_backend(request: pytest.FixtureRequest) -> Backend:
+    """Every backend but the reference in turn."""
+    return serving(request.param)
+
+
+@pytest.fixture(scope="module")
+def poison() -> Iterator[None]:
+    """Fill freshly allocated tensors with NaN, so that what is read before it is written shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> Iterator[None]:
+    """Every test starts from one seed and leaves torch's thread count as it found it."""
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not GPU and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA or ROCm device, and torch sees none"))
