@@ -12,6 +12,8 @@
 
 #include "pairs.h"
 
+#include "take.h"
+
 #include "forward.h"
 
 #include "backward.h"

@@ -18,17 +18,17 @@ INLINE vf pair_value(int mode, vf d, vf exponent, vf ui, const float *u)
     return mode == DENSITIES ? density : d * density * (ui + load(u));
 }
 
-/* Adds the pairs of one pixel with those that follow it in reading order, `left` to `right` columns away and up to
+/* Adds the pairs of one pixel with those that follow it in reading order, `left` to `right` columns away and `first` to
  * `below` rows; the offsets lead to these rows in the rings. */
 INLINE void visit_pixel(int mode, int masked, const tile *t, int64_t row, int64_t column, int64_t left, int64_t right,
-                        int64_t below, vf exponent)
+                        int64_t first, int64_t below, vf exponent)
 {
     const int64_t column_at = column * VL;
     float *home = t->e + t->offset[0] + column_at;
     vf xi = load(t->x + t->x_offset[0] + column_at), ui = xi, total = load(home);
     if (mode == PULLS)
         ui = load(t->u + t->offset[0] + column_at);
-    for (int64_t down = 0; down <= below; down++) {
+    for (int64_t down = first; down <= below; down++) {
         const float *x = t->x + t->x_offset[down] + column_at;
         const float *u = mode == PULLS ? t->u + t->offset[down] + column_at : x;
         float *e = t->e + t->offset[down] + column_at;
@@ -48,15 +48,16 @@ INLINE void visit_pixel(int mode, int masked, const tile *t, int64_t row, int64_
 }
 
 /* visit_pixel for a whole row; a constant `radius` lets the compiler unroll the window. */
-INLINE void visit_columns(int mode, int masked, const tile *t, int64_t row, int64_t below, int64_t radius, vf exponent)
+INLINE void visit_columns(int mode, int masked, const tile *t, int64_t row, int64_t first, int64_t below, int64_t radius,
+                          vf exponent)
 {
-    const int64_t width = t->p->width, first = smaller(radius, width), last = larger(first, width - radius);
-    for (int64_t j = 0; j < first; j++)
-        visit_pixel(mode, masked, t, row, j, -j, smaller(radius, width - 1 - j), below, exponent);
-    for (int64_t j = first; j < last; j++)
-        visit_pixel(mode, masked, t, row, j, -radius, radius, below, exponent);
-    for (int64_t j = last; j < width; j++)
-        visit_pixel(mode, masked, t, row, j, -smaller(radius, j), width - 1 - j, below, exponent);
+    const int64_t width = t->p->width, start = smaller(radius, width), end = larger(start, width - radius);
+    for (int64_t j = 0; j < start; j++)
+        visit_pixel(mode, masked, t, row, j, -j, smaller(radius, width - 1 - j), first, below, exponent);
+    for (int64_t j = start; j < end; j++)
+        visit_pixel(mode, masked, t, row, j, -radius, radius, first, below, exponent);
+    for (int64_t j = end; j < width; j++)
+        visit_pixel(mode, masked, t, row, j, -smaller(radius, j), width - 1 - j, first, below, exponent);
 }
 
 /* visit_columns for radius 1 and one row below. The sums of three neighbouring pixels stay in registers. */
@@ -102,10 +103,11 @@ INLINE void visit_narrow(int mode, const tile *t, vf exponent)
     store(e1 + (width - 1) * VL, left);
 }
 
-/* The pairs of a row with itself and the rows below. */
+/* The pairs of a row with itself and the rows below; of rows in the halo, only those with rows of the strip. */
 INLINE void visit_row(int mode, tile *t, int64_t row)
 {
     const int64_t radius = t->p->radius, below = smaller(radius, t->p->rows - 1 - row);
+    const int64_t first = larger(0, t->p->halo - row);
     const vf exponent = load(t->exponent);
     int masked = 0;
     for (int64_t down = 0; down <= below; down++) {
@@ -114,13 +116,13 @@ INLINE void visit_row(int mode, tile *t, int64_t row)
         masked |= !t->whole[row + down];
     }
     if (masked)
-        visit_columns(mode, 1, t, row, below, radius, exponent);
-    else if (radius == 1 && below == 1)
+        visit_columns(mode, 1, t, row, first, below, radius, exponent);
+    else if (radius == 1 && below == 1 && first == 0)
         visit_narrow(mode, t, exponent);
     else if (radius == 3)
-        visit_columns(mode, 0, t, row, below, 3, exponent);
+        visit_columns(mode, 0, t, row, first, below, 3, exponent);
     else
-        visit_columns(mode, 0, t, row, below, radius, exponent);
+        visit_columns(mode, 0, t, row, first, below, radius, exponent);
 }
 
 static void visit(int mode, tile *t, int64_t row)
@@ -135,16 +137,19 @@ static void visit(int mode, tile *t, int64_t row)
         visit_row(PULLS, t, row);
 }
 
-/* Sum over the pairs of a row with itself and the rows below of d^2, each pair once: SQUARES without the map. */
-INLINE vf sum_squares(tile *t, int64_t row)
+/* SQUARES without the map, for tiles without padding: the sum over the pairs of a row with itself and the rows below,
+ * each pair once for either end that lies in the strip. */
+INLINE vf sum_squares(const tile *t, int64_t row)
 {
-    const int64_t radius = t->p->radius, below = smaller(radius, t->p->rows - 1 - row), width = t->p->width;
-    vf total[4] = {{0}};
-    for (int64_t down = 0; down <= below; down++) {
+    const plan *p = t->p;
+    const int64_t below = smaller(p->radius, p->rows - 1 - row), width = p->width, reach = smaller(p->radius, width - 1);
+    vf sum = splat(0);
+    for (int64_t down = larger(0, p->halo - row); down <= below; down++) {
         const float *here = t->x + x_ring_offset(t, row), *there = t->x + x_ring_offset(t, row + down);
-        for (int64_t shift = down ? -smaller(radius, width - 1) : 1; shift <= smaller(radius, width - 1); shift++) {
-            const int64_t from = larger(0, -shift), to = width - larger(0, shift);
-            int64_t j = from;
+        vf total[4] = {{0}};
+        for (int64_t shift = down ? -reach : 1; shift <= reach; shift++) {
+            const int64_t to = width - larger(0, shift);
+            int64_t j = larger(0, -shift);
             for (; j + 4 <= to; j += 4)
                 for (int i = 0; i < 4; i++) {
                     vf d = load(here + (j + i) * VL) - load(there + (j + i + shift) * VL);
@@ -155,6 +160,10 @@ INLINE vf sum_squares(tile *t, int64_t row)
                 total[0] += d * d;
             }
         }
+        vf pairs = (total[0] + total[1]) + (total[2] + total[3]);
+        if (!t->whole[row] || !t->whole[row + down])
+            pairs *= load(t->mask + row * VL) * load(t->mask + (row + down) * VL);
+        sum += pairs * (float)(in_strip(p, row) + in_strip(p, row + down));
     }
-    return (total[0] + total[1]) + (total[2] + total[3]);
+    return sum;
 }

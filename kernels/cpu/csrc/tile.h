@@ -41,16 +41,18 @@ INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* How many strips to cut a plane into: few lost lanes, little halo, and at least 8 groups of work where that is
- * nearly free. It depends on the sample's shape alone, so that a sample's result does not depend on its batch. */
-static int64_t choose_strips(int64_t c, int64_t h, int64_t radius)
+/* How many strips to cut a plane into: few lost lanes, little halo, and enough groups of lanes for many threads where
+ * that is nearly free. It depends on the sample's shape alone, so that its result depends on neither batch nor threads. */
+static int64_t choose_strips(int64_t c, int64_t h, int64_t w, int64_t radius)
 {
+    const int64_t most = larger(1, h / larger(8, 4 * radius));
+    const double wanted = h * w > KEPT_PIXELS ? 16 : 1, parted = h * w > KEPT_PIXELS ? 1.05 : 1.3;
     int64_t best = 1;
     double least = 0;
-    for (int64_t strips = 1; strips <= larger(1, h / larger(8, 4 * radius)); strips++) {
-        double groups = (double)divide_up(c * strips, VL);
-        double rows = (double)divide_up(h, strips) + (strips > 1 ? 1.5 * (double)radius : 0);
-        double cost = groups * rows * (1 + 0.1 * (groups < 8 ? (8 - groups) / 8 : 0));
+    for (int64_t strips = 1; strips <= most; strips++) {
+        const double groups = (double)divide_up(c * strips, VL);
+        const double rows = (double)divide_up(h, strips) + (strips > 1 ? (double)radius : 0);
+        const double cost = groups * rows * (strips > 1 ? parted : 1) * (groups < wanted ? 1.25 - 0.25 * groups / wanted : 1);
         if (strips == 1 || cost < least) {
             least = cost;
             best = strips;
@@ -65,7 +67,7 @@ static plan make_plan(const sia_options *options, const sia_map *x, int backward
     p.radius = options->kernel_size / 2;
     p.neighbours = larger(0, smaller(options->inter_channels, p.c - 1));
     p.by_channel = x->stride[1] == 1 && x->stride[3] != 1 && 2 * p.c > VL;
-    p.strips = backward || p.by_channel ? 1 : choose_strips(p.c, p.h, p.radius);
+    p.strips = backward || p.by_channel ? 1 : choose_strips(p.c, p.h, p.w, p.radius);
     p.strip_rows = divide_up(p.h, p.strips);
     p.lanes = p.c * p.strips;
     p.groups = divide_up(p.lanes, VL);
@@ -118,6 +120,8 @@ static int open_tile(tile *t, const plan *p, int64_t sample, int64_t group, int 
 /* Where a row of the tile starts in its rings of sums and weights, which hold two chunks, and in that of pixels. */
 INLINE int64_t ring_offset(const tile *t, int64_t row) { return row % (2 * t->p->chunk) * t->p->width * VL; }
 INLINE int64_t x_ring_offset(const tile *t, int64_t row) { return row % t->p->kept * t->p->width * VL; }
+
+INLINE int in_strip(const plan *p, int64_t row) { return row >= p->halo && row < p->halo + p->strip_rows; }
 
 /* The address of a pixel in column 0, or NULL in an absent map. */
 INLINE char *pixel(const sia_map *map, int64_t n, int64_t c, int64_t h)
@@ -206,12 +210,24 @@ INLINE void pad_columns(const plan *p, float *row)
     }
 }
 
+/* Whether rows from .. to - 1 of the tile follow each other in every lane's plane, with nothing beyond its border. */
+INLINE int all_whole(const tile *t, int64_t from, int64_t to)
+{
+    const plan *p = t->p;
+    if (p->pad)
+        return 0;
+    for (int64_t row = from; row < to; row++)
+        if (!t->whole[row])
+            return 0;
+    return 1;
+}
+
 /* Loads rows from .. to - 1 of the tile. */
 INLINE void load_rows_as(tile *t, const sia_map *map, int64_t from, int64_t to, int dtype)
 {
     const plan *p = t->p;
     const char *src[VL];
-    int at_once = p->halo == 0 && is_flat(map, p->w);
+    const int at_once = is_flat(map, p->w) && all_whole(t, from, to);
     for (int64_t row = from; row < to; row = at_once ? to : row + 1) {
         for (int l = 0; l < VL; l++) {
             int64_t at = source_index(p, t->start[l] + row - p->halo, p->h);
