@@ -20,14 +20,13 @@ from sia_layers.kernels.cpu import library
 def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of every run in every round. Rounds go A B C A B C ..., so that drift of a shared machine cancels.
 
-    Each run goes once unmeasured before its first measured round.
+    In each round a run goes once unmeasured first, so that it does not pay for what the one before left in the caches.
     """
-    for run in runs.values():
-        run()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for done in range(rounds):
         print(f"\r  round {done + 1} of {rounds}", end="", file=sys.stderr, flush=True)
         for name, run in runs.items():
+            run()
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

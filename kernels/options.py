@@ -138,7 +138,7 @@ def as_float(name: str, value: Any) -> float:
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
     number = float(value)
-    if not math.isfinite(number):
+    if not -math.inf < number < math.inf:  # what torch.compile can trace of math.isfinite
         raise ValueError(f"{name} must be finite, got {number}")
     return number
 

@@ -17,7 +17,6 @@ No tensor here has K^2 times the size of the map: every loop adds one shifted ma
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -215,10 +214,11 @@ def attend(x: Tensor, options: Options, spatial: bool, channel: str) -> tuple[Te
 
 def channel_mean_backward(grad: Tensor, info: Tensor, channel: str) -> Tensor:
     """Gradient of :func:`channel_mean` for ``info``."""
-    with torch.enable_grad():
-        leaf = info.detach().requires_grad_()
-        mean = channel_mean(leaf, channel)
-    return torch.autograd.grad(mean, leaf, grad)[0]
+    wide = info.to(wide_dtype(info.dtype))
+    share = grad.to(wide.dtype)[..., None, None] / (info.shape[2] * info.shape[3])
+    if channel == "mean":
+        share = share / (1 + 0.1 * torch.exp(wide))
+    return share.expand_as(info).to(info.dtype, copy=True)
 
 
 def gate_backward(
@@ -236,23 +236,26 @@ def gate_backward(
     the gain comes as its sum over each plane, (N, C) in the arithmetic's dtype: add them up.
     """
     wide = wide_dtype(x.dtype)
-    planes = None if gain is None else gain.to(wide).expand(x.shape[:2])
-    given = (x, info, channel_gate, planes, base)
-    asked = (True, info_grad, True, True, gain is not None)
-    leaves = [
-        None if tensor is None else tensor.detach().to(wide, copy=True).requires_grad_(ask)
-        for tensor, ask in zip(given, asked, strict=True)
-    ]
-    with torch.enable_grad():
-        spread = None if leaves[3] is None else leaves[3][..., None, None]
-        gated = gate(cast(Tensor, leaves[0]), leaves[1], leaves[2], spread, leaves[4])
-    wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-    found = iter(torch.autograd.grad(gated, wanted, grad.to(wide)))
-    dx, dinfo, dgate, dgain, dbase = (
-        x.new_empty(0) if tensor is None or leaf is None or not leaf.requires_grad else next(found).to(tensor.dtype)
-        for tensor, leaf in zip(given, leaves, strict=True)
-    )
-    return dx, dinfo, dgate, dgain, dbase
+    dinfo, dgate, dgain, dbase = (x.new_empty(0) for _ in range(4))
+    grad, source = grad.to(wide), x.to(wide)
+    bell = torch.zeros_like(source) if info is None else torch.sigmoid(info.to(wide))
+    spatial = torch.ones_like(source) if info is None else 1 + bell
+    across = torch.ones_like(source[..., :1, :1]) if channel_gate is None else channel_gate.to(wide)[..., None, None]
+    weight = grad.new_ones(()) if gain is None else gain.to(wide)
+    grad_gated = weight * grad
+    dx = grad_gated * spatial * across
+    if gain is not None:
+        start = source if base is None else base.to(wide)
+        dgain = (grad * (source * spatial * across - start)).sum((2, 3))
+        if base is None:
+            dx = dx + (1 - weight) * grad
+        else:
+            dbase = ((1 - weight) * grad).to(base.dtype)
+    if info is not None and info_grad:
+        dinfo = (grad_gated * source * across * bell * (1 - bell)).to(info.dtype)
+    if channel_gate is not None:
+        dgate = (grad_gated * source * spatial).sum((2, 3)).to(channel_gate.dtype)
+    return dx.to(x.dtype), dinfo, dgate, dgain, dbase
 
 
 def _empty_scale(x: Tensor, options: Options) -> Tensor:
@@ -285,10 +288,9 @@ def _offsets(options: Options) -> list[tuple[int, int]]:
 
 
 def _window(x: Tensor, options: Options) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every other pixel of the window: its value, like ``x``, and 1 where it counts, (1, 1, H, W)."""
-    padded = _pad(x, options)
-    inside = _pad(torch.ones_like(x[:1, :1]), options._replace(padding_mode="zeros"))
-    everywhere = torch.ones_like(x[:1, :1])
+    """Every other pixel of the window: its value, like ``x``, and 1 where it counts, (1, 1, H, W), else 0."""
+    padded, everywhere = _pad(x, options), torch.ones_like(x[:1, :1])
+    inside = _pad(everywhere, options._replace(padding_mode="zeros"))
     for shift in _offsets(options):
         yield _at(padded, shift, x), _at(inside, shift, x) if options.padding_mode == "exclude" else everywhere
 
@@ -305,13 +307,20 @@ def _at(padded: Tensor, shift: tuple[int, int], x: Tensor) -> Tensor:
 
 
 def _pad(x: Tensor, options: Options) -> Tensor:
-    mode = "constant" if options.padding_mode in ("exclude", "zeros") else options.padding_mode
+    # What is excluded does not count, but must be no further away than what does: 0 times an overflow is NaN.
+    mode = {"zeros": "constant", "exclude": "replicate"}.get(options.padding_mode, options.padding_mode)
     return F.pad(x, [options.radius] * 4, mode=mode) if options.radius else x
 
 
 def _pad_backward(grad: Tensor, x: Tensor, options: Options) -> Tensor:
-    """Adjoint of :func:`_pad`."""
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        padded = _pad(leaf, options)
-    return torch.autograd.grad(padded, leaf, grad)[0] if options.radius else grad
+    """Adjoint of :func:`_pad`: what lies beyond the border is given to the pixels that it is a copy of."""
+    radius, copies = options.radius, options.padding_mode in ("replicate", "reflect")
+    for axis in (2, 3):
+        size = x.shape[axis]
+        inner = grad.narrow(axis, radius, size).clone()
+        for step in range(1, radius + 1 if copies else 1):
+            reach = step if options.padding_mode == "reflect" else 0
+            inner.select(axis, reach).add_(grad.select(axis, radius - step))
+            inner.select(axis, size - 1 - reach).add_(grad.select(axis, radius + size - 1 + step))
+        grad = inner
+    return grad

@@ -80,15 +80,15 @@ class SIAggregation(nn.Module):
         Raises:
             TypeError, ValueError: not as many maps as expected, or one that is no floating map of its channels.
         """
+        if len(size) != 2:
+            raise ValueError(f"size must be the height and the width of the later map, got {tuple(size)}")
         if len(infos) != len(self.in_channels):
             raise ValueError(f"infos must hold a map for each of in_channels={self.in_channels}, got {len(infos)} maps")
         for i, (info, number) in enumerate(zip(infos, self.in_channels, strict=True)):
             check_map(info, f"infos[{i}]")
             if not ops.tracing() and info.shape[1] != number:
                 raise ValueError(f"infos[{i}] must have {number} channels, got shape {tuple(info.shape)}")
-        pooled = [
-            max_pool_to(projection(info), size) for projection, info in zip(self.projections, infos, strict=True)
-        ]
+        pooled = [max_pool_to(projection(info), size) for projection, info in zip(self.projections, infos, strict=True)]
         return sum(pooled[1:], start=pooled[0])
 
     def extra_repr(self) -> str:

@@ -213,9 +213,12 @@ class SIAttention(nn.Module):
             TypeError, ValueError: ``x`` or ``aggregate`` is no floating map of the right shape.
         """
         source = self._source(x, aggregate)
-        learns = source.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
-        # Spelt out, it is the same operations whether or not a gradient is needed.
-        if ops.spelt_out() or (learns and torch.is_grad_enabled()):
+        # No parameter comes before I: it is needed only for the gradient of the map. (A graph for others holds the
+        # same operations whether or not it is to learn.)
+        learns = source.requires_grad and torch.is_grad_enabled()
+        # Half the range of float16 is too little for x (1 + sigmoid(I)), where a gain of 0 must give x back.
+        overflows = source.dtype == torch.float16 and self.gain is not None
+        if ops.spelt_out() or learns or overflows:
             return self._attend(source, x)[0]
         gated, mean = ops.attend(source, self.options, self.spatial, self.channel or "", self.backend)
         return self._gated(gated if self.spatial else source, None, mean, x)
@@ -266,9 +269,8 @@ class SIAttention(nn.Module):
     def extra_repr(self) -> str:
         """The channels, the gates, and what is not as by default."""
         return _listed(
-            f"channels={self.channels}, {_options_repr(self.options)}",
+            f"channels={self.channels}, {_options_repr(self.options)}, channel={self.channel!r}",
             spatial=None if self.spatial else False,
-            channel=str(self.channel),
             detach=None if self.detach else False,
             gain=self.initial_gain,
             backend=self.backend,

@@ -98,6 +98,7 @@ def options(
     estimators: tuple[str, ...] = ESTIMATORS,
     padding_modes: tuple[str, ...] = PADDING_MODES,
     adaptive: tuple[bool, ...] = (True, False),
+    inter_weights: tuple[float, ...] = (0.5, 0.0, 1.0, 2.0, -0.25),
 ) -> st.SearchStrategy[Options]:
     """Any options; reflection is only for maps larger than the radius."""
     return st.builds(
@@ -107,7 +108,7 @@ def options(
         adaptive=st.sampled_from(adaptive),
         estimator=st.sampled_from(estimators),
         inter_channels=st.integers(0, 7),
-        inter_weight=st.sampled_from((0.5, 0.0, 1.0, 2.0, -0.25)),
+        inter_weight=st.sampled_from(inter_weights),
         padding_mode=st.sampled_from(padding_modes),
     )
 

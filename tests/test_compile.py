@@ -64,12 +64,11 @@ def test_training(keywords: dict[str, Any]) -> None:
         torch.testing.assert_close(compiled(layer)(x), layer(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("keywords", [LAYERS[1], LAYERS[2]], ids=str)
-def test_training_with_inductor(keywords: dict[str, Any]) -> None:
-    layer = SIAttention(8, **keywords)
-    expected = steps(copy.deepcopy(layer))
-    assert_same(steps(compiled(layer, "inductor")), expected, 1e-4)
+def test_training_with_inductor() -> None:
+    """One layer of operators, and one that the compiler may fuse."""
+    layers = nn.Sequential(SIAttention(8, detach=False), SIAttention(8, backend="reference", inter_channels=1))
+    expected = steps(copy.deepcopy(layers), SIZES[:1])
+    assert_same(steps(compiled(layers, "inductor"), SIZES[:1]), expected, 1e-4)
 
 
 class Net(nn.Module):
@@ -90,11 +89,11 @@ def test_training_of_a_network() -> None:
 
 
 def test_one_graph_serves_every_size() -> None:
-    counter = CompileCounterWithBackend("aot_eager")
-    layer = compiled(SIAttention(8), counter, dynamic=True)
-    for rows in range(4, 9):
-        layer(torch.randn(rows - 2, 8, rows, rows + 3, requires_grad=True)).sum().backward()
-    assert counter.frame_count == 1
+    layer = compiled(SIAttention(8), dynamic=True)
+    layer(torch.randn(2, 8, 4, 7, requires_grad=True)).sum().backward()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for rows in range(5, 9):
+            layer(torch.randn(rows - 2, 8, rows, rows + 3, requires_grad=True)).sum().backward()
 
 
 def test_the_graph_holds_the_operators() -> None:

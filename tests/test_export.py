@@ -22,12 +22,12 @@ DYNAMIC = {0: Dim("samples"), 2: 4 * Dim("rows", min=2, max=64), 3: 4 * Dim("col
 class Net(nn.Module):
     """Two layers of both kinds, the second with the first one's map handed on."""
 
-    def __init__(self, **keywords: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.early = SIAttention(4, gain=0.5, **keywords)
+        self.early = SIAttention(4, gain=0.5)
         self.conv = nn.Conv2d(4, 8, 3, 2, 1)
         self.aggregation = SIAggregation([4], 8)
-        self.late = SIAttention(8, channel="mean", **keywords)
+        self.late = SIAttention(8, detach=False, inter_channels=2)
 
     def forward(self, x: Tensor) -> Tensor:
         x, info = self.early.attend(x)
@@ -35,16 +35,16 @@ class Net(nn.Module):
         return self.late(x, self.aggregation([info], x.shape[2:]))  # type: ignore[no-any-return]
 
 
-FORMS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "distance": {"estimator": "distance", "padding_mode": "replicate"},
-    "reflect": {"padding_mode": "reflect", "adaptive": False, "kernel_size": 5},
+MAKERS = {
+    "net": Net,
+    "distance": lambda: SIAttention(4, estimator="distance", padding_mode="replicate", channel="mean"),
+    "reflect": lambda: SIAttention(4, padding_mode="reflect", adaptive=False, spatial=False),
 }
 
 
-@pytest.fixture(params=FORMS)
-def net(request: pytest.FixtureRequest) -> Net:
-    return Net(**FORMS[request.param]).eval()
+@pytest.fixture(params=MAKERS)
+def net(request: pytest.FixtureRequest) -> nn.Module:
+    return MAKERS[request.param]().eval()
 
 
 def assert_same(found: Tensor, net: nn.Module, x: Tensor) -> None:
@@ -62,7 +62,7 @@ def operators(program: torch.export.ExportedProgram) -> set[str]:
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
-def test_export(net: Net, strict: bool) -> None:
+def test_export(net: nn.Module, strict: bool) -> None:
     x = torch.rand(SIZE)
     program = torch.export.export(net, (x,), strict=strict)
     assert operators(program) and all(name.startswith("aten.") for name in operators(program))
@@ -70,7 +70,7 @@ def test_export(net: Net, strict: bool) -> None:
 
 
 @pytest.mark.parametrize("grad", [False, True])
-def test_export_of_any_size(net: Net, grad: bool) -> None:
+def test_export_of_any_size(net: nn.Module, grad: bool) -> None:
     with torch.set_grad_enabled(grad):
         program = torch.export.export(net, (torch.rand(SIZE),), dynamic_shapes=(DYNAMIC,))
     assert all(name.startswith("aten.") for name in operators(program))
@@ -127,13 +127,13 @@ def run(session: Any, x: Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
 
-def test_onnx(net: Net, tmp_path: Path) -> None:
+def test_onnx(net: nn.Module, tmp_path: Path) -> None:
     x = torch.rand(SIZE)
     assert_same(run(onnx_graph(net, tmp_path / "net.onnx"), x), net, x)
 
 
 def test_onnx_of_any_size(tmp_path: Path) -> None:
-    net = Net().eval()
+    net = SIAttention(4, gain=0.5).eval()
     session = onnx_graph(net, tmp_path / "net.onnx", (DYNAMIC,))
     for size in (SIZE, OTHER_SIZE):
         x = torch.rand(size)
@@ -143,7 +143,7 @@ def test_onnx_of_any_size(tmp_path: Path) -> None:
 # --- torch.jit.trace -----------------------------------------------------------------------------------------------
 
 
-def test_trace(net: Net, tmp_path: Path) -> None:
+def test_trace(net: nn.Module, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit", category=FutureWarning)
         warnings.filterwarnings("error", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]

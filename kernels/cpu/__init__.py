@@ -112,11 +112,10 @@ def gate_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As :func:`sia_layers.kernels.reference.gate_backward`."""
     x = _dense(x)
-    grad_planes = x.new_zeros((2, *x.shape[:2]), dtype=torch.float32)
     dx = empty_map(x)
     dinfo = empty_map(x) if info_grad and info is not None else None
-    dgate = None if channel_gate is None else grad_planes[0]
-    dgain = None if gain is None else grad_planes[1]
+    dgate = None if channel_gate is None else x.new_zeros(x.shape[:2], dtype=torch.float32)
+    dgain = None if gain is None else x.new_zeros(x.shape[:2], dtype=torch.float32)
     dbase = None if gain is None or base is None else empty_map(x)
     if x.numel():
         maps = [_like(grad, x), x, _like(info, x), _planes(channel_gate), _planes(gain), _like(base, x)]

@@ -4,7 +4,7 @@ What a configuration depends on is what the order of a reduction depends on: the
 layout, never the batch.
 
 The figures are chosen by count, per output of K = 3: 13 exponentials at 16 a cycle and multiprocessor, 15 loads
-at 32, about 150 instructions at 128. Four outputs a thread hide latency at 40 to 64 registers. NCHW: one column a
+at 32, about 200 instructions at 128. Four outputs a thread hide latency at 40 to 80 registers. NCHW: one column a
 lane, so that the shifted loads stay coalesced (wider ones would be unaligned and fall apart), 32 columns for
 one 128-byte line, 16 rows to share their halo. channels_last: a 128-byte line of channels, of which a lane loads
 16 bytes at once whatever the shift, and a square of pixels.
@@ -16,12 +16,13 @@ from typing import Final, NamedTuple
 
 ELEMENTS: Final = 512  # outputs of a program whose tile has a window
 FLAT_ELEMENTS: Final = 1024  # outputs of a program that works pixel by pixel
+COLUMNS: Final = (32, 16)  # of a tile of NCHW, at most and at least
 LINE_BYTES: Final = 128  # what a warp loads at once, of float32
 VECTOR: Final = 4  # channels that a lane loads at once, where the map is aligned
-# Outputs of a thread, of 32 a warp: more of them share what every thread does once, and take more registers. AMD's
-# warps of 64 threads get half as many each: its compiler moves every load to the front, at a register apiece.
+# Outputs of a thread, of 32 a warp. Twice as many save a tenth to a sixth of the instructions with a window, and take
+# the registers to where ptxas spills. AMD's warps of 64 threads get half as many each: its compiler moves every
+# load to the front, at a register apiece.
 OUTPUTS_PER_THREAD: Final = 4
-SMALL_WINDOW_OUTPUTS_PER_THREAD: Final = {"information": 8}  # K <= 3
 FLAT_OUTPUTS_PER_THREAD: Final = 8
 LARGEST_WARPS: Final = 8
 SPREAD_TILES: Final = 4  # tiles that a program of the bandwidth's reduction adds up
@@ -56,8 +57,9 @@ def window_tiling(shape: tuple[int, ...], itemsize: int, channels_last: bool, ve
         columns = min(4, power_of_two(width))
         rows = min(ELEMENTS // lanes // columns, power_of_two(height))
         return Tiling(True, rows, columns, lanes, vector)
-    columns = fit(width, 32, 16)
-    return Tiling(False, fit(height, ELEMENTS // columns, ELEMENTS // columns // 4), columns, 1, vector)
+    columns = fit(width, *COLUMNS)
+    rows = fit(height, ELEMENTS // columns, ELEMENTS // columns // 4)
+    return Tiling(False, rows, columns, 1, vector)
 
 
 def flat_tiling(shape: tuple[int, ...], itemsize: int, channels_last: bool, vector: int) -> Tiling:
@@ -68,11 +70,9 @@ def flat_tiling(shape: tuple[int, ...], itemsize: int, channels_last: bool, vect
     return Tiling(channels_last, min(FLAT_ELEMENTS // lanes // columns, power_of_two(height)), columns, lanes, vector)
 
 
-def warps(kernel: str, kernel_size: int | None, elements: int) -> int:
-    """Warps of a program with so many outputs, of a kernel with a window or without (None)."""
-    outputs = FLAT_OUTPUTS_PER_THREAD if kernel_size is None else OUTPUTS_PER_THREAD
-    if kernel_size is not None and kernel_size <= 3:
-        outputs = SMALL_WINDOW_OUTPUTS_PER_THREAD.get(kernel, outputs)
+def warps(elements: int, windowed: bool) -> int:
+    """Warps of a program with so many outputs, of a kernel that looks at a window or not."""
+    outputs = OUTPUTS_PER_THREAD if windowed else FLAT_OUTPUTS_PER_THREAD
     return max(1, min(LARGEST_WARPS, elements // (32 * outputs)))
 
 

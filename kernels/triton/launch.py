@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from sia_layers.kernels.triton.configs import ceil_div, warps
 
@@ -26,7 +27,7 @@ class Launch(NamedTuple):
     @property
     def num_warps(self) -> int:
         """Warps of a program."""
-        return warps(self.kernel.__name__, self.arguments.get("K"), self.elements)
+        return warps(self.elements, windowed="K" in self.arguments)
 
 
 _notes: ContextVar[list[Launch] | None] = ContextVar("notes", default=None)
@@ -58,8 +59,28 @@ def launch(kernel: Any, device: torch.device, programs: int, elements: int, **ar
     if "NVIDIA" in arguments:
         arguments["NVIDIA"] = torch.version.cuda is not None and not interpreted()
     columns = min(programs, WIDEST_GRID)
-    with _on(device):
+    with _on(device), _exact(arguments) if interpreted() else nullcontext(arguments) as arguments:
         kernel[(columns, ceil_div(programs, columns))](**arguments, num_warps=planned.num_warps)
+
+
+@contextmanager
+def _exact(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Arguments for the interpreter, with float32 in place of bfloat16: it would truncate where GPUs round."""
+    halves = {
+        name: value.data.as_strided((_span(value),), (1,))
+        for name, value in arguments.items()
+        if isinstance(value, Tensor) and value.dtype == torch.bfloat16
+    }
+    wide = {name: half.float() for name, half in halves.items()}
+    maps = {name: flat.as_strided(arguments[name].shape, arguments[name].stride()) for name, flat in wide.items()}
+    yield arguments | maps
+    for name, half in halves.items():
+        half.copy_(wide[name])
+
+
+def _span(tensor: Tensor) -> int:
+    """Elements from the first to the last."""
+    return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

@@ -47,22 +47,27 @@ class Plan(NamedTuple):
 
 def window_plan(x: Tensor, *maps: Tensor) -> Plan:
     """For kernels that look at a window of x: lanes along the axis of x that is contiguous."""
+    tensors, (samples, channels, height, width) = (x, *maps), x.shape
     channels_last = _is_channels_last(x)
-    vector = VECTOR if channels_last and _aligned((x, *maps), 1) else 0
-    tiling = window_tiling(tuple(x.shape), x.element_size(), channels_last, vector)
-    samples, channels, height, width = x.shape
-    return Plan(samples, channels, height, width, tiling, _wide((x, *maps), (1, 2, 3) if channels_last else (2, 3)))
+    # Along the columns the window's loads are unaligned whatever the map is: NCHW has one column a lane.
+    vector = VECTOR if channels_last and _aligned(tensors, 1, channels, (0, 2, 3)) else 0
+    tiling = window_tiling((samples, channels, height, width), x.element_size(), channels_last, vector)
+    wide = _wide(tensors, (1, 2, 3) if channels_last else (2, 3))
+    return Plan(samples, channels, height, width, tiling, wide)
 
 
 def flat_plan(x: Tensor, *maps: Tensor) -> Plan:
     """For kernels that work pixel by pixel: the pixels of a plane as one row, where every map lies like that."""
     tensors, (samples, channels, height, width) = (x, *maps), x.shape
-    if all(t.stride(2) == width * t.stride(3) for t in tensors) and height * width < INT32:
+    flat = all(t.stride(2) == width * t.stride(3) for t in tensors) and height * width < INT32
+    if flat:
         height, width = 1, height * width
     channels_last = _is_channels_last(x)
-    vector = VECTOR if _aligned(tensors, 1 if channels_last else 3) and (channels_last or width % VECTOR == 0) else 0
-    shape = samples, channels, height, width
-    return Plan(*shape, flat_tiling(shape, x.element_size(), channels_last, vector), _wide(tensors, (2, 3)))
+    lane, lanes = (1, channels) if channels_last else (3, width)
+    axes = tuple(axis for axis in range(4) if axis != lane and not (flat and axis == 2))
+    vector = VECTOR if _aligned(tensors, lane, lanes, axes) else 0
+    tiling = flat_tiling((samples, channels, height, width), x.element_size(), channels_last, vector)
+    return Plan(samples, channels, height, width, tiling, _wide(tensors, (2, 3)))
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -70,13 +75,12 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.shape[1] > 1 and x.stride(1) == 1 and (x.stride(3) != 1 or x.shape[3] == 1)
 
 
-def _aligned(tensors: tuple[Tensor, ...], lane: int) -> bool:
-    """Whether VECTOR lanes at a time can be loaded from every row of every map."""
-    return all(
-        t.shape[lane] % VECTOR == 0
-        and t.stride(lane) == 1
+def _aligned(tensors: tuple[Tensor, ...], lane: int, lanes: int, axes: tuple[int, ...]) -> bool:
+    """Whether VECTOR at a time of the elements along one axis can be loaded, wherever along the others."""
+    return lanes % VECTOR == 0 and all(
+        t.stride(lane) == 1
         and t.data_ptr() % ALIGNMENT == 0
-        and all(t.stride(axis) * t.element_size() % ALIGNMENT == 0 for axis in range(4) if axis != lane)
+        and all(t.stride(axis) * t.element_size() % ALIGNMENT == 0 for axis in axes)
         for t in tensors
     )
 

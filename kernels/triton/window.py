@@ -1,7 +1,7 @@
 """Sums over the window and over the following channels, for one tile: the terms of the self-information.
 
-The centre of the window is never computed. A window is its middle row, then the rows above and below it in pairs:
-a loop, which for K = 3 is straight-line code, so that registers, code and compile time stay small for every K.
+The centre of the window is never computed. A window is its middle row, then the other rows: a loop, straight-line
+code for K = 3 alone, so that registers, code and compile time stay small for every K.
 Pads carry no branch either: a position beyond the border reads the nearest pixel, which every window that gets
 there holds anyway, and counts 0.
 """
@@ -15,7 +15,14 @@ import triton.language as tl
 
 from sia_layers.kernels.triton.common import LOG2E, channel, cyclic, extent, reach, sight
 
-UNROLLED = tl.constexpr(8)  # following channels
+UNROLLED_WINDOW = tl.constexpr(3)
+UNROLLED_CHANNELS = tl.constexpr(8)
+
+
+@triton.jit
+def other_row(r, K: tl.constexpr):
+    """The r-th of the K - 1 rows of the window that are not its middle one, relative to that."""
+    return tl.where(r < K // 2, r - K // 2, r - K // 2 + 1)
 
 
 @triton.jit
@@ -25,11 +32,11 @@ def row_sum(
 ):  # fmt: skip
     """Add the window's row p to ``total``; CENTRE: the row that holds x itself, which is left out."""
     rows, row_inside = reach(h, p, H, CENTRE, PADDING)
-    row, line = planes + rows * sh, tl.zeros(x.shape, tl.float32)
+    row, line = rows * sh, tl.zeros(x.shape, tl.float32)
     for q in tl.static_range(-(K // 2), K // 2 + 1):
         if q != 0 or not CENTRE:
             columns, column_inside = reach(w, q, W, q == 0, PADDING)
-            pixel = tl.load(row + columns * sw).to(tl.float32)
+            pixel = tl.load(planes + (row + columns * sw)).to(tl.float32)
             if PADDING == "zeros":
                 pixel = tl.where(row_inside * column_inside > 0, pixel, 0.0)
             part = x - pixel
@@ -44,8 +51,8 @@ def window_sum(x, planes, h, w, H, W, sh, sw, factor, DISTANCE: tl.constexpr, K:
     """Sum over the window of exp2((x_i - x_j)^2 factor), 1 for the centre; DISTANCE: of x_i - x_j."""
     total = tl.full(x.shape, 0.0 if DISTANCE else 1.0, tl.float32)
     total = row_sum(total, x, planes, h, w, 0, H, W, sh, sw, factor, True, DISTANCE, K, PADDING)
-    for p in tl.range(1, K // 2 + 1):
-        total = row_sum(total, x, planes, h, w, -p, H, W, sh, sw, factor, False, DISTANCE, K, PADDING)
+    for r in tl.range(0, K - 1, loop_unroll_factor=2 if K == UNROLLED_WINDOW else 1):
+        p = other_row(r, K)
         total = row_sum(total, x, planes, h, w, p, H, W, sh, sw, factor, False, DISTANCE, K, PADDING)
     return total
 
@@ -56,7 +63,7 @@ def channel_sum(
 ):  # fmt: skip
     """The same over the S following channels."""
     total = tl.full(x.shape, 0.0 if DISTANCE else 1.0, tl.float32)
-    for s in tl.range(1, S + 1, loop_unroll_factor=S if S <= UNROLLED else 1):
+    for s in tl.range(1, S + 1, loop_unroll_factor=S if S <= UNROLLED_CHANNELS else 1):
         part = x - tl.load(channel(sample, c + s, C, sc, spot, CHANNELS_LAST)).to(tl.float32)
         total += part if DISTANCE else tl.exp2(part * part * factor)
     return total
@@ -69,10 +76,10 @@ def row_square(
 ):  # fmt: skip
     """Add the squared differences of the window's row p; CENTRE: of the right half of x's own row."""
     rows, row_inside = reach(h, p, H, CENTRE, "exclude")
-    row, line, line_count = planes + rows * sh, tl.zeros(x.shape, tl.float32), tl.zeros(x.shape, tl.float32)
+    row, line, line_count = rows * sh, tl.zeros(x.shape, tl.float32), tl.zeros(x.shape, tl.float32)
     for q in tl.static_range(1 if CENTRE else -(K // 2), K // 2 + 1):
         columns, times = reach(w, q, W, q == 0, "exclude")
-        difference = x - tl.load(row + columns * sw).to(tl.float32)
+        difference = x - tl.load(planes + (row + columns * sw)).to(tl.float32)
         square = difference * difference
         if PADDING == "replicate" or PADDING == "reflect":
             seen = sight(rows, h, H, K // 2, PADDING) * sight(columns, w, W, K // 2, PADDING)
@@ -121,7 +128,7 @@ def channel_square(
 ):  # fmt: skip
     """The same over the S following channels."""
     total, count = tl.zeros(x.shape, tl.float32), tl.zeros(x.shape, tl.float32)
-    for s in tl.range(1, S + 1, loop_unroll_factor=S if S <= UNROLLED else 1):
+    for s in tl.range(1, S + 1, loop_unroll_factor=S if S <= UNROLLED_CHANNELS else 1):
         difference = x - tl.load(channel(sample, c + s, C, sc, spot, CHANNELS_LAST)).to(tl.float32)
         square = difference * difference
         if CAREFUL:
@@ -140,11 +147,11 @@ def row_pull(
 ):  # fmt: skip
     """Add what the window's row p pulls."""
     rows, row_inside = reach(h, p, H, CENTRE, "exclude")
-    row, share_row, line = planes + rows * sh, shares + rows * uh, tl.zeros(x.shape, tl.float32)
+    row, share_row, line = rows * sh, rows * uh, tl.zeros(x.shape, tl.float32)
     for q in tl.static_range(-(K // 2), K // 2 + 1):
         if q != 0 or not CENTRE:
             columns, column_inside = reach(w, q, W, q == 0, "exclude")
-            pixel, weight = tl.load(row + columns * sw).to(tl.float32), tl.load(share_row + columns * uw)
+            pixel, weight = tl.load(planes + (row + columns * sw)).to(tl.float32), tl.load(shares + (share_row + columns * uw))
             if PADDING == "exclude":
                 weight += share
             elif PADDING == "zeros":
@@ -166,8 +173,8 @@ def window_pull(
     """Sum over the window of a_ij (u_i + u_j), each as often as i and j see each other."""
     total, factor = tl.zeros(x.shape, tl.float32), -scale * LOG2E
     total = row_pull(total, x, share, planes, shares, h, w, 0, H, W, sh, sw, uh, uw, factor, True, K, PADDING)
-    for p in tl.range(1, K // 2 + 1):
-        total = row_pull(total, x, share, planes, shares, h, w, -p, H, W, sh, sw, uh, uw, factor, False, K, PADDING)
+    for r in tl.range(0, K - 1, loop_unroll_factor=2 if K == UNROLLED_WINDOW else 1):
+        p = other_row(r, K)
         total = row_pull(total, x, share, planes, shares, h, w, p, H, W, sh, sw, uh, uw, factor, False, K, PADDING)
     return total * (2.0 * scale)
 
@@ -181,11 +188,11 @@ def window_share(share, shares, h, w, H, W, uh, uw, K: tl.constexpr, PADDING: tl
         total = share * (K * K - sight(h, h, H, K // 2, PADDING) * sight(w, w, W, K // 2, PADDING))
     for p in tl.range(-(K // 2), K // 2 + 1):
         rows, row_inside = reach(h, p, H, False, "exclude")
-        row, line = shares + rows * uh, tl.zeros(share.shape, tl.float32)
+        row, line = rows * uh, tl.zeros(share.shape, tl.float32)
         for q in tl.static_range(-(K // 2), K // 2 + 1):
             if q != 0 or p != 0:
                 columns, column_inside = reach(w, q, W, q == 0, "exclude")
-                line += tl.load(row + columns * uw) * column_inside * sight(w, columns, W, K // 2, PADDING)
+                line += tl.load(shares + (row + columns * uw)) * column_inside * sight(w, columns, W, K // 2, PADDING)
         total -= line * row_inside * sight(h, rows, H, K // 2, PADDING)
     return total
 
@@ -197,7 +204,7 @@ def channel_pull(
     """Gradient of the inter-channel term: what the following channels pull, and what the preceding ones do."""
     scale = tl.load(scales + c)
     own, other = tl.zeros(x.shape, tl.float32), tl.zeros(x.shape, tl.float32)
-    for s in tl.range(1, S + 1, loop_unroll_factor=S if S <= UNROLLED else 1):
+    for s in tl.range(1, S + 1):
         difference = x - tl.load(channel(sample, c + s, C, sc, spot, CHANNELS_LAST)).to(tl.float32)
         own += difference * tl.exp2(difference * difference * (-scale * LOG2E))
         before = c + (C - s)
@@ -212,6 +219,6 @@ def channel_pull(
 def channel_share(share, shares, c, share_spot, C, uc, S: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """Gradient of the sum of x_k - x_{k+s} over the following channels."""
     total = share * S
-    for s in tl.range(1, S + 1, loop_unroll_factor=S if S <= UNROLLED else 1):
+    for s in tl.range(1, S + 1, loop_unroll_factor=S if S <= UNROLLED_CHANNELS else 1):
         total -= tl.load(channel(shares, c + (C - s), C, uc, share_spot, CHANNELS_LAST))
     return total

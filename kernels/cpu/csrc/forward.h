@@ -27,7 +27,7 @@ static void densities_to_information(const tile *t, int64_t row)
     }
 }
 
-/* Whether the squares within channels are summed at once, and the tile's sums per pixel stay 0. */
+/* Whether the squares within channels are summed at once, and not per pixel. */
 INLINE int sums_alone(const plan *p, int mode) { return mode == SQUARES && p->pad == 0; }
 
 /* Hands on rows from .. to - 1 of the tile, whose sums are complete. */
@@ -40,16 +40,16 @@ INLINE void finish_rows(const forward_call *call, int mode, tile *t, int64_t fro
         densities_to_information(t, row);
     for (int64_t row = from; row < to; row = at_once ? to : row + 1) {
         const int64_t pixels = at_once ? (to - row) * p->w : p->w, length = p->chunk * p->width + VL;
-        const float *within = t->e + ring_offset(t, row) + p->pad * VL;
+        const float *within = sums_alone(p, mode) ? NULL : t->e + ring_offset(t, row) + p->pad * VL;
         if (p->by_channel) {
             take_channels(call, mode, t, row - p->halo, pixels, within, dtype);
             continue;
         }
-        if (!sums_alone(p, mode))
+        if (within)
             lanes_to_rows(t->scratch, length, within, pixels);
         for (int64_t l = 0; l < t->count; l++)
             if (t->start[l] + row - p->halo < p->h)
-                take_pixels(call, mode, t, l, t->start[l] + row - p->halo, pixels, sums_alone(p, mode) ? within : t->scratch + l * length, dtype);
+                take_pixels(call, mode, t, l, t->start[l] + row - p->halo, pixels, within ? t->scratch + l * length : NULL, dtype);
     }
 }
 
@@ -80,7 +80,7 @@ INLINE void run_tile(const forward_call *call, int mode, tile *t, int dtype)
         const int64_t to = smaller(from + p->chunk, p->rows), ahead = smaller(to + p->chunk, p->rows);
         for (; t->loaded < ahead; t->loaded = smaller(t->loaded + p->chunk, p->rows))
             load_rows(t, call->x, t->loaded, smaller(t->loaded + p->chunk, p->rows));
-        for (; cleared < ahead; cleared = smaller(cleared + p->chunk, p->rows))
+        for (; cleared < ahead && !sums_alone(p, mode); cleared = smaller(cleared + p->chunk, p->rows))
             clear_rows(t, cleared, smaller(cleared + p->chunk, p->rows), mode == DENSITIES ? 1.0f : 0.0f);
         vf squares = splat(0);
         for (int64_t row = from; row < smaller(to, p->halo + p->strip_rows); row++)
@@ -90,7 +90,8 @@ INLINE void run_tile(const forward_call *call, int mode, tile *t, int dtype)
                 visit(mode, t, row);
         for (int64_t l = 0; l < t->count; l++)
             t->sums[l][0] += squares[l];
-        finish_rows(call, mode, t, larger(from, p->halo), smaller(to, p->halo + p->strip_rows), dtype);
+        if (!sums_alone(p, mode) || p->neighbours)
+            finish_rows(call, mode, t, larger(from, p->halo), smaller(to, p->halo + p->strip_rows), dtype);
     }
 }
 

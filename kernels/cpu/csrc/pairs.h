@@ -137,30 +137,63 @@ static void visit(int mode, tile *t, int64_t row)
         visit_row(PULLS, t, row);
 }
 
+/* The squares of a row's pairs with the row `down` rows below, or with itself (0), each pair once. */
+INLINE vf squares_between(const float *here, const float *there, int64_t down, int64_t width, int64_t radius)
+{
+    const int64_t reach = smaller(radius, width - 1);
+    vf total[4] = {{0}};
+    for (int64_t shift = down ? -reach : 1; shift <= reach; shift++) {
+        const int64_t to = width - larger(0, shift);
+        int64_t j = larger(0, -shift);
+        for (; j + 4 <= to; j += 4)
+            for (int i = 0; i < 4; i++) {
+                vf d = load(here + (j + i) * VL) - load(there + (j + i + shift) * VL);
+                total[i] += d * d;
+            }
+        for (; j < to; j++) {
+            vf d = load(here + j * VL) - load(there + (j + shift) * VL);
+            total[0] += d * d;
+        }
+    }
+    return (total[0] + total[1]) + (total[2] + total[3]);
+}
+
+/* The same for a row with itself (to[0]) and with the row below (to[1]) at radius 1, every pixel loaded once. */
+INLINE void squares_narrow(const float *here, const float *there, int64_t width, vf to[2])
+{
+    vf total[4] = {{0}}, x = load(here), under = load(there), d = x - under;
+    total[0] = d * d;
+    for (int64_t j = 1; j < width; j++) {
+        const vf next = load(here + j * VL), right = load(there + j * VL);
+        const vf along = next - x, down = next - right, back = next - under, forth = x - right;
+        total[0] += down * down;
+        total[1] += along * along;
+        total[2] += back * back;
+        total[3] += forth * forth;
+        x = next;
+        under = right;
+    }
+    to[0] = total[1];
+    to[1] = total[0] + (total[2] + total[3]);
+}
+
 /* SQUARES without the map, for tiles without padding: the sum over the pairs of a row with itself and the rows below,
  * each pair once for either end that lies in the strip. */
 INLINE vf sum_squares(const tile *t, int64_t row)
 {
     const plan *p = t->p;
-    const int64_t below = smaller(p->radius, p->rows - 1 - row), width = p->width, reach = smaller(p->radius, width - 1);
-    vf sum = splat(0);
-    for (int64_t down = larger(0, p->halo - row); down <= below; down++) {
-        const float *here = t->x + x_ring_offset(t, row), *there = t->x + x_ring_offset(t, row + down);
-        vf total[4] = {{0}};
-        for (int64_t shift = down ? -reach : 1; shift <= reach; shift++) {
-            const int64_t to = width - larger(0, shift);
-            int64_t j = larger(0, -shift);
-            for (; j + 4 <= to; j += 4)
-                for (int i = 0; i < 4; i++) {
-                    vf d = load(here + (j + i) * VL) - load(there + (j + i + shift) * VL);
-                    total[i] += d * d;
-                }
-            for (; j < to; j++) {
-                vf d = load(here + j * VL) - load(there + (j + shift) * VL);
-                total[0] += d * d;
-            }
-        }
-        vf pairs = (total[0] + total[1]) + (total[2] + total[3]);
+    const int64_t below = smaller(p->radius, p->rows - 1 - row), first = larger(0, p->halo - row);
+    const float *here = t->x + x_ring_offset(t, row);
+    vf sum = splat(0), narrow[2];
+    const int is_narrow = p->radius == 1 && below == 1;
+    if (is_narrow)
+        squares_narrow(here, t->x + x_ring_offset(t, row + 1), p->width, narrow);
+    for (int64_t down = first; down <= below; down++) {
+        vf pairs;
+        if (is_narrow)
+            pairs = narrow[down];
+        else
+            pairs = squares_between(here, t->x + x_ring_offset(t, row + down), down, p->width, p->radius);
         if (!t->whole[row] || !t->whole[row + down])
             pairs *= load(t->mask + row * VL) * load(t->mask + (row + down) * VL);
         sum += pairs * (float)(in_strip(p, row) + in_strip(p, row + down));

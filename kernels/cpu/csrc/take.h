@@ -108,12 +108,12 @@ INLINE void take_run(stream *s, int mode, const int64_t *to_channel, int64_t nei
         vf x = load_some(s->x, stride, count, dtype), sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
         for (int64_t step = 0; step < neighbours; step++)
             sum = add_channel(mode, sum, x - load_some(s->x + to_channel[step], stride, count, dtype), s->exponent);
-        take(s, mode, x, load(within + i), sum, count, dtype);
+        take(s, mode, x, within ? load(within + i) : splat(0), sum, count, dtype);
         s->x += s->x_step;
     }
 }
 
-/* A lane's finished pixels. */
+/* A lane's finished pixels; without values from within the channel those are 0. */
 INLINE void take_pixels(const forward_call *call, int mode, const tile *t, int64_t lane, int64_t row, int64_t pixels,
                         const float *within, int dtype)
 {
@@ -155,7 +155,7 @@ INLINE void take_channels(const forward_call *call, int mode, const tile *t, int
         vf x = load(channels), sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
         for (int64_t step = 1; step <= s.neighbours; step++)
             sum = add_channel(mode, sum, x - load(channels + step), s.exponent);
-        take(&s, mode, x, load(within + i * VL), sum, t->count, dtype);
+        take(&s, mode, x, within ? load(within + i * VL) : splat(0), sum, t->count, dtype);
     }
     for (int64_t l = 0; l < t->count; l++) {
         t->sums[l][0] += s.totals[0][l];

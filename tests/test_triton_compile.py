@@ -1,0 +1,198 @@
+"""Every Triton kernel compiled for every GPU, without one: registers, spills, exponentials, width of the loads.
+
+Each group of targets is compiled in a process of its own, without TRITON_INTERPRET: under that variable the
+kernels are functions of the interpreter. What is compiled is what the dispatch would launch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton, which holds the compilers, is not installed")
+
+NVIDIA = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
+AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100")
+DTYPES = ("float32", "bfloat16", "float16")
+INFORMATION, BACKWARD = ("self_information", "attend"), ("self_information_backward",)
+PIXELWISE = ("gate", "channel_mean")
+# Vector registers: at most half of a thread's 255 on NVIDIA; AMD's compiler hoists loads into its 512, or 256 on RDNA.
+REGISTERS = {"sm": 128, "gfx9": 160, "gfx1": 192}
+
+SCRIPT = """
+import json, sys
+import torch
+from sia_layers.kernels.options import Options
+from sia_layers.kernels.triton.compile import compile_launch, launches
+
+seen = set()
+for group in json.loads(sys.argv[1]):
+    options, dtype = Options(**group["options"]), getattr(torch, group["dtype"])
+    found = launches(options, (2, 64, 64, 64), dtype, group["channels_last"], group["functions"])
+    for target in group["targets"]:
+        for launch in found:
+            key = (target, launch.kernel.__name__, launch.num_warps, str(launch.arguments))
+            if key not in seen:
+                seen.add(key)
+                built = compile_launch(launch, target)
+                fields = ("name", "target", "num_warps", "registers", "spills", "exponentials", "instructions")
+                print(json.dumps({field: getattr(built, field) for field in fields} | {"group": group}))
+"""
+
+
+class Group(NamedTuple):
+    """What is compiled together."""
+
+    targets: tuple[str, ...]
+    functions: tuple[str, ...]
+    kernel_size: int = 3
+    dtype: str = "float32"
+    channels_last: bool = False
+    inter_channels: int = 5
+    estimator: str = "kde"
+    padding_mode: str = "exclude"
+
+    def request(self) -> dict[str, Any]:
+        names = ("kernel_size", "inter_channels", "estimator", "padding_mode")
+        options = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in self._asdict().items() if name not in names} | {"options": options}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    Compiler.folder = tmp_path_factory.mktemp("triton")
+
+
+class Compiler:
+    """Compiles groups in a fresh process."""
+
+    folder = Path()
+
+    @staticmethod
+    @cache
+    def run(*groups: Group) -> list[dict[str, Any]]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+        command = [sys.executable, "-c", SCRIPT, json.dumps([group.request() for group in groups])]
+        environment["TRITON_CACHE_DIR"] = str(Compiler.folder)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_fits(kernels: list[dict[str, Any]], names: set[str]) -> None:
+    assert {kernel["name"] for kernel in kernels} == names
+    for kernel in kernels:
+        limit = next(most for prefix, most in REGISTERS.items() if kernel["target"].startswith(prefix))
+        figures = {name: kernel[name] for name in ("name", "target", "registers", "spills", "group")}
+        assert kernel["spills"] == 0, figures
+        assert 8 <= kernel["registers"] <= limit, figures
+
+
+def assert_no_atomics(kernels: list[dict[str, Any]]) -> None:
+    for kernel in kernels:
+        found = [name for name in kernel["instructions"] if name.startswith(("RED.", "ATOM")) or "_atomic_" in name]
+        assert not found, (kernel["name"], kernel["target"], found)
+
+
+def count(kernel: dict[str, Any], *prefixes: str) -> int:
+    return sum(times for name, times in kernel["instructions"].items() if name.startswith(prefixes))
+
+
+@pytest.mark.parametrize("targets", [NVIDIA[:4], NVIDIA[4:], AMD], ids=["sm_7x-8x", "sm_9x-12x", "gfx"])
+def test_forward_for_every_target(targets: tuple[str, ...]) -> None:
+    groups = [
+        Group(targets, ("self_information",), kernel_size, channels_last=channels_last)
+        for kernel_size in (3, 7)
+        for channels_last in (False, True)
+    ]
+    kernels = Compiler.run(*groups)
+    assert {kernel["target"] for kernel in kernels} == set(targets)
+    assert_fits(kernels, {"spread", "finish", "information"})
+    assert_no_atomics(kernels)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+def test_every_kernel(target: str) -> None:
+    layouts, pair = (False, True), (target,)
+    groups = [Group(pair, INFORMATION + BACKWARD + PIXELWISE, channels_last=layout) for layout in layouts]
+    groups += [Group(pair, BACKWARD, 7, channels_last=layout) for layout in layouts]
+    groups += [Group(pair, INFORMATION + BACKWARD, estimator="distance")]
+    kernels = Compiler.run(*groups)
+    windowed = {"spread", "distances", "finish", "information", "shares", "gather"}
+    assert_fits(kernels, windowed | {"gate", "gate_backward", "channel_mean", "channel_mean_backward"})
+    assert_no_atomics(kernels)
+
+
+@pytest.mark.parametrize("target", ["sm_75", "gfx90a"])
+def test_half_dtypes_on_the_oldest(target: str) -> None:
+    groups = [
+        Group((target,), ("self_information", *BACKWARD), dtype=dtype, channels_last=channels_last)
+        for dtype in ("bfloat16", "float16")
+        for channels_last in (False, True)
+    ]
+    assert_fits(Compiler.run(*groups), {"spread", "finish", "information", "shares", "gather"})
+
+
+def test_every_padding_mode_and_large_windows() -> None:
+    groups = [
+        Group(("sm_86", "gfx1100"), ("self_information", *BACKWARD), 5, padding_mode=mode)
+        for mode in ("zeros", "replicate", "reflect")
+    ]
+    groups.append(Group(("sm_86", "gfx1100"), ("self_information", *BACKWARD), 15))
+    kernels = Compiler.run(*groups)
+    for kernel in kernels:
+        assert kernel["spills"] == 0, kernel
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_exponentials_and_loads_per_output(channels_last: bool) -> None:
+    intra = Group(("sm_80", "gfx942"), ("self_information",), channels_last=channels_last, inter_channels=0)
+    kernels = [kernel for kernel in Compiler.run(intra) if kernel["name"] == "information"]
+    assert len(kernels) == 2
+    for kernel in kernels:
+        # K = 3 is straight-line code: what stands in it is what runs.
+        assert kernel["exponentials"] == 8
+        outputs = count(kernel, "MUFU.EX2", "v_exp_f32") / 8
+        # The scale is one more load. channels_last: four channels at once; NCHW: one coalesced column a lane.
+        if channels_last:
+            assert 0 <= count(kernel, "LDG.E.128", "global_load_dwordx4") - 9 * outputs / 4 <= 1
+            assert count(kernel, "STG.E.128", "global_store_dwordx4") == outputs / 4
+        else:
+            assert 9 * outputs <= count(kernel, "LDG", "global_load") <= 9 * outputs + 1
+            assert count(kernel, "STG", "global_store") == outputs
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gates_load_sixteen_bytes_at_once(channels_last: bool) -> None:
+    kernels = Compiler.run(Group(("sm_80", "gfx942"), ("gate",), channels_last=channels_last))
+    assert {kernel["name"] for kernel in kernels if kernel["target"] == "sm_80"} >= {"gate", "gate_backward"}
+    for kernel in kernels:
+        if kernel["name"].startswith("gate"):
+            loaded, stored = (2, 1) if kernel["name"] == "gate" else (3, 2)
+            times = count(kernel, "STG.E.128", "global_store_dwordx4") // stored
+            assert times >= 1
+            assert count(kernel, "STG") + count(kernel, "global_store") >= times * stored
+            # Of every map, each output's share; the channel gates may be loaded likewise.
+            assert count(kernel, "LDG.E.128", "global_load_dwordx4") >= times * loaded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [*NVIDIA, *AMD])
+def test_everything_everywhere(target: str) -> None:
+    groups = [
+        Group((target,), INFORMATION + BACKWARD + PIXELWISE, kernel_size, dtype, channels_last, estimator=estimator)
+        for kernel_size in (3, 5, 7)
+        for dtype in DTYPES
+        for channels_last in (False, True)
+        for estimator in ("kde", "distance")
+    ]
+    for kernel in Compiler.run(*groups):
+        figures = {name: kernel[name] for name in ("name", "target", "registers", "spills", "group")}
+        assert kernel["spills"] == 0, figures
