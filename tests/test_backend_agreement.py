@@ -43,7 +43,7 @@ def for_all(
     backend: Backend, strategy: st.SearchStrategy[Drawn], check: Callable[[Backend, Drawn], None], share: float = 1.0
 ) -> None:
     """Check what is drawn: many times, a few times where the backend is interpreted."""
-    examples = share * settings().max_examples * (0.2 if backend.interpreted else 5)
+    examples = share * settings().max_examples * (0.15 if backend.interpreted else 5)
 
     @settings(max_examples=max(1, round(examples)))
     @given(strategy)
@@ -165,12 +165,16 @@ def test_attend(kernel_backend: Backend) -> None:
 @pytest.mark.parametrize("mode", PADDING_MODES)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_every_form(kernel_backend: Backend, estimator: str, mode: str, dtype: torch.dtype) -> None:
-    shape = (1, 3, 3, 5) if kernel_backend.interpreted else (2, 7, 11, 19)
-    layouts = ("contiguous",) if kernel_backend.interpreted else ("contiguous", "channels_last")
     content = "lattice" if estimator == "distance" else "normal"
-    for layout, adaptive in itertools.product(layouts, (True, False)):
+    if kernel_backend.interpreted:
+        chosen = Options(3, 1.0, dtype != torch.float16, estimator, 1, 0.5, mode)
+        case = Case(Map((1, 2, 3, 5), dtype, "contiguous", content), chosen)
+        check_forward(kernel_backend, case)
+        check_backward(kernel_backend, (case, "contiguous"))
+        return
+    for layout, adaptive in itertools.product(("contiguous", "channels_last"), (True, False)):
         chosen = Options(5, 1.0, adaptive, estimator, 3, 0.5, mode)
-        check_everything(kernel_backend, Case(Map(shape, dtype, layout, content), chosen))
+        check_everything(kernel_backend, Case(Map((2, 7, 11, 19), dtype, layout, content), chosen))
 
 
 @pytest.mark.parametrize("level", library.LEVELS)
@@ -190,8 +194,10 @@ def test_every_instruction_set(level: str) -> None:
 @pytest.mark.parametrize("kernel_size", [3, 7])
 def test_every_width_and_channel_count(kernel_backend: Backend, kernel_size: int, layout: str) -> None:
     """Whatever the vector's width, some of these end in each possible tail."""
-    sizes = (2, 17) if kernel_backend.interpreted else range(1, 71)
-    chosen = Options(kernel_size, inter_channels=3)
+    if kernel_backend.interpreted and kernel_size > 3:
+        pytest.skip("too slow for Triton's interpreter")
+    sizes = (17,) if kernel_backend.interpreted else range(1, 71)
+    chosen = Options(kernel_size, inter_channels=1 if kernel_backend.interpreted else 3)
     for size in sizes:
         for shape in ((1, 2, 1 + size % 4, size), (1, size, 1 + size % 3, 2 + size % 2)):
             case = Case(Map(shape, torch.float32, layout, seed=size), chosen)
@@ -200,7 +206,7 @@ def test_every_width_and_channel_count(kernel_backend: Backend, kernel_size: int
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", [(2, 3, 130, 257), (1, 160, 12, 12), (3, 40, 5, 6), (1, 1, 1, 5000), (1, 2, 3000, 1)])
+@pytest.mark.parametrize("shape", [(2, 2, 130, 157), (1, 160, 12, 12), (3, 40, 5, 6), (1, 1, 1, 5000), (1, 2, 3000, 1)])
 def test_maps_that_are_split_among_threads(
     kernel_backend: Backend, shape: tuple[int, int, int, int], layout: str
 ) -> None:

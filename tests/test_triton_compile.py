@@ -118,7 +118,7 @@ def test_forward_for_every_target(targets: tuple[str, ...]) -> None:
     assert_no_atomics(kernels)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_every_kernel(target: str) -> None:
     layouts, pair = (False, True), (target,)
     groups = [Group(pair, INFORMATION + BACKWARD + PIXELWISE, channels_last=layout) for layout in layouts]
@@ -141,14 +141,10 @@ def test_half_dtypes_on_the_oldest(target: str) -> None:
 
 
 def test_every_padding_mode_and_large_windows() -> None:
-    groups = [
-        Group(("sm_86", "gfx1100"), ("self_information", *BACKWARD), 5, padding_mode=mode)
-        for mode in ("zeros", "replicate", "reflect")
-    ]
-    groups.append(Group(("sm_86", "gfx1100"), ("self_information", *BACKWARD), 15))
-    kernels = Compiler.run(*groups)
-    for kernel in kernels:
-        assert kernel["spills"] == 0, kernel
+    functions = ("self_information", *BACKWARD)
+    groups = [Group(("sm_86",), functions, 5, padding_mode=mode) for mode in ("zeros", "replicate", "reflect")]
+    kernels = Compiler.run(*groups, Group(("sm_86", "gfx1100"), functions, 15))
+    assert_fits(kernels, {"spread", "finish", "information", "shares", "gather"})
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

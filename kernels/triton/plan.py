@@ -10,6 +10,7 @@ from sia_layers.kernels.triton.configs import VECTOR, Tiling, flat_tiling, windo
 
 ALIGNMENT = 16  # bytes
 INT32 = 2**31
+LONGEST_ROW = INT32 - 2**16  # that 32 bits number the end of its last tile as well
 
 
 class Plan(NamedTuple):
@@ -59,7 +60,7 @@ def window_plan(x: Tensor, *maps: Tensor) -> Plan:
 def flat_plan(x: Tensor, *maps: Tensor) -> Plan:
     """For kernels that work pixel by pixel: the pixels of a plane as one row, where every map lies like that."""
     tensors, (samples, channels, height, width) = (x, *maps), x.shape
-    flat = all(t.stride(2) == width * t.stride(3) for t in tensors) and height * width < INT32
+    flat = all(t.stride(2) == width * t.stride(3) for t in tensors) and height * width <= LONGEST_ROW
     if flat:
         height, width = 1, height * width
     channels_last = _is_channels_last(x)

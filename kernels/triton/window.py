@@ -151,7 +151,8 @@ def row_pull(
     for q in tl.static_range(-(K // 2), K // 2 + 1):
         if q != 0 or not CENTRE:
             columns, column_inside = reach(w, q, W, q == 0, "exclude")
-            pixel, weight = tl.load(planes + (row + columns * sw)).to(tl.float32), tl.load(shares + (share_row + columns * uw))
+            pixel = tl.load(planes + (row + columns * sw)).to(tl.float32)
+            weight = tl.load(shares + (share_row + columns * uw))
             if PADDING == "exclude":
                 weight += share
             elif PADDING == "zeros":

@@ -14,7 +14,8 @@ INLINE void load_gradient(const backward_call *call, tile *t, int64_t row, float
     const char *src[VL];
     for (int64_t l = 0; l < VL; l++)
         src[l] = l < t->count ? pixel(call->grad, t->sample, t->plane[l], row) : NULL;
-    load_lanes(to, src, call->p.w, call->grad->stride[3], t->count, call->p.by_channel, call->grad->dtype);
+    const int by_channel = call->p.by_channel && call->grad->stride[1] == 1;
+    load_lanes(to, src, call->p.w, call->grad->stride[3], t->count, by_channel, call->grad->dtype);
 }
 
 /* u of every pixel of the tile: grad / sum of densities, or the sign of the summed differences times the gradient. */

@@ -55,7 +55,7 @@ INLINE stream open_stream(const forward_call *call, int mode, int axis, int64_t 
     if (mode == DENSITIES) {
         const float *scale = call->scale + (p->n + n) * p->c + k;
         s.exponent = -LOG2_E * (axis == 3 ? splat(*scale) : load_some((const char *)scale, 1, lanes, SIA_FLOAT32));
-    } else if (call->pass == EMIT) {
+    } else if (mode == DIFFERENCES && call->pass == EMIT) {
         s.scale = splat(call->scale[n]);
     }
     return s;
