@@ -52,13 +52,13 @@ def self_information(x: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     scale = kde_scale(wide.detach(), options)
     intra, inter = scale[..., None, None]
     total, count = torch.ones_like(wide), torch.ones_like(wide[:1, :1])
-    for neighbour, inside in _window(wide, options):
-        total = total + inside * torch.exp(-((wide - neighbour).square() * intra))
+    for difference, inside in _window(wide, options):
+        total = total + inside * torch.exp(-(difference.square() * intra))
         count = count + inside
     info = torch.log(count) - torch.log(total)
     total, count = torch.ones_like(wide), torch.ones_like(count)
-    for neighbour in _channels(wide, options):
-        total = total + torch.exp(-((wide - neighbour).square() * inter))
+    for difference in _channels(wide, options):
+        total = total + torch.exp(-(difference.square() * inter))
         count = count + 1
     return (info + options.inter_weight * (torch.log(count) - torch.log(total))).to(x.dtype), scale
 
@@ -73,7 +73,7 @@ def kde_scale(x: Tensor, options: Options) -> Tensor:
         return x.new_full((2, x.shape[0], x.shape[1]), options.fixed_scale)
     everywhere = x.new_ones(())
     intra = _mean_square(x, _window(x, options))
-    inter = _mean_square(x, ((neighbour, everywhere) for neighbour in _channels(x, options)))
+    inter = _mean_square(x, ((difference, everywhere) for difference in _channels(x, options)))
     return _scale(torch.stack([intra, inter]), options)
 
 
@@ -89,10 +89,10 @@ def distance_scale(distance: Tensor, options: Options) -> Tensor:
 def sum_of_distances(x: Tensor, options: Options) -> Tensor:
     """d of the "distance" estimator."""
     intra, inter = torch.zeros_like(x), torch.zeros_like(x)
-    for neighbour, inside in _window(x, options):
-        intra = intra + inside * (x - neighbour)
-    for neighbour in _channels(x, options):
-        inter = inter + (x - neighbour)
+    for difference, _ in _window(x, options):
+        intra = intra + difference
+    for difference in _channels(x, options):
+        inter = inter + difference
     return intra.abs() + options.inter_weight * inter.abs()
 
 
@@ -115,21 +115,19 @@ def self_information_backward(grad: Tensor, x: Tensor, scale: Tensor, options: O
 def _kde_backward(grad: Tensor, x: Tensor, scale: Tensor, options: Options) -> Tensor:
     intra, inter = scale[..., None, None]
     mass = torch.ones_like(x)
-    for neighbour, inside in _window(x, options):
-        mass += inside * torch.exp(-((x - neighbour).square() * intra))
+    for difference, inside in _window(x, options):
+        mass += inside * torch.exp(-(difference.square() * intra))
     total, spread, share = torch.zeros_like(x), torch.zeros_like(_pad(x, options)), grad / mass
-    for shift, (neighbour, inside) in zip(_offsets(options), _window(x, options), strict=True):
-        difference = x - neighbour
+    for shift, (difference, inside) in zip(_offsets(options), _window(x, options), strict=True):
         pull = share * inside * 2 * intra * difference * torch.exp(-(difference.square() * intra))
         total += pull
         _at(spread, shift, x).sub_(pull)
     total += _pad_backward(spread, x, options)
     mass = torch.ones_like(x)
-    for neighbour in _channels(x, options):
-        mass += torch.exp(-((x - neighbour).square() * inter))
+    for difference in _channels(x, options):
+        mass += torch.exp(-(difference.square() * inter))
     share = options.inter_weight * grad / mass
-    for step, neighbour in enumerate(_channels(x, options), start=1):
-        difference = x - neighbour
+    for step, difference in enumerate(_channels(x, options), start=1):
         pull = share * 2 * inter * difference * torch.exp(-(difference.square() * inter))
         total += pull - pull.roll(step, 1)
     return total
@@ -145,16 +143,16 @@ def _distance_backward(grad: Tensor, x: Tensor, scale: Tensor, options: Options)
         grad = grad - 2 * options.bandwidth**2 * scale * along / count
     grad = grad * scale
     total, spread, window = torch.zeros_like(x), torch.zeros_like(_pad(x, options)), torch.zeros_like(x)
-    for neighbour, inside in _window(x, options):
-        window += inside * (x - neighbour)
+    for difference, _ in _window(x, options):
+        window += difference
     share = grad * window.sign()
     for shift, (_, inside) in zip(_offsets(options), _window(x, options), strict=True):
         total += share * inside
         _at(spread, shift, x).sub_(share * inside)
     total += _pad_backward(spread, x, options)
     across = torch.zeros_like(x)
-    for neighbour in _channels(x, options):
-        across += x - neighbour
+    for difference in _channels(x, options):
+        across += difference
     share = options.inter_weight * grad * across.sign()
     for step in range(1, options.neighbours(x.shape[1]) + 1):
         total += share - share.roll(step, 1)
@@ -185,7 +183,7 @@ def gate(
     wide = x.to(wide_dtype(x.dtype))
     gated = wide
     if info is not None:
-        gated = gated * (1 + torch.sigmoid(info.to(wide.dtype)))
+        gated = gated * (1 + _sigmoid(info.to(wide.dtype)))
     if channel_gate is not None:
         gated = gated * channel_gate.to(wide.dtype)[..., None, None]
     if gain is not None:
@@ -218,7 +216,7 @@ def channel_mean_backward(grad: Tensor, info: Tensor, channel: str) -> Tensor:
     share = grad.to(wide.dtype)[..., None, None] / (info.shape[2] * info.shape[3])
     if channel == "mean":
         share = share / (1 + 0.1 * torch.exp(wide))
-    return share.expand_as(info).to(info.dtype, copy=True)
+    return torch.empty_like(info).copy_(share)
 
 
 def gate_backward(
@@ -237,8 +235,9 @@ def gate_backward(
     """
     wide = wide_dtype(x.dtype)
     dinfo, dgate, dgain, dbase = (x.new_empty(0) for _ in range(4))
-    grad, source = grad.to(wide), x.to(wide)
-    bell = torch.zeros_like(source) if info is None else torch.sigmoid(info.to(wide))
+    source = x.to(wide)
+    grad = torch.empty_like(source).copy_(grad)  # in the memory format of x, and so are the results
+    bell = torch.zeros_like(source) if info is None else _sigmoid(info.to(wide))
     spatial = torch.ones_like(source) if info is None else 1 + bell
     across = torch.ones_like(source[..., :1, :1]) if channel_gate is None else channel_gate.to(wide)[..., None, None]
     weight = grad.new_ones(()) if gain is None else gain.to(wide)
@@ -270,11 +269,11 @@ def _scale(spread: Tensor, options: Options) -> Tensor:
     return torch.where(usable, scale.clamp(max=LARGEST_SCALE), 0.0)
 
 
-def _mean_square(x: Tensor, neighbours: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+def _mean_square(x: Tensor, differences: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
     """Mean over a plane and its neighbours of the squared differences that are finite, (N, C)."""
     total, count = x.new_zeros(x.shape[:2]), x.new_zeros(x.shape[:2])
-    for neighbour, inside in neighbours:
-        square = (x - neighbour).square()
+    for difference, inside in differences:
+        square = difference.square()
         counts = torch.isfinite(square) & (inside > 0)
         total = total + torch.where(counts, square, 0.0).sum((2, 3))
         count = count + counts.sum((2, 3))
@@ -288,17 +287,22 @@ def _offsets(options: Options) -> list[tuple[int, int]]:
 
 
 def _window(x: Tensor, options: Options) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every other pixel of the window: its value, like ``x``, and 1 where it counts, (1, 1, H, W), else 0."""
+    """The difference to every other pixel of the window, like ``x``, and 1 where it counts, (1, 1, H, W), else 0."""
     padded, everywhere = _pad(x, options), torch.ones_like(x[:1, :1])
     inside = _pad(everywhere, options._replace(padding_mode="zeros"))
     for shift in _offsets(options):
-        yield _at(padded, shift, x), _at(inside, shift, x) if options.padding_mode == "exclude" else everywhere
+        difference = x - _at(padded, shift, x)
+        if options.padding_mode == "exclude":
+            counts = _at(inside, shift, x)
+            yield torch.where(counts > 0, difference, 0.0), counts
+        else:
+            yield difference, everywhere
 
 
 def _channels(x: Tensor, options: Options) -> Iterator[Tensor]:
-    """The following channels, cyclically: x[(k + s) mod C] for s = 1 .. S."""
+    """The difference to the following channels, cyclically: x[k] - x[(k + s) mod C] for s = 1 .. S."""
     for step in range(1, options.neighbours(x.shape[1]) + 1):
-        yield x.roll(-step, 1)
+        yield x - x.roll(-step, 1)
 
 
 def _at(padded: Tensor, shift: tuple[int, int], x: Tensor) -> Tensor:
@@ -307,9 +311,13 @@ def _at(padded: Tensor, shift: tuple[int, int], x: Tensor) -> Tensor:
 
 
 def _pad(x: Tensor, options: Options) -> Tensor:
-    # What is excluded does not count, but must be no further away than what does: 0 times an overflow is NaN.
-    mode = {"zeros": "constant", "exclude": "replicate"}.get(options.padding_mode, options.padding_mode)
+    mode = "constant" if options.padding_mode in ("exclude", "zeros") else options.padding_mode
     return F.pad(x, [options.radius] * 4, mode=mode) if options.radius else x
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    """As torch.sigmoid, which rounds differently at the end of a tensor: a result would depend on the batch."""
+    return 1 / (1 + torch.exp(-x))
 
 
 def _pad_backward(grad: Tensor, x: Tensor, options: Options) -> Tensor:

@@ -85,7 +85,7 @@ static plan make_plan(const sia_options *options, const sia_map *x, int backward
 static int open_tile(tile *t, const plan *p, int64_t sample, int64_t group, int weights)
 {
     const int64_t row = p->width * VL, x_ring = p->kept * row, ring = smaller(p->rows, 2 * p->chunk) * row;
-    const int64_t ragged = p->halo && p->options->padding_mode == SIA_EXCLUDE;
+    const int64_t ragged = p->strips > 1 && p->pad == 0; /* a lane's rows may lie beyond its plane */
     const int64_t masks = ragged ? p->rows * VL : 0, offsets = 2 * (p->radius + 1) + p->neighbours;
     int64_t scratch = larger(VL * (p->chunk * p->width + VL), p->chunk * p->width * (VL + p->neighbours) + VL);
     scratch += scratch % 2;
