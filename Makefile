@@ -1,7 +1,7 @@
 # Everything happens in .venv, made from nothing and made again when what it is installed from changes.
 
 PYTHON ?= python3
-PYTEST_FLAGS ?=
+PYTEST_FLAGS ?= --numprocesses=auto --maxprocesses=4
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet --quiet

@@ -3,7 +3,7 @@
 The centre of the window is never computed. A window is its middle row, then the other rows: a loop, straight-line
 code for K = 3 alone, so that registers, code and compile time stay small for every K.
 Pads carry no branch either: a position beyond the border reads the nearest pixel, which every window that gets
-there holds anyway, and counts 0.
+there holds anyway, and is left out (selected, not multiplied by 0: the nearest may be the pixel itself, infinite).
 """
 
 # mypy: allow-untyped-decorators
@@ -42,8 +42,8 @@ def row_sum(
             part = x - pixel
             if not DISTANCE:
                 part = tl.exp2(part * part * factor)
-            line += part * column_inside if PADDING == "exclude" else part
-    return total + (line * row_inside if PADDING == "exclude" else line)
+            line += tl.where(column_inside > 0, part, 0.0) if PADDING == "exclude" else part
+    return total + (tl.where(row_inside > 0, line, 0.0) if PADDING == "exclude" else line)
 
 
 @triton.jit
