@@ -291,12 +291,11 @@ def _window(x: Tensor, options: Options) -> Iterator[tuple[Tensor, Tensor]]:
     padded, everywhere = _pad(x, options), torch.ones_like(x[:1, :1])
     inside = _pad(everywhere, options._replace(padding_mode="zeros"))
     for shift in _offsets(options):
-        difference = x - _at(padded, shift, x)
         if options.padding_mode == "exclude":
             counts = _at(inside, shift, x)
-            yield torch.where(counts > 0, difference, 0.0), counts
+            yield torch.where(counts > 0, x - _at(padded, shift, x), 0.0), counts
         else:
-            yield difference, everywhere
+            yield x - _at(padded, shift, x), everywhere
 
 
 def _channels(x: Tensor, options: Options) -> Iterator[Tensor]:

@@ -309,7 +309,7 @@ class LiveBytes(TorchDispatchMode):
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("mode", PADDING_MODES)
 def test_no_tensor_grows_with_the_window(estimator: str, mode: str) -> None:
-    """At K = 11 forward holds fewer than 7 maps and backward fewer than 15; unfold would hold 121."""
+    """At K = 11 forward holds fewer than 8 maps and backward fewer than 15; unfold would hold 121."""
     x, grad = values((2, 8, 32, 32)).float(), values((2, 8, 32, 32), seed=1).float()
     peaks = {}
     for kernel_size in (3, 11):
@@ -319,7 +319,7 @@ def test_no_tensor_grows_with_the_window(estimator: str, mode: str) -> None:
         with torch.no_grad(), LiveBytes() as backward:
             reference.self_information_backward(grad, x, scale, chosen)
         peaks[kernel_size] = [count.peak / x.nbytes for count in (forward, backward)]
-    assert 1 < peaks[11][0] < 7
+    assert 1 < peaks[11][0] < 8
     assert 1 < peaks[11][1] < 15
     # From K = 3 to 11 nothing grows but the padding, a frame of R pixels around a few maps.
     frame = ((32 + 10) ** 2 - (32 + 2) ** 2) / 32**2
