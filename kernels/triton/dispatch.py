@@ -111,8 +111,8 @@ def gate_backward(
     """See :func:`sia_layers.kernels.reference.gate_backward`."""
     base = base if gain is not None else None
     grad_x, planes = empty_map(x), x.shape[:2]
-    grad_info = empty_map(info) if info_grad and info is not None else None
-    grad_base = empty_map(base) if base is not None else None
+    grad_info = empty_map(x) if info_grad and info is not None else None
+    grad_base = empty_map(x) if base is not None else None
     grad_gate = channel_gate.new_empty(planes) if channel_gate is not None else None
     grad_gain = _floats(x, *planes) if gain is not None else None
     found = grad_x, grad_info, grad_gate, grad_gain, grad_base
