@@ -11,7 +11,7 @@ INSTALLED_FROM := pyproject.toml requirements/constraints.txt $(wildcard kernels
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    compute the self-information of a photograph and draw it: sia_map.png"
+	@echo "make demo    draw the self-information of a photograph, sia_map.png, and of a model's maps, sia_sites.png"
 	@echo "make test    run the tests (options for pytest: PYTEST_FLAGS=...)"
 	@echo "make lint    check the style with ruff"
 	@echo "make types   check the types with mypy"
@@ -20,6 +20,7 @@ help:
 
 demo: $(VENV)/demo.installed
 	$(RUN) -m sia_layers map -o sia_map.png
+	$(RUN) -m sia_layers map --model efficientnet_b4 -o sia_sites.png
 
 test: $(VENV)/dev.installed
 	$(RUN) -m pytest $(PYTEST_FLAGS)

@@ -5,18 +5,42 @@ from importlib.metadata import version
 from sia_layers.aggregation import SIAggregation
 from sia_layers.attention import SelfInformation, SIAttention
 from sia_layers.functional import average_self_information, self_information
+from sia_layers.injection import (
+    InjectionError,
+    Site,
+    eject_sia,
+    find_sites,
+    inject_sia,
+    load_sia_state_dict,
+    sia_modules,
+    sia_parameters,
+    sia_state_dict,
+)
+from sia_layers.inspection import LayerProfile, capture_self_information, profile_self_information
 from sia_layers.kernels.backends import available_backends, explain_backend, use_backend
 
 __version__ = version("sia-layers")
 
 __all__ = [
+    "InjectionError",
+    "LayerProfile",
     "SIAggregation",
     "SIAttention",
     "SelfInformation",
+    "Site",
     "__version__",
     "available_backends",
     "average_self_information",
+    "capture_self_information",
+    "eject_sia",
     "explain_backend",
+    "find_sites",
+    "inject_sia",
+    "load_sia_state_dict",
+    "profile_self_information",
     "self_information",
+    "sia_modules",
+    "sia_parameters",
+    "sia_state_dict",
     "use_backend",
 ]

@@ -1,10 +1,11 @@
-"""Drawing the self-information of a photograph: the photo, the map, both together, and the distribution."""
+"""Drawing the self-information of a photograph, or of a model's feature maps of it."""
 
 from __future__ import annotations
 
 import os
 import stat
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -30,6 +31,7 @@ DIMMED: Final = 0.55  # what the overlay leaves of the photo
 FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf", ".svg")
 LEAST_DPI, MOST_DPI = 20, 1200
 BINS: Final = 100
+SITE_COLUMNS: Final = 4
 
 
 class FigureError(Exception):
@@ -69,7 +71,7 @@ def draw(photo: Photo, info: Tensor, caption: str = "") -> Figure:
     norm = Normalize(0, top)
     figure = Figure(figsize=layout.page)
     FigureCanvasAgg(figure)
-    _headline(figure, layout, f"Self-information of {photo.name}", caption)
+    _headline(figure, layout.photo.left, f"Self-information of {photo.name}", caption)
     axes = _panel(figure, layout.photo, "Photo", picture=True)
     axes.imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
     axes = _panel(figure, layout.info, "Self-information", picture=True)
@@ -79,6 +81,42 @@ def draw(photo: Photo, info: Tensor, caption: str = "") -> Figure:
     axes.imshow(_overlay(pixels, COLOURS(norm(values))[..., :3]))
     axes = _panel(figure, layout.distribution, "Distribution", picture=False)
     _histogram(axes, mean.flatten(), norm)
+    return figure
+
+
+def draw_sites(photo: Photo, maps: Mapping[str, Tensor], caption: str = "") -> Figure:
+    """Draw a photograph and the self-information of a model's feature maps of it.
+
+    Args:
+        photo: what the model was shown.
+        maps: self-information (1, C, H, W) in nats by the name of the site; the means over the channels are drawn.
+        caption: what to say under the title.
+    """
+    aspect = photo.width / photo.height
+    width, height = 4.0 * min(1, aspect), 4.0 * min(1, 1 / aspect)
+    columns = min(len(maps) + 1, SITE_COLUMNS)
+    rows = -(-(len(maps) + 1) // columns)
+    across, down, left, bottom, head = max(width, 2.2) + 1.1, height + 0.75, 0.4, 0.35, 0.3
+    figure = Figure(figsize=(left + columns * across, bottom + rows * down + head))
+    FigureCanvasAgg(figure)
+    boxes = [
+        Box(left + column * across, bottom + row * down, width, height)
+        for row in reversed(range(rows))
+        for column in range(columns)
+    ]
+    _headline(figure, left, f"Self-information of {photo.name}, site by site", caption)
+    pixels = _image(photo.pixels)
+    axes = _panel(figure, boxes[0], "Photo", picture=True)
+    axes.imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
+    for box, (name, info) in zip(boxes[1:], maps.items(), strict=False):
+        mean = info.detach().cpu().float().mean(1, keepdim=True)
+        top = _top(mean.numpy())
+        norm = Normalize(0, top)
+        size = f"{info.shape[1]} × {info.shape[2]} × {info.shape[3]}"
+        axes = _panel(figure, box, _cut(name, width - 1.1, 11), picture=True)
+        axes.set_title(size, loc="right", fontsize=9, color=FAINT, pad=6)
+        axes.imshow(_image(mean)[..., 0], cmap=COLOURS, norm=norm, interpolation="nearest")
+        _colour_bar(figure, box, norm, mean.max().item() > top)
     return figure
 
 
@@ -159,9 +197,10 @@ def _image(tensor: Tensor) -> npt.NDArray[np.float32]:
     return np.asarray(tensor[0].permute(1, 2, 0).numpy(), dtype=np.float32)
 
 
-def _headline(figure: Figure, layout: Layout, title: str, caption: str) -> None:
-    width, height = layout.page
-    left, room = layout.photo.left / width, width - 2 * layout.photo.left
+def _headline(figure: Figure, inset: float, title: str, caption: str) -> None:
+    """Title and caption, so many inches from the page's left edge."""
+    width, height = figure.get_size_inches()
+    left, room = inset / width, width - 2 * inset
     style: dict[str, Any] = {"va": "top", "ha": "left", "parse_math": False}
     figure.text(left, 1 - 0.2 / height, _cut(title, room, 14), fontsize=14, fontweight="bold", color=INK, **style)
     figure.text(left, 1 - 0.47 / height, _cut(caption, room, 9), fontsize=9, color=FAINT, **style)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,13 +19,16 @@ from torch import nn
 import sia_layers
 
 FILE = Path(__file__).with_name("api.txt")
-MODULES = ("sia_layers", "sia_layers.functional")
+MODULES = ("sia_layers", "sia_layers.functional", "sia_layers.injection")
 
 
 def described(name: str, value: object) -> Iterator[str]:
     """A line for a name, and one for every public method that a class adds to its base."""
-    if inspect.isclass(value):
-        yield f"class {name}{inspect.signature(value)}"
+    if inspect.isclass(value) and issubclass(value, Exception):
+        yield f"class {name}({', '.join(base.__name__ for base in value.__bases__)})"
+    elif inspect.isclass(value):
+        # A named tuple's types are wrapped, in ways that change with Python's version.
+        yield f"class {name}" + re.sub(r"ForwardRef\((.+?)\)", r"\1", str(inspect.signature(value)))
         for method, function in vars(value).items():
             if not method.startswith("_") and inspect.isfunction(function):
                 yield f"    {method}{inspect.signature(function)}"

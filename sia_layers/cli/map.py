@@ -1,0 +1,120 @@
+"""``python -m sia_layers map``: the self-information of a photograph, or of a model's feature maps of it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sia_layers.cli import models
+from sia_layers.cli.common import DRAWING_ADVICE, Parser, add_information, described, information, read_photo, refusing
+from sia_layers.functional import self_information
+from sia_layers.inspection import capture_self_information
+from sia_layers.kernels import backends
+from sia_layers.kernels.options import Options
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sia_layers.photo import Photo
+
+PHOTO_KERNEL_SIZE, MODEL_KERNEL_SIZE = 7, 3
+
+
+def add(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add the command."""
+    about = (
+        "Compute the self-information of a photograph and draw it: photo, map, overlay and distribution. With --model, "
+        "inject SIA into a model and draw the map at every site."
+    )
+    command = commands.add_parser("map", help="self-information of a photograph", description=about)
+    option = command.add_argument
+    option("photo", nargs="?", type=Path, metavar="PHOTO", help="in any format that Pillow reads (an astronaut)")
+    option("-o", "--output", type=Path, default=Path("sia_map.png"), metavar="FILE",
+        help="the figure, in the format that its suffix names (%(default)s)")  # fmt: skip
+    option("--dpi", type=float, default=150, metavar="N", help="pixels of the figure to an inch (%(default)s)")
+    add_information(command, f"{PHOTO_KERNEL_SIZE}; {MODEL_KERNEL_SIZE} in a model")
+    models.add(command, required=False)
+    option("--stages", nargs="+", metavar="STAGE",
+        help="where: names of modules, patterns or reductions (the reductions 4, 8 and 16)")  # fmt: skip
+    command.set_defaults(run=run, prog=command.prog)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Compute, draw and print."""
+    options = information(given, PHOTO_KERNEL_SIZE if given.model is None else MODEL_KERNEL_SIZE)
+    with refusing(ImportError, advice=DRAWING_ADVICE):
+        from sia_layers import visualize
+    with refusing(visualize.FigureError):
+        visualize.check_output(given.output, given.dpi)
+    if given.model is None:
+        models.refuse_options_without_model(given, "stages")
+    photo = read_photo(given.photo, given.output)
+    figure = _of_photo(given, photo, options) if given.model is None else _of_model(given, photo, options)
+    with refusing(visualize.FigureError):
+        visualize.write(figure, given.output, given.dpi)
+    print(f"figure    {given.output}")
+
+
+def _of_photo(given: argparse.Namespace, photo: Photo, options: Options) -> Figure:
+    from sia_layers import visualize
+
+    with refusing(RuntimeError, AssertionError, ValueError):
+        pixels = photo.pixels.to(given.device)
+        options.check_input(pixels)
+        backend = backends.select(pixels, given.backend)
+    start = time.perf_counter()
+    info = self_information(pixels, **options._asdict(), backend=backend).cpu()
+    seconds = time.perf_counter() - start
+    caption = [f"{photo.width} × {photo.height} pixels", *described(options, len(photo.channels))]
+    figure = visualize.draw(photo, info, " · ".join(caption))
+    _print_table(photo, info, options)
+    print(f"backend   {backend}, on device {pixels.device}")
+    print(f"time      {seconds:.3f} s")
+    return figure
+
+
+def _of_model(given: argparse.Namespace, photo: Photo, options: Options) -> Figure:
+    from sia_layers import visualize
+
+    backbone = models.make(given)
+    models.inject(backbone, given.stages, options, given.backend)
+    seen = backbone.seen(photo)
+    with refusing(RuntimeError, AssertionError, ValueError):
+        model, pixels = backbone.model.to(given.device), backbone.normalized(seen).to(given.device)
+        start = time.perf_counter()
+        with torch.no_grad(), capture_self_information(model) as maps:
+            model(pixels)
+        seconds = time.perf_counter() - start
+    maps = {name.removesuffix(".sia"): info.float().cpu() for name, info in maps.items()}
+    caption = [f"{backbone.name}, {backbone.weights}", f"{seen.width} × {seen.height} pixels"]
+    figure = visualize.draw_sites(
+        seen, maps, " · ".join([*caption, *described(options, min(info.shape[1] for info in maps.values()))])
+    )
+    print(f"photo     {photo.name}, {photo.width} x {photo.height} pixels, seen as {seen.width} x {seen.height}")
+    print(f"model     {backbone.name}, {backbone.weights}\n")
+    width = max(len(name) for name in maps)
+    print(f"{'site':{width}}  channels        size  I_avg (nats)   maximum")
+    for name, info in maps.items():
+        size = f"{info.shape[3]} x {info.shape[2]}"
+        print(f"{name:{width}}  {info.shape[1]:8}{size:>12}{info.mean():14.4f}{info.max():10.4f}")
+    print(f"\ntime      {seconds:.3f} s, the whole model")
+    return figure
+
+
+def _print_table(photo: Photo, info: Tensor, options: Options) -> None:
+    print(f"photo     {photo.name}, {photo.width} x {photo.height} pixels, {' '.join(photo.channels)}")
+    print("options   " + ", ".join(f"{name} {value}" for name, value in options._asdict().items()))
+    print()
+    print("nats         I_avg   minimum    median   maximum")
+    rows = dict(zip(photo.channels, info[0], strict=True))
+    if len(rows) > 1:
+        rows["all"] = info[0].mean(0)
+    for name, plane in rows.items():
+        values = (plane.mean(dtype=torch.float64), plane.min(), plane.median(), plane.max())
+        print(f"{name:8}" + "".join(f"{value.item():10.4f}" for value in values))
+    print()

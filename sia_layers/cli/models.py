@@ -1,0 +1,187 @@
+"""Models by name for the commands: made, loaded from a checkpoint, injected, and shown photographs."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sia_layers.cli.checkpoint import injected_as, load, read_state
+from sia_layers.cli.common import Parser, Refusal, refusing
+from sia_layers.injection import InjectionError, inject_sia, sia_modules
+from sia_layers.injection.sites import as_inputs
+from sia_layers.kernels.options import Options
+
+if TYPE_CHECKING:
+    from sia_layers.photo import Photo
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+INSTALL_ADVICE: Final = 'pip install "sia-layers[timm]" or "sia-layers[vision]"'
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model in evaluation mode, and what it takes.
+
+    Attributes:
+        name: of the model, with its library.
+        weights: where its weights are from, in words.
+        model: the model.
+        size: channels, rows and columns of its input.
+        mean: of each channel, subtracted.
+        std: of each channel, divided by after.
+    """
+
+    name: str
+    weights: str
+    model: nn.Module
+    size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def seen(self, photo: Photo) -> Photo:
+        """The middle of a photograph, in the proportions and the size of the model's input."""
+        channels, rows, columns = self.size
+        height = min(photo.height, round(photo.width * rows / columns)) or 1
+        width = min(photo.width, round(photo.height * columns / rows)) or 1
+        top, left = (photo.height - height) // 2, (photo.width - width) // 2
+        middle = photo.pixels[..., top : top + height, left : left + width]
+        pixels = F.interpolate(middle, (rows, columns), mode="bicubic", antialias=True).clamp(0, 1)
+        if pixels.shape[1] != channels:  # grey for colour, or colour for grey
+            pixels = pixels.mean(1, keepdim=True).expand(-1, channels, -1, -1)
+        return replace(photo, pixels=pixels.contiguous())
+
+    def normalized(self, photo: Photo) -> Tensor:
+        """A photograph as the model was trained on: (1, C, H, W), less the mean, over the deviation."""
+        pixels: Tensor = photo.pixels
+        return (pixels - pixels.new_tensor(self.mean)[:, None, None]) / pixels.new_tensor(self.std)[:, None, None]
+
+
+def add(command: Parser, required: bool) -> None:
+    """Add the options that name a model."""
+    option = command.add_argument
+    option("--model", required=required, metavar="NAME", help="a model of timm or torchvision")
+    weights = command.add_mutually_exclusive_group()
+    weights.add_argument("--checkpoint", type=Path, metavar="FILE",
+        help="its weights: a .safetensors file, or one of torch.save that holds nothing but tensors")  # fmt: skip
+    weights.add_argument("--pretrained", action="store_true", help="its library's weights, downloaded if need be")
+    option("--image-size", type=int, metavar="N", help="rows and columns of what the model sees (what it declares)")
+
+
+def refuse_options_without_model(given: argparse.Namespace, *more: str) -> None:
+    """Refuse options that mean nothing if no model is named."""
+    for name in ("checkpoint", "pretrained", "image_size", *more):
+        if getattr(given, name):
+            raise Refusal(f"--{name.replace('_', '-')} is about a model; name one with --model")
+
+
+def stages(requests: list[str] | None) -> list[str | int] | None:
+    """Stages as the library takes them: numbers are reductions."""
+    return None if requests is None else [int(request) if request.isdecimal() else request for request in requests]
+
+
+def make(given: argparse.Namespace) -> Backbone:
+    """The model that is named, with its weights; without any they are random, and the same each time."""
+    library, name = _found(given.model)
+    state = None if given.checkpoint is None else read_state(given.checkpoint)
+    model = _created(library, name, given.pretrained, {})
+    if state is not None:
+        outputs = _outputs_of(model, state)
+        if outputs is not None:
+            model = _created(library, name, False, {"num_classes": outputs})
+        as_saved = injected_as(model, state)
+        if as_saved is not None:
+            with refusing(InjectionError, ValueError):
+                inject_sia(model, **as_saved)
+        load(model, state, given.checkpoint)
+    weights = "random weights"
+    if given.pretrained or state is not None:
+        weights = "pretrained" if state is None else f"weights of {given.checkpoint.name}"
+    with refusing(InjectionError):
+        size = as_inputs(model, None)[0].shape[1:]
+    if given.image_size is not None:
+        if given.image_size < 1:
+            raise Refusal(f"image-size must be 1 or more, got {given.image_size}")
+        size = (size[0], given.image_size, given.image_size)
+    config = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = (tuple(config.get(key) or default) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
+    mean, std = (values if len(values) == size[0] else (sum(values) / len(values),) * size[0] for values in (mean, std))
+    return Backbone(f"{library} {name}", weights, model.eval(), tuple(size), mean, std)
+
+
+def inject(backbone: Backbone, requests: list[str] | None, options: Options, backend: str | None) -> None:
+    """Inject SIA where it is asked for, unless the checkpoint did."""
+    if sia_modules(backbone.model):
+        if requests:
+            raise Refusal("the checkpoint holds SIA, at sites of its own; leave --stages out")
+        for module in sia_modules(backbone.model).values():  # a state dict does not tell them
+            module.options, module.backend = options, backend
+        return
+    chosen = {**options._asdict(), "backend": backend, "example_input": torch.empty(1, *backbone.size)}
+    with refusing(InjectionError, ValueError, TypeError):
+        # Without the aggregation, which nothing has trained, the maps are the self-information and nothing else.
+        inject_sia(backbone.model, stages(requests), aggregate=False, **chosen)
+
+
+def _found(name: str) -> tuple[str, str]:
+    """The library that has a model of that name, "timm" before "torchvision", and the name there."""
+    known: list[str] = []
+    for library in ("timm", "torchvision"):
+        if importlib.util.find_spec(library) is None:
+            continue
+        asked = name.removeprefix(f"{library}/")
+        names = _names(library)
+        if asked.partition(".")[0] in names and asked.count("/") == 0:
+            return library, asked
+        known += names
+    if not known:
+        raise Refusal(f"neither timm nor torchvision is installed; {INSTALL_ADVICE}")
+    near = difflib.get_close_matches(name, sorted(set(known)), n=3)
+    raise Refusal(f"no model is called {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+
+
+def _names(library: str) -> list[str]:
+    if library == "timm":
+        import timm
+
+        return list(timm.list_models())
+    import torchvision
+
+    return list(torchvision.models.list_models(module=torchvision.models))
+
+
+def _created(library: str, name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    create: Callable[..., nn.Module]
+    with refusing(Exception), torch.random.fork_rng():
+        torch.manual_seed(0)
+        if library == "timm":
+            import timm
+
+            return timm.create_model(name, pretrained=pretrained, **arguments)
+        import torchvision
+
+        create = torchvision.models.get_model
+        if not pretrained and name in ("googlenet", "inception_v3"):
+            arguments = {**arguments, "init_weights": True}
+        return create(name, weights="DEFAULT" if pretrained else None, **arguments)
+
+
+def _outputs_of(model: nn.Module, state: dict[str, Tensor]) -> int | None:
+    """How many classes a checkpoint is for, where that is not what the model has by default."""
+    layers = [(key, module) for key, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    if not layers:
+        return None
+    key, head = layers[-1]
+    saved = state.get(f"{key}.weight")
+    if saved is None or saved.shape == head.weight.shape or saved.shape[1:] != head.weight.shape[1:]:
+        return None
+    return int(saved.shape[0])

@@ -1,0 +1,88 @@
+"""``python -m sia_layers profile``: average self-information of a model's layers over photographs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sia_layers.cli import models
+from sia_layers.cli.common import Parser, add_information, information, read_photo, refusing
+from sia_layers.injection import InjectionError
+from sia_layers.inspection import profile_self_information
+
+KERNEL_SIZE = 3
+
+
+def add(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add the command."""
+    about = (
+        "Print the average self-information (Equation 1 of the paper's supplement) of a model's layers over "
+        "photographs: its mean and its standard deviation from photograph to photograph."
+    )
+    command = commands.add_parser("profile", help="self-information of a model's layers", description=about)
+    option = command.add_argument
+    option("photos", nargs="+", type=Path, metavar="PHOTO", help="photographs, or folders of them")
+    models.add(command, required=True)
+    option("--layers", nargs="+", metavar="LAYER",
+        help="names of modules, patterns or reductions (those of the stages that inject_sia would take)")  # fmt: skip
+    option("--batch-size", type=int, default=8, metavar="N", help="photographs at once (%(default)s)")
+    add_information(command, str(KERNEL_SIZE))
+    command.set_defaults(run=run, prog=command.prog)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Profile and print."""
+    options = information(given, KERNEL_SIZE)
+    with refusing(ValueError):
+        if given.batch_size < 1:
+            raise ValueError(f"batch-size must be 1 or more, got {given.batch_size}")
+    paths = list(_photos(given.photos))
+    backbone = models.make(given)
+    layers = models.stages(given.layers)
+    with refusing(InjectionError, RuntimeError, AssertionError, ValueError):
+        model = backbone.model.to(given.device)
+        profiles = profile_self_information(
+            model, _Batches(backbone, paths, given.batch_size), layers, **options._asdict(), backend=given.backend
+        )
+    print(f"model     {backbone.name}, {backbone.weights}")
+    print(f"photos    {len(paths)}\n")
+    width = max(len(name) for name in [*profiles, "layer"])
+    print(f"{'layer':{width}}  I_avg (nats)  deviation")
+    for name, profile in profiles.items():
+        print(f"{name:{width}}{profile.mean:14.4f}{profile.std:11.4f}")
+
+
+class _Batches:
+    """The photographs as the model takes them, so many at once; read as they are needed."""
+
+    def __init__(self, backbone: models.Backbone, paths: list[Path], size: int) -> None:
+        self.backbone, self.paths, self.size = backbone, paths, size
+
+    def __len__(self) -> int:
+        return -(-len(self.paths) // self.size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for start in range(0, len(self.paths), self.size):
+            photos = [read_photo(path) for path in self.paths[start : start + self.size]]
+            yield torch.cat([self.backbone.normalized(self.backbone.seen(photo)) for photo in photos])
+
+
+def _photos(paths: list[Path]) -> Iterator[Path]:
+    """The photographs, with folders replaced by the images in them."""
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        from PIL import Image
+
+        known = Image.registered_extensions()
+        found = sorted(Path(path, name) for name in os.listdir(path) if Path(name).suffix.lower() in known)
+        with refusing(FileNotFoundError):
+            if not found:
+                raise FileNotFoundError(f"{path} holds no image that Pillow knows by its suffix")
+        yield from found

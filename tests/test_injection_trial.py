@@ -1,0 +1,314 @@
+"""Injection: what the dry run leaves alone, which sites it proves, and what is refused with which words."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sia_layers.injection import (
+    eject_sia,
+    errors,
+    find_sites,
+    inject_sia,
+    load_sia_state_dict,
+    sia_modules,
+    sia_parameters,
+    sia_state_dict,
+)
+
+
+class Plain(nn.Module):
+    """A model of one's own, which says nothing about itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.side = nn.Conv2d(8, 8, 1)
+        self.unused = nn.Conv2d(8, 8, 1)
+        self.stages = nn.Sequential(self.stage(8), self.stage(16), self.stage(32))
+        self.head = nn.Linear(64, 5)
+
+    @staticmethod
+    def stage(channels: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(channels, 2 * channels, 3, 2, 1), nn.BatchNorm2d(2 * channels), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.stages(x + self.side(x)).mean((2, 3)))
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(self.block(x)).mean((2, 3))
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Split()
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.block(x)
+        return first.mean() + second.mean()
+
+
+class Split(nn.Module):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x, x * 2]
+
+
+class Reentrant(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.stages, self.stem(x), use_reentrant=True).mean((2, 3)))
+
+
+EXAMPLE = torch.empty(1, 3, 32, 32)
+
+
+def snapshot(model: nn.Module) -> dict[str, object]:
+    """All that an injection might disturb."""
+    hooks = [
+        (name, list(module._forward_hooks.values()), list(module._forward_pre_hooks.values()))
+        for name, module in model.named_modules()
+    ]
+    return {
+        "state": {name: value.clone() for name, value in model.state_dict().items()},
+        "modes": [(name, module.training) for name, module in model.named_modules()],
+        "hooks": hooks,
+        "attributes": [(name, sorted(vars(module))) for name, module in model.named_modules()],
+        "grads": [parameter.grad for parameter in model.parameters()],
+    }
+
+
+def same(before: dict[str, object], model: nn.Module) -> bool:
+    after = snapshot(model)
+    states = before.pop("state"), after.pop("state")
+    assert isinstance(states[0], dict) and isinstance(states[1], dict)
+    equal = list(states[0]) == list(states[1]) and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    return equal and before == after
+
+
+def test_find_sites_leaves_the_model_and_the_random_numbers_alone() -> None:
+    model = timm.create_model("resnet18", drop_rate=0.5, drop_path_rate=0.5)
+    model.layer2.eval()
+    before, states = snapshot(model), (torch.get_rng_state(), random.getstate())
+    assert [site.host for site in find_sites(model)] == ["layer1.1", "layer2.1", "layer3.1"]
+    assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate()
+    assert same(before, model)
+
+
+def test_a_failure_after_the_change_began_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = Plain(), []
+    before = snapshot(model)
+    from sia_layers.injection import inject
+
+    def fails_later(model: nn.Module, site: object, attention: object, attach=inject._attach) -> None:  # type: ignore[no-untyped-def]
+        attach(model, site, attention)
+        calls.append(site)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(inject, "_attach", fails_later)
+    with pytest.raises(KeyboardInterrupt):
+        inject_sia(model, ["stages.0", "stages.1"], example_input=EXAMPLE)
+    assert same(before, model)
+
+
+@pytest.mark.parametrize(
+    ("stages", "error", "words"),
+    [
+        (["stages.0.O"], errors.UnknownStageError, "no module 'stages.0.O'; did you mean .*'stages.0.0'"),
+        (["stage.*"], errors.UnknownStageError, "no module matches the pattern 'stage.*'"),
+        ([16], errors.UnknownStageError, "reduction 16"),
+        ([], errors.UnknownStageError, "stages is empty"),
+        (None, errors.NoStagesError, "name modules"),
+        (["side"], errors.OffTrunkError, "'side' does not decide"),
+        (["unused"], errors.FiringError, "'unused'.* does not run"),
+        (["head"], errors.LayoutError, "'head' gives a tensor of shape"),
+    ],
+)
+def test_refusals_say_what_and_why(stages: object, error: type[Exception], words: str) -> None:
+    model = Plain()
+    before = snapshot(model)
+    for act in (find_sites, inject_sia):
+        with pytest.raises(error, match=words):
+            act(model, stages, example_input=EXAMPLE)
+    assert issubclass(error, errors.InjectionError)
+    assert same(before, model)
+
+
+@pytest.mark.parametrize(
+    ("model", "stages", "error", "words"),
+    [
+        (Twice(), ["block"], errors.FiringError, "runs 2 times"),
+        (Pair(), ["block"], errors.OutputTypeError, "a list of 2"),
+        (Reentrant(), ["stages.0"], errors.ReentrantCheckpointError, "use_reentrant=False"),
+        (nn.Sequential(torch.jit.script(nn.Conv2d(3, 3, 1))), ["0"], errors.UnsupportedModelError, "ScriptModule"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_models_that_are_refused(model: nn.Module, stages: object, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        inject_sia(model, stages, example_input=EXAMPLE)
+    assert not sia_modules(model)
+
+
+def test_a_model_that_fails_on_the_example_says_so() -> None:
+    with pytest.raises(errors.DryRunError, match="example_input"):
+        inject_sia(Plain(), ["stages.0"], example_input=torch.empty(1, 4, 32, 32))
+    with pytest.raises(errors.NoStagesError, match="example_input"):
+        inject_sia(Plain(), ["stages.0"])
+
+
+REFUSED = ["hrnet_w18_small", "nasnetalarge", "pnasnet5large", "crossvit_tiny_240", "hiera_tiny_224"]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_timm_models_without_a_trunk_are_refused(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    keys = list(model.state_dict())
+    with pytest.raises((errors.OffTrunkError, errors.OutputTypeError, errors.LayoutError)):
+        inject_sia(model)
+    assert list(model.state_dict()) == keys and not any(module._forward_hooks for module in model.modules())
+
+
+def test_double_injection_and_ejecting_nothing_are_refused() -> None:
+    model = inject_sia(Plain(), "stages.0", example_input=EXAMPLE)
+    before = snapshot(model)
+    with pytest.raises(errors.AlreadyInjectedError, match="eject_sia"):
+        inject_sia(model, "stages.1", example_input=EXAMPLE)
+    assert same(before, model)
+    eject_sia(model)
+    for act in (eject_sia, sia_state_dict, lambda model: list(sia_parameters(model))):
+        with pytest.raises(errors.NotInjectedError):
+            act(model)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"kernel_sise": 3}, "did you mean 'kernel_size'"),
+        ({"kernel_size": 4}, "kernel_size"),
+        ({"channels": 8}, "each host"),
+        ({"gain": 0.5}, "identity_init=False"),
+    ],
+)
+def test_bad_options_change_nothing(kwargs: dict[str, object], words: str) -> None:
+    model = Plain()
+    before = snapshot(model)
+    with pytest.raises((TypeError, ValueError), match=words):
+        inject_sia(model, "stages.0", example_input=EXAMPLE, **kwargs)
+    assert same(before, model)
+
+
+@pytest.mark.parametrize(
+    ("stages", "hosts"),
+    [
+        ("stages.*", ["stages.0.2", "stages.1.2", "stages.2.2"]),
+        (["stages.2", "stages.0"], ["stages.0.2", "stages.2.2"]),
+        (["stages.1.0", "stages.1"], ["stages.1.0", "stages.1.2"]),
+        ("stem", ["stem"]),
+    ],
+)
+def test_names_and_patterns_in_the_order_of_the_forward_pass(stages: object, hosts: list[str]) -> None:
+    model = Plain()
+    assert [site.host for site in find_sites(model, stages, example_input=EXAMPLE)] == hosts
+    inject_sia(model, stages, example_input=EXAMPLE, identity_init=False)
+    model(torch.rand(2, 3, 32, 32)).sum().backward()
+    assert all(parameter.grad is not None for parameter in sia_parameters(model))
+
+
+def test_reductions_on_request() -> None:
+    model = timm.create_model("resnet18")
+    assert [site.host for site in find_sites(model, [32, 4])] == ["layer1.1", "layer4.1"]
+    with pytest.raises(errors.UnknownStageError, match=r"\[2, 4, 8, 16, 32\]"):
+        find_sites(model, 64)
+
+
+def test_gain_and_options_reach_the_modules() -> None:
+    model = inject_sia(Plain(), "stages.0", example_input=EXAMPLE, identity_init=False, gain=0.5, kernel_size=5)
+    (module,) = sia_modules(model).values()
+    assert module.gain is not None and module.gain.item() == 0.5 and module.options.kernel_size == 5
+
+
+def test_state_dict_of_the_injected_parts() -> None:
+    first = inject_sia(Plain(), "stages.*", example_input=EXAMPLE, identity_init=False)
+    second = inject_sia(Plain(), "stages.*", example_input=EXAMPLE)
+    # identity_init makes a parameter "gain" that the other does not have
+    with pytest.raises(errors.StateDictError, match="gain"):
+        load_sia_state_dict(second, sia_state_dict(first))
+    third = inject_sia(Plain(), "stages.*", example_input=EXAMPLE)
+    load_sia_state_dict(third, sia_state_dict(second))
+    assert all(torch.equal(a, b) for a, b in zip(sia_parameters(second), sia_parameters(third), strict=True))
+    assert all("sia" in name.split(".") for name in sia_state_dict(third))
+    bent = {name: value[None] for name, value in sia_state_dict(second).items()}
+    with pytest.raises(errors.StateDictError, match="shape"):
+        load_sia_state_dict(third, bent)
+    with pytest.raises(errors.StateDictError, match=r"has no 'stem\.weight'"):
+        load_sia_state_dict(third, {**sia_state_dict(second), "stem.weight": torch.zeros(1)})
+
+
+def test_device_dtype_and_mode_are_the_hosts() -> None:
+    model = Plain().to(torch.bfloat16)
+    model.stages[1].eval()
+    inject_sia(model, "stages.*", example_input=EXAMPLE.to(torch.bfloat16))
+    modules = sia_modules(model)
+    assert all(parameter.dtype == torch.bfloat16 for parameter in sia_parameters(model))
+    assert [module.training for module in modules.values()] == [True, False, True]
+    with torch.device("meta"):
+        model = timm.create_model("resnet18")
+    assert all(parameter.is_meta for parameter in sia_parameters(inject_sia(model)))
+
+
+class Remembers(Plain):
+    """It fills caches of every kind when it runs, as attention biases are cached in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: dict[str, Tensor] = {}
+        self.seen: list[int] = []
+        self.register_buffer("bias", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache.setdefault("bias", self.stem.weight.mean())
+        self.seen.append(len(x))
+        self.bias = self.cache["bias"].detach()
+        self.last = x
+        return super().forward(x) + self.bias
+
+
+def test_no_fake_tensor_stays_in_the_model() -> None:
+    model, x = Remembers().eval(), torch.rand(2, 3, 32, 32)
+    inject_sia(model, "stages.1", example_input=EXAMPLE)
+    assert model.cache == {} and model.seen == [] and model.bias is None and not hasattr(model, "last")
+    with torch.no_grad():
+        assert type(model(x)) is Tensor
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "tiny_vit_5m_224", "efficientformer_l1", "efficientvit_m0"])
+def test_models_that_cache_in_evaluation_mode(name: str) -> None:
+    model = timm.create_model(name).eval()
+    twin, x = timm.create_model(name).eval(), torch.rand(1, 3, 224, 224)
+    twin.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(inject_sia(model)(x), twin(x))
+
+
+class Picky(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.mean().item() < 1 else x
+
+
+def test_a_forward_that_depends_on_values_says_so() -> None:
+    with pytest.raises(errors.DryRunError, match="depends on values"):
+        inject_sia(Picky(), "stages.1", example_input=EXAMPLE)

@@ -1,0 +1,135 @@
+"""Capture and profile: the right maps, the right numbers, and no trace left in the model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from sia_layers import average_self_information, self_information
+from sia_layers.injection import errors, inject_sia
+from sia_layers.inspection import capture_self_information, profile_self_information
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.b = nn.Conv2d(8, 12, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x)).mean((2, 3))
+
+
+def tiny() -> nn.Module:
+    torch.manual_seed(0)
+    return Tiny()
+
+
+def test_capture_gives_the_map_at_every_site() -> None:
+    model, x = tiny().eval(), torch.rand(2, 3, 16, 16)
+    inject_sia(model, ["a", "b"], example_input=x, aggregate=False)
+    with torch.no_grad():
+        expected = {"a.2.sia": self_information(model.a[1](model.a[0](x)).relu())}
+        before = model(x)
+        with capture_self_information(model) as maps:
+            assert maps == {}
+            assert torch.equal(model(x), before)
+            assert list(maps) == ["a.2.sia", "b.sia"]
+            assert torch.allclose(maps["a.2.sia"], expected["a.2.sia"], atol=1e-6)
+            model(x[:1])
+            assert all(len(info) == 1 for info in maps.values())
+        maps.clear()
+        model(x)
+    assert maps == {}
+
+
+def test_capture_ends_with_an_exception_and_needs_sia() -> None:
+    model = inject_sia(tiny(), ["a"], example_input=torch.empty(1, 3, 16, 16))
+    with pytest.raises(ZeroDivisionError), capture_self_information(model):
+        1 / 0  # noqa: B018
+    assert all(getattr(module, "capture", None) is None for module in model.modules())
+    with pytest.raises(errors.NotInjectedError), capture_self_information(tiny()):
+        pass
+
+
+def test_capture_in_training_keeps_no_graph() -> None:
+    model = inject_sia(tiny(), ["a", "b"], example_input=torch.empty(1, 3, 16, 16), detach=False, identity_init=False)
+    with capture_self_information(model) as maps:
+        model(torch.rand(2, 3, 16, 16)).sum().backward()
+    assert len(maps) == 2 and not any(info.requires_grad for info in maps.values())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_profile_is_the_mean_and_deviation_over_all_pictures(reduction: str) -> None:
+    model, pictures = tiny().train(), torch.rand(7, 3, 16, 16)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    batches = [(pictures[:4], torch.zeros(4)), [pictures[4:]]]
+    profiles = profile_self_information(model, batches, ["b", "a"], reduction=reduction, kernel_size=5, progress=False)
+    assert list(profiles) == ["b", "a"] and model.training and all(module.training for module in model.modules())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+    with torch.no_grad():
+        values = average_self_information(model.eval().a(pictures), kernel_size=5, reduction=reduction).double()
+    assert profiles["a"].pictures == 7
+    assert profiles["a"].mean == pytest.approx(values.mean().item(), rel=1e-5)
+    assert profiles["a"].std == pytest.approx(values.std(correction=0).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "mambaout_femto", "vit_tiny_patch16_224"])
+def test_profile_of_models_that_tell_their_stages(name: str) -> None:
+    extra = {"img_size": (32, 64)} if "vit" in name else {}
+    model, x = timm.create_model(name, **extra), torch.rand(2, 3, 32, 64)
+    bare = profile_self_information(model, [x], progress=False)
+    injected = profile_self_information(inject_sia(model, example_input=x), [x], progress=False)
+    assert len(bare) == 3 and all(profile.pictures == 2 and profile.mean > 0 for profile in bare.values())
+    assert bare == injected
+
+
+def test_profile_refuses() -> None:
+    x = torch.rand(1, 3, 16, 16)
+    with pytest.raises(errors.UnknownStageError, match="did you mean"):
+        profile_self_information(tiny(), [x], ["a.3"], progress=False)
+    with pytest.raises(errors.NoStagesError):
+        profile_self_information(tiny(), [x], progress=False)
+    with pytest.raises(ValueError, match="no picture"):
+        profile_self_information(tiny(), [], ["a"], progress=False)
+    with pytest.raises(TypeError, match="kernel_size"):
+        profile_self_information(tiny(), [x], ["a"], progress=False, kernel_sise=5)
+    model = tiny()
+    with pytest.raises(RuntimeError):
+        profile_self_information(model, [torch.rand(1, 5, 16, 16)], ["a"], progress=False)
+    assert not any(module._forward_hooks for module in model.modules()) and model.training
+
+
+def test_profile_in_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    if not torch.distributed.is_available():
+        pytest.skip("torch was built without distributed")
+    script = f"""
+        import sys, torch, torch.distributed as dist
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_inspection import tiny
+        from sia_layers.inspection import profile_self_information
+        torch.manual_seed(1)
+        pictures, rank = torch.rand(5, 3, 16, 16), int(sys.argv[1])
+        whole = profile_self_information(tiny(), [pictures], ["a", "b"], progress=False)
+        dist.init_process_group("gloo", init_method="file://{tmp_path / "store"}", rank=rank, world_size=2)
+        batches = [pictures[:3], pictures[3:4]] if rank == 0 else [pictures[4:]]
+        shared = profile_self_information(tiny(), batches, ["a", "b"], progress=False)
+        for name, profile in whole.items():
+            assert shared[name].pictures == 5, shared
+            assert abs(shared[name].mean - profile.mean) < 1e-6 and abs(shared[name].std - profile.std) < 1e-6
+        dist.barrier()
+        dist.destroy_process_group()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    running = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    for process in running:
+        _, written = process.communicate(timeout=120)
+        assert process.returncode == 0, written
