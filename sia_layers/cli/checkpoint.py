@@ -49,7 +49,7 @@ def _read(path: Path) -> dict[Any, Any]:
             f"{path} holds more than tensors, or is no checkpoint, and is not loaded; "
             "save it again as torch.save(model.state_dict(), ...)"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # whatever a file that is no checkpoint leads the reader to
         raise Refusal(f"cannot read {path}: {str(error).partition(chr(10))[0]}") from error
     if not isinstance(held, dict):
         raise Refusal(f"{path} holds a {type(held).__name__}, not a state dict")
