@@ -1,99 +1,176 @@
-"""Speed of the CPU kernel against the same formulas in eager and in compiled PyTorch, side by side.
+"""Speed of self-information against the same formulas in eager and in compiled PyTorch, side by side.
 
-Run as ``python -m benchmarks.op [--quick] [--threads N] [--csv FILE]``. No figure is printed for a provider whose
-result does not agree with the reference in float64.
+``python -m benchmarks.op [--quick] [--threads N] [--maps all] [--kernel-sizes K ...] [--passes PASS ...] [--csv FILE]
+[--plot FILE]``. Forward, backward and both over windows, feature maps of real backbones, dtypes and layouts. No
+figure is printed for a provider whose result does not agree with the reference in float64. How the time grows is
+measured by ``benchmarks.scaling``.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-from collections.abc import Callable
-from pathlib import Path
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks import providers, timing
-from sia_layers.kernels import cpu, reference
+from benchmarks import harness, maps, providers, timing
+from sia_layers.kernels import reference
 from sia_layers.kernels.options import Options
 
-SHAPES = ((4, 32, 64, 64), (4, 160, 16, 16))
-KERNEL_SIZES = (7, 3)
-TOLERANCE = 5e-6  # of the kernels, absolute
-ROUGH_TOLERANCE = 1e-4  # of what they are measured against, in float32 by whatever route PyTorch takes
-FIELDS = (
-    "shape",
-    "kernel_size",
-    "inter_channels",
-    "threads",
-    "provider",
-    "error",
-    "ms",
-    "ratio",
-    "ratio_20",
-    "ratio_80",
-)
+PROVIDERS = ("unfold", "unfold compiled", "shift", "shift compiled")
+TOLERANCE = 5e-6  # of the kernels in float32, absolute, for the forward
+ROUGH_TOLERANCE = 1e-4  # of what they are measured against, by whatever route PyTorch takes
+GRADIENT_TOLERANCE = 1e-4  # over the largest gradient
+COLUMNS = {
+    "map": "<24", "shape": "<19", "K": "2d", "S": "1d", "dtype": "<8", "layout": "<4", "pass": "<8",
+    "provider": "<15", "error": "8.1e", "ms": "9.3f", "MiB": "7.1f", "times": "7.1f", "20 %": "6.1f", "80 %": "6.1f",
+}  # fmt: skip
+PASSES = ("forward", "backward", "both")
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="5 rounds instead of 25")
-    parser.add_argument("--threads", type=int, default=1, help="threads for torch and for the kernels (default 1)")
-    parser.add_argument("--csv", type=Path, help="write the figures there as well")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(timing.machine(), "\n", sep="")
-    print(
-        "(N, C, H, W)         K  terms        provider          error   median ms   times as long as cpu [20 %, 80 %]"
+class Case(NamedTuple):
+    """What is measured: a map, options, dtype, layout and pass."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+    options: Options
+    dtype: str
+    channels_last: bool
+    direction: str
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and write what is asked for."""
+    parser = harness.parser("op", __doc__, "the speed-up over every other provider")
+    parser.add_argument(
+        "--maps", choices=("bars", "all"), default="bars", help="those of the bars (%(default)s), or all"
     )
-    rows = []
-    for shape in SHAPES:
-        for kernel_size in KERNEL_SIZES:
-            for inter_channels in (5, 0):
-                rows += measure(
-                    shape, Options(kernel_size, inter_channels=inter_channels), 5 if arguments.quick else 25
-                )
-    if arguments.csv:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+    parser.add_argument("--kernel-sizes", nargs="+", type=int, metavar="K", help="windows (3 5 7 11; quick: 3 7)")
+    parser.add_argument("--passes", nargs="+", choices=PASSES, help="of them all (quick: forward both)")
+    parser.add_argument(
+        "--memory", action="store_true", help="peak memory on the first map as well, each in a process of its own"
+    )
+    given = parser.parse_args(arguments)
+    device = harness.begin(given)
+    table = harness.Table(device, COLUMNS)
+    first = None
+    for case in cases(given):
+        first = first or case
+        # The backward's is that of both.
+        memory = given.memory and case[:2] == first[:2] and case.direction != "backward"
+        measure(case, device, 5 if given.quick else 9, table, memory)
+    table.write(given.csv)
+    if given.plot:
+        from benchmarks import plots
+
+        plots.speedups(table.rows, given.plot)
+    return 0
 
 
-@torch.no_grad()
-def measure(shape: tuple[int, int, int, int], options: Options, rounds: int) -> list[dict[str, object]]:
-    """Check and time every provider on one shape; print a line for each."""
-    torch.manual_seed(0)
-    x = torch.randn(shape)
-    truth = reference.self_information(x.double(), options)[0]
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    """What the options ask for: windows and passes for each map; unless chosen, dtypes and layouts for the first."""
+    chosen = maps.BARS if given.maps == "bars" else maps.MAPS
+    windows = given.kernel_sizes or ((3, 7) if given.quick else (3, 5, 7, 11))
+    batch = 4 if given.maps == "bars" else 1
+    for found in chosen:
+        for kernel_size in windows:
+            for direction in given.passes or PASSES[:: 2 if given.quick else 1]:
+                options = Options(kernel_size)
+                yield Case(str(found), (batch, *found.shape), options, given.dtype, False, direction)
+    if given.maps == "all" or given.kernel_sizes or given.passes:
+        return
+    shape = (batch, *chosen[0].shape)
+    for kernel_size in (3,) if given.quick else (3, 7):
+        others = [("float32", True), ("bfloat16", False), ("bfloat16", True), ("float16", True)]
+        for dtype, channels_last in others[: 2 if given.quick else None]:
+            yield Case(str(chosen[0]), shape, Options(kernel_size), dtype, channels_last, "forward")
+        if not given.quick:
+            options = Options(kernel_size, inter_channels=0)
+            yield Case(str(chosen[0]), shape, options, given.dtype, False, "forward")
+
+
+def measure(case: Case, device: torch.device, rounds: int, table: harness.Table, memory: bool) -> None:
+    """Check and time every provider on one case; a row for each."""
     torch.compiler.reset()
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "unfold": functools.partial(providers.unfold, options=options),
-        "unfold compiled": torch.compile(functools.partial(providers.unfold, options=options), dynamic=False),
-        "shift": functools.partial(providers.shift_and_add, options=options),
-        "shift compiled": torch.compile(functools.partial(providers.shift_and_add, options=options), dynamic=False),
-        "cpu": lambda x: cpu.self_information(x, options)[0],
-    }
-    errors = {name: (function(x) - truth).abs().max().item() for name, function in functions.items()}
-    right = [name for name, error in errors.items() if error <= (TOLERANCE if name == "cpu" else ROUGH_TOLERANCE)]
-    seconds = timing.interleaved({name: functools.partial(functions[name], x) for name in right}, rounds)
-    rows = []
-    terms = "intra, inter" if options.inter_channels else "intra"
+    ours = "triton" if device.type == "cuda" else "cpu"
+    x = maps.made(case.shape, harness.DTYPES[case.dtype], device, case.channels_last)
+    x.requires_grad_(case.direction != "forward")
+    truth = _truth(x, case)
+    functions = {name: providers.created(name, case.options) for name in (*PROVIDERS, ours)}
+    runs, errors = {}, {}
+    for name, function in functions.items():
+        timing.progress(f"{case.name}, K = {case.options.kernel_size}, {case.direction}: {name}")
+        right, errors[name] = _checked(function, x, case, truth, TOLERANCE if name == ours else ROUGH_TOLERANCE)
+        if right:
+            runs[name] = run_of(function, x, case.direction)
+    seconds = timing.interleaved(runs, rounds, device) if ours in runs else {}
     for name in functions:
-        head = f"{shape!s:<20} {options.kernel_size}  {terms:<12} {name:<16} {errors[name]:.1e}"
-        if name not in right or "cpu" not in right:
-            print(f"{head}   disagrees with the reference: not timed")
-            continue
-        ms = timing.quantiles(seconds[name])[1] * 1e3
-        low, ratio, high = timing.ratios(seconds[name], seconds["cpu"])
-        print(f"{head}   {ms:9.3f}   {ratio:6.1f}  [{low:.1f}, {high:.1f}]", flush=True)
-        values = (shape, options.kernel_size, options.inter_channels, torch.get_num_threads())
-        rows.append(dict(zip(FIELDS, (*values, name, errors[name], ms, ratio, low, high), strict=True)))
-    return rows
+        row: dict[str, Any] = {
+            "map": case.name, "shape": "x".join(map(str, case.shape)), "K": case.options.kernel_size,
+            "S": case.options.inter_channels, "dtype": case.dtype, "layout": "NHWC" if case.channels_last else "NCHW",
+            "pass": case.direction, "provider": name, "error": errors[name],
+        }  # fmt: skip
+        if name in seconds:
+            low, middle, high = timing.ratios(seconds[name], seconds[ours])
+            row |= {"ms": timing.quantiles(seconds[name])[1] * 1e3, "times": middle, "20 %": low, "80 %": high}
+            if memory:
+                timing.progress(f"memory of {name}")
+                arguments = (name, case._replace(options=case.options._asdict()), str(device))  # type: ignore[arg-type]
+                row["MiB"] = harness.peak_memory("benchmarks.op", "for_memory", arguments, device)
+        else:
+            row["ms"] = "disagrees with the reference: not timed"
+        table.add(**row)
+
+
+def run_of(function: Callable[[Tensor], Tensor], x: Tensor, direction: str) -> timing.Run:
+    """What is timed of a provider."""
+    if direction == "forward":
+        return timing.Run(functools.partial(_without_gradients, function, x))
+    grad = torch.ones_like(x)
+    if direction == "backward":
+        return timing.Run(lambda y: torch.autograd.grad(y, x, grad), lambda: function(x))
+    return timing.Run(lambda: torch.autograd.grad(function(x), x, grad))
+
+
+def for_memory(name: str, fields: Sequence[Any], device: str) -> tuple[Callable[[], object], Callable[[], object]]:
+    """The run whose memory is measured, and one of the same code on a small map to warm up with."""
+    case = Case(*fields)._replace(shape=tuple(fields[1]), options=Options(**fields[2]))
+    function = providers.created(name, case.options)
+    runs = []
+    # Compiled code is of one shape, so that it has to warm up on the map itself.
+    for shape in (case.shape if "compiled" in name else (1, 8, 16, 16), case.shape):
+        x = maps.made(tuple(shape), harness.DTYPES[case.dtype], torch.device(device), case.channels_last)
+        x.requires_grad_(case.direction != "forward")
+        runs.append(run_of(function, x, "both" if case.direction == "backward" else case.direction))
+    warm, run = runs
+    return lambda: warm.once(torch.device("cpu")), run.function
+
+
+def _without_gradients(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return function(x)
+
+
+def _truth(x: Tensor, case: Case) -> Tensor:
+    exact = x.detach().double().cpu().contiguous()
+    info, scale = reference.self_information(exact, case.options)
+    if case.direction == "forward":
+        return info
+    return reference.self_information_backward(torch.ones_like(exact), exact, scale, case.options)
+
+
+def _checked(
+    function: Callable[[Tensor], Tensor], x: Tensor, case: Case, truth: Tensor, tolerance: float
+) -> tuple[bool, float]:
+    if case.direction == "forward":
+        return harness.agrees(_without_gradients(function, x), truth, tolerance)
+    (grad,) = torch.autograd.grad(function(x), x, torch.ones_like(x))
+    return harness.agrees(grad, truth, GRADIENT_TOLERANCE * truth.abs().max().item())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

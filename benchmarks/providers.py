@@ -5,35 +5,42 @@ Both compute the "kde" estimator with ``padding_mode="exclude"``, as :mod:`sia_l
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sia_layers.kernels import ops
+from sia_layers.kernels.backends import BACKENDS
 from sia_layers.kernels.options import Options
 
 
 def unfold(x: Tensor, options: Options) -> Tensor:
     """Self-information through ``F.unfold``: K^2 copies of the map, then plain tensor arithmetic."""
+    dtype, x = x.dtype, x.float()
     n, c, h, w = x.shape
     k, pixels = options.kernel_size, h * w
-    windows = F.unfold(x.reshape(n * c, 1, h, w), k, padding=options.radius).view(n, c, k * k, pixels)
+    windows = F.unfold(x.contiguous().view(n * c, 1, h, w), k, padding=options.radius).view(n, c, k * k, pixels)
     inside = F.unfold(torch.ones_like(x[:1, :1]), k, padding=options.radius).view(1, 1, k * k, pixels)
-    square = (windows - x.view(n, c, 1, pixels)).square() * inside
+    square = (windows - x.reshape(n, c, 1, pixels)).square() * inside
     scale = _scale(square.sum((2, 3)) / (inside.sum() - pixels), options)[..., None, None]
     count = inside.sum(2)
     info = torch.log(count) - torch.log((torch.exp(-square * scale) * inside).sum(2))
     s = options.neighbours(c)
     if s:
-        others = torch.stack([x.roll(-step, 1) for step in range(1, s + 1)], 2).view(n, c, s, pixels)
-        square = (others - x.view(n, c, 1, pixels)).square()
+        others = torch.stack([x.roll(-step, 1) for step in range(1, s + 1)], 2).reshape(n, c, s, pixels)
+        square = (others - x.reshape(n, c, 1, pixels)).square()
         scale = _scale(square.mean((2, 3)), options)[..., None, None]
         mass = 1 + torch.exp(-square * scale).sum(2)
         info = info + options.inter_weight * (torch.log(torch.full_like(mass, s + 1)) - torch.log(mass))
-    return info.view(n, c, h, w)
+    return info.view(n, c, h, w).to(dtype)
 
 
 def shift_and_add(x: Tensor, options: Options) -> Tensor:
     """Self-information by shifting the padded map and adding up: no K^2 copies, and what a compiler can fuse."""
+    dtype, x = x.dtype, x.float()
     h, w = x.shape[2:]
     r, k = options.radius, options.kernel_size
     padded, inside = F.pad(x, [r] * 4), F.pad(torch.ones_like(x[:1, :1]), [r] * 4)
@@ -51,10 +58,20 @@ def shift_and_add(x: Tensor, options: Options) -> Tensor:
         scale = _scale(square, options)[..., None, None]
         mass = 1 + sum(torch.exp(-(there - x).square() * scale) for there in others)
         info = info + options.inter_weight * (torch.log(torch.full_like(mass, s + 1)) - torch.log(mass))
-    return info
+    return info.to(dtype)
 
 
 def _scale(mean_square: Tensor, options: Options) -> Tensor:
+    """The bandwidth is a constant to the gradient, as it is to the kernels'."""
     if not options.adaptive:
         return torch.full_like(mean_square, options.fixed_scale)
-    return torch.where(mean_square > 0, options.fixed_scale / mean_square, 0.0)
+    return torch.where(mean_square > 0, options.fixed_scale / mean_square, 0.0).detach()
+
+
+def created(name: str, options: Options) -> Callable[[Tensor], Tensor]:
+    """A provider by its name: one of the backends, ``"unfold"`` or ``"shift"``, or either ``"compiled"``."""
+    form, _, compiled = name.partition(" ")
+    if form in BACKENDS:
+        return lambda x: ops.self_information(x, options, form)
+    function = functools.partial({"unfold": unfold, "shift": shift_and_add}[form], options=options)
+    return torch.compile(function, dynamic=False) if compiled else function

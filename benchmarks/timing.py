@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import statistics
 import subprocess
@@ -11,27 +12,65 @@ from collections.abc import Callable, Mapping
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
+from sia_layers.kernels import backends
 from sia_layers.kernels.cpu import library
 
+CACHE_BYTES = 2**28  # more than the last cache of any GPU
+LONG = 1.0  # seconds
 
-def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+
+class Run(NamedTuple):
+    """What is timed: a function, and what prepares its argument outside of the time."""
+
+    function: Callable[..., object]
+    prepare: Callable[[], object] | None = None
+
+    def once(self, device: torch.device) -> float:
+        """Run it; seconds."""
+        arguments = () if self.prepare is None else (self.prepare(),)
+        if device.type == "cuda":
+            torch.empty(CACHE_BYTES, dtype=torch.int8, device=device).zero_()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            self.function(*arguments)
+            end.record()
+            torch.cuda.synchronize(device)
+            return start.elapsed_time(end) / 1e3
+        began = time.perf_counter()
+        self.function(*arguments)
+        return time.perf_counter() - began
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object] | Run], rounds: int, device: torch.device | None = None
+) -> dict[str, list[float]]:
     """Seconds of every run in every round. Rounds go A B C A B C ..., so that drift of a shared machine cancels.
 
-    In each round a run goes once unmeasured first, so that it does not pay for what the one before left in the caches.
+    In each round a run goes once unmeasured first, so that it does not pay for what the one before left in the
+    caches; one of over a second, which pays nothing to speak of, in the first round alone. On a GPU the cache is
+    flushed before every run, and what is measured lies between two events.
     """
+    device = torch.device("cpu") if device is None else device
+    made = {name: run if isinstance(run, Run) else Run(run) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for done in range(rounds):
-        print(f"\r  round {done + 1} of {rounds}", end="", file=sys.stderr, flush=True)
-        for name, run in runs.items():
-            run()
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    print("\r" + " " * 30 + "\r", end="", file=sys.stderr, flush=True)
+        progress(f"round {done + 1} of {rounds}")
+        for name, run in made.items():
+            if not seconds[name] or seconds[name][-1] < LONG:
+                run.once(device)
+            seconds[name].append(run.once(device))
+    progress("")
     return seconds
+
+
+def progress(text: str) -> None:
+    """Show a line of progress that the next one replaces; nothing where no one looks."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def quantiles(values: list[float]) -> tuple[float, float, float]:
@@ -47,15 +86,23 @@ def ratios(slower: list[float], faster: list[float]) -> tuple[float, float, floa
     return quantiles([a / b for a, b in zip(slower, faster, strict=True)])
 
 
-def machine() -> str:
-    """Processor, instruction set, versions, threads, date and commit, on a few lines."""
-    level = library.LEVELS[library.level()]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "sia-layers"))
-    return (
-        f"{_processor()}; kernels for {level}; {torch.get_num_threads()} thread(s)\n"
-        f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {packages}\n"
-        f"{date.today().isoformat()}, commit {_commit()}"
-    )
+@functools.cache
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures were measured on and with."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif backends.unavailable("cpu") is None:
+        name = f"{_processor()}, {library.LEVELS[library.level()]}"
+    else:
+        name = _processor()
+    return {
+        "machine": name,
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": ", ".join(f"{package} {version(package)}" for package in ("torch", "sia-layers")),
+        "commit": _commit(),
+        "date": date.today().isoformat(),
+    }
 
 
 def _processor() -> str:
@@ -69,7 +116,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -1,0 +1,148 @@
+"""What the benchmarks share: their options, the table that they print and write, and memory in a fresh process."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import timing
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parser(name: str, doc: str | None, plot: str | None = None) -> argparse.ArgumentParser:
+    """The options that every benchmark has; ``plot`` says what --plot draws, where there is something to draw."""
+    made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=(doc or "").partition("\n")[0])
+    add = made.add_argument
+    add("--quick", action="store_true", help="fewer cases and rounds")
+    add("--device", default="cpu", metavar="D", help="where, as torch names devices (%(default)s)")
+    add("--threads", type=int, default=1, metavar="N", help="threads of torch and of the kernels (%(default)s)")
+    add("--dtype", choices=DTYPES, default="float32", help="of the maps (%(default)s)")
+    add("--csv", type=Path, metavar="FILE", help="write the figures there as well")
+    if plot is not None:
+        add("--plot", type=Path, metavar="FILE", help=f"draw {plot}")
+    return made
+
+
+def begin(given: argparse.Namespace) -> torch.device:
+    """Set the threads, print the machine, and give the device."""
+    if given.threads < 1:
+        raise SystemExit(f"--threads must be 1 or more, got {given.threads}")
+    torch.set_num_threads(given.threads)
+    device = torch.device(given.device)
+    print("\n".join(f"{key}: {value}" for key, value in timing.machine(device).items()), end="\n\n", flush=True)
+    return device
+
+
+class Table:
+    """Rows that are printed as they come and written at the end, with the machine beside each.
+
+    Args:
+        device: that they are measured on.
+        columns: names, with the format of each.
+    """
+
+    def __init__(self, device: torch.device, columns: Mapping[str, str]) -> None:
+        self.device, self.columns = device, columns
+        self.rows: list[dict[str, Any]] = []
+        self.widths = {name: max(len(name), int(re.findall(r"\d+", form)[0])) for name, form in columns.items()}
+        print("  ".join(f"{name:{self._aligned(name)}}" for name in columns), flush=True)
+
+    def add(self, **values: Any) -> None:
+        """Print a row; columns without a value stay empty."""
+        self.rows.append(values)
+        cells = []
+        for name, form in self.columns.items():
+            value = values.get(name, "")
+            text = f"{value:{form}}" if isinstance(value, (int, float)) else str(value)
+            cells.append(f"{text.strip():{self._aligned(name)}}")
+        timing.progress("")
+        print("  ".join(cells).rstrip(), flush=True)
+
+    def write(self, path: Path | None) -> None:
+        """Write the rows as CSV, whole or not at all."""
+        if path is None:
+            return
+        rows = [{**row, **timing.machine(self.device)} for row in self.rows]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        with part.open("w", newline="") as file:
+            fields = list(dict.fromkeys(name for row in rows for name in row))
+            writer = csv.DictWriter(file, fields, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        part.replace(path)
+        print(f"\nwritten: {path}")
+
+    def _aligned(self, name: str) -> str:
+        return f"{'<' if self.columns[name].startswith('<') else '>'}{self.widths[name]}"
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file that :meth:`Table.write` wrote."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def agrees(found: Tensor, truth: Tensor, tolerance: float) -> tuple[bool, float]:
+    """Whether a result is within a tolerance of the truth, with an ulp of its dtype on top; and its largest error."""
+    error = (found.detach().double().cpu() - truth.detach().double().cpu()).abs()
+    ulp = torch.finfo(found.dtype).eps * truth.detach().double().cpu().abs() if found.dtype != torch.float32 else 0.0
+    right = found.shape == truth.shape and bool((error <= tolerance + ulp).all())
+    return right, error.max().item()
+
+
+def peak_memory(module: str, function: str, arguments: Sequence[Any], device: torch.device) -> float:
+    """Peak memory in MiB that a function takes: of the allocator on a GPU, of a fresh process on a CPU.
+
+    Args:
+        module: that holds the function.
+        function: takes the arguments, which must be JSON, and gives two functions: one to warm up with and one to
+            be measured, without arguments.
+        arguments: of the function.
+        device: that it runs on.
+    """
+    command = [sys.executable, "-c", _MEASURE, module, function, json.dumps(list(arguments)), str(device)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise RuntimeError(f"{module}.{function}{tuple(arguments)} failed: {lines[-1] if lines else done.returncode}")
+    return float(done.stdout.splitlines()[-1])
+
+
+# Linux tells the largest resident set since it was last reset; elsewhere the process's own largest has to do.
+_MEASURE = """
+import importlib, json, sys
+from pathlib import Path
+import torch
+
+module, function, arguments, device = sys.argv[1:]
+torch.set_num_threads(1)
+warm_up, run = getattr(importlib.import_module(module), function)(*json.loads(arguments))
+warm_up()
+if device.startswith("cuda"):
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    print((torch.cuda.max_memory_allocated() - before) / 2**20)
+else:
+    def resident(name):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 2**10
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    run()
+    print(max(0.0, resident("VmHWM") - before))
+"""

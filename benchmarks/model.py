@@ -1,0 +1,144 @@
+"""Backbones bare and injected: what SIA adds in time, memory and parameters to inference and to a training step.
+
+``python -m benchmarks.model [--quick] [--models NAME@SIZE ...] [--batches N ...] [--threads N] [--csv FILE]``.
+The backbones are timm's, without pretrained weights, which change no time. The injected model is checked first:
+its maps against the reference's, and its output, at identity, against the bare model's.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import harness, timing
+from sia_layers import capture_self_information, inject_sia, sia_modules, use_backend
+
+MODELS: Final = ("efficientnet_b4@380", "xception41@299", "resnet50@224", "convnext_tiny@224")
+VARIANTS: Final[dict[str, dict[str, object] | None]] = {
+    "bare": None,
+    "bare again": None,
+    "sia": {},
+    "sia, no aggregation": {"aggregate": False},
+    "sia, K = 7": {"kernel_size": 7},
+}
+TOLERANCE = 1e-4  # of the maps, which are computed from features that convolutions have rounded
+COLUMNS = {
+    "model": "<20", "batch": "5d", "pass": "<9", "variant": "<19", "parameters": "10d", "error": "8.1e", "ms": "9.1f",
+    "added %": "7.1f", "20 %": "6.1f", "80 %": "6.1f", "MiB": "8.1f",
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and write what is asked for."""
+    parser = harness.parser("model", __doc__, "the time added")
+    parser.add_argument("--models", nargs="+", metavar="NAME@SIZE", help="of timm, and the picture's rows (four)")
+    parser.add_argument("--batches", nargs="+", type=int, metavar="N", help="batch sizes (1 and 8)")
+    given = parser.parse_args(arguments)
+    device = harness.begin(given)
+    table = harness.Table(device, COLUMNS)
+    names = given.models or (MODELS[:1] if given.quick else MODELS)
+    for name in names:
+        for batch in given.batches or ((1,) if given.quick else (1, 8)):
+            for train in (False, True):
+                rounds = 9 if given.quick else (15 if train else 31) if batch == 1 else 7
+                measure(name, batch, train, harness.DTYPES[given.dtype], device, rounds, table, given.quick)
+    table.write(given.csv)
+    if given.plot:
+        from benchmarks import plots
+
+        plots.bars(table.rows, given.plot, "variant", ("added %",))
+    return 0
+
+
+def measure(
+    name: str, batch: int, train: bool, dtype: torch.dtype, device: torch.device, rounds: int, table: harness.Table,
+    quick: bool,
+) -> None:  # fmt: skip
+    """Time every variant of a model; a row for each."""
+    variants = [variant for variant in VARIANTS if not quick or variant in ("bare", "bare again", "sia")]
+    models = {variant: created(name, variant).to(device, dtype).train(train) for variant in variants}
+    x = pictures(name, batch, dtype, device)
+    errors = {variant: checked(models["bare"], models[variant], x[:1]) for variant in variants}
+    run: Callable[[nn.Module, Tensor], object] = _step if train else _inference
+    runs = {variant: functools.partial(run, models[variant], x) for variant in variants if errors[variant] <= TOLERANCE}
+    seconds = timing.interleaved(runs, rounds, device)
+    for variant, model in models.items():
+        row = {
+            "model": name, "batch": batch, "pass": "training" if train else "inference", "variant": variant,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()), "error": errors[variant],
+        }  # fmt: skip
+        if variant in seconds:
+            low, middle, high = (100 * (ratio - 1) for ratio in timing.ratios(seconds[variant], seconds["bare"]))
+            row |= {"ms": timing.quantiles(seconds[variant])[1] * 1e3, "added %": middle, "20 %": low, "80 %": high}
+            timing.progress(f"memory of {name}, {variant}")
+            arguments = (name, variant, batch, train, str(dtype).removeprefix("torch."), str(device))
+            row["MiB"] = harness.peak_memory("benchmarks.model", "for_memory", arguments, device)
+        else:
+            row["ms"] = "disagrees with the reference: not timed"
+        table.add(**row)
+
+
+def created(name: str, variant: str) -> nn.Module:
+    """A variant of a model, the same each time."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name.partition("@")[0])
+    options = VARIANTS[variant]
+    return model if options is None else inject_sia(model, **options)  # type: ignore[arg-type]
+
+
+def pictures(name: str, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As many pictures of the model's size."""
+    side = int(name.partition("@")[2])
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+
+
+@torch.no_grad()
+def checked(bare: nn.Module, model: nn.Module, x: Tensor) -> float:
+    """The largest error of the maps against the reference's, or of the output at identity against the bare one's."""
+    training = model.training
+    bare.eval(), model.eval()
+    try:
+        output = bare(x)
+        error = ((model(x) - output).abs().max() / output.abs().max()).item()
+        if sia_modules(model):
+            with capture_self_information(model) as maps:
+                model(x)
+                found = dict(maps)
+                with use_backend("reference"):
+                    model(x)
+            error = max([error, *((found[site] - maps[site]).abs().max().item() for site in maps)])
+        return error
+    finally:
+        bare.train(training), model.train(training)
+
+
+def for_memory(
+    name: str, variant: str, batch: int, train: bool, dtype: str, device: str
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """The run whose memory is measured, and one of a single small picture to warm up with."""
+    model = created(name, variant).to(device, harness.DTYPES[dtype]).train(train)
+    run: Callable[[nn.Module, Tensor], object] = _step if train else _inference
+    x = pictures(name, batch, harness.DTYPES[dtype], torch.device(device))
+    warm = pictures(f"{name.partition('@')[0]}@64", 2, harness.DTYPES[dtype], torch.device(device))
+    return functools.partial(run, model, warm), functools.partial(run, model, x)
+
+
+def _inference(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x)  # type: ignore[no-any-return]
+
+
+def _step(model: nn.Module, x: Tensor) -> Iterable[Tensor]:
+    """Forward and backward of every parameter; no optimizer, whose time is the same for each."""
+    return torch.autograd.grad(model(x).square().mean(), list(model.parameters()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""SIAttention beside timm's attention layers on the same maps: forward, training step, parameters and memory.
+
+``python -m benchmarks.module [--quick] [--threads N] [--csv FILE]``. SIAttention with K = 3 and as published, and
+as the spatial gate alone; those of timm as they come. SIAttention is checked against its own reference first; for
+timm's layers, which are what they are, there is nothing to agree with.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import harness, maps, timing
+from sia_layers import SIAttention
+
+TIMMS: Final = ("se", "eca", "cbam", "gc", "nl", "sk")
+OURS: Final = {
+    "sia": {},
+    "sia, spatial": {"channel": None},
+    "sia, K = 7": {"kernel_size": 7},
+    "sia, grad of I": {"detach": False},
+}  # fmt: skip
+TOLERANCE = 2e-5  # over the largest value: a layer adds the rounding of its convolutions
+COLUMNS = {
+    "map": "<24", "shape": "<19", "layer": "<15", "parameters": "10d", "error": "8.1e", "forward ms": "10.3f",
+    "times sia": "9.2f", "training ms": "11.3f", "times": "7.2f", "forward MiB": "11.1f", "training MiB": "12.1f",
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and write what is asked for."""
+    parser = harness.parser("module", __doc__, "times beside SIAttention")
+    given = parser.parse_args(arguments)
+    device = harness.begin(given)
+    dtype = harness.DTYPES[given.dtype]
+    table = harness.Table(device, COLUMNS)
+    chosen = maps.BARS if given.quick else [found for found in maps.MAPS if found.size != 380]
+    for found in chosen:
+        memory = found in maps.BARS and not given.quick
+        measure(str(found), (4, *found.shape), dtype, device, 5 if given.quick else 9, table, memory)
+    table.write(given.csv)
+    if given.plot:
+        from benchmarks import plots
+
+        plots.bars(table.rows, given.plot, "layer", ("forward ms", "training ms"))
+    return 0
+
+
+def measure(
+    name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, rounds: int,
+    table: harness.Table, memory: bool,
+) -> None:  # fmt: skip
+    """Time every layer on one map; a row for each."""
+    x = maps.made(shape, dtype, device)
+    layers = {layer: created(layer, shape[1]).to(device, dtype) for layer in (*OURS, *TIMMS)}
+    errors = {layer: _error(layer, shape[1], x) for layer in OURS}
+    right = [layer for layer in layers if errors.get(layer, 0.0) <= TOLERANCE]
+    forward = {layer: timing.Run(functools.partial(_inference, layers[layer].eval(), x)) for layer in right}
+    seconds = timing.interleaved(forward, rounds, device)
+    training = {layer: timing.Run(functools.partial(_step, layers[layer].train(), x)) for layer in right}
+    steps = timing.interleaved(training, rounds, device)
+    for layer, module in layers.items():
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        row = {"map": name, "shape": "x".join(map(str, shape)), "layer": layer, "parameters": parameters}
+        row |= {"error": errors[layer]} if layer in errors else {}
+        if layer in right:
+            row |= {"forward ms": timing.quantiles(seconds[layer])[1] * 1e3}
+            row |= {"training ms": timing.quantiles(steps[layer])[1] * 1e3}
+            if "sia" in right:
+                row |= {"times sia": timing.ratios(seconds[layer], seconds["sia"])[1]}
+                row |= {"times": timing.ratios(steps[layer], steps["sia"])[1]}
+            for column, train in (("forward MiB", False), ("training MiB", True)) if memory else ():
+                timing.progress(f"memory of {layer}")
+                arguments = (layer, shape, str(dtype).removeprefix("torch."), str(device), train)
+                row[column] = harness.peak_memory("benchmarks.module", "for_memory", arguments, device)
+        else:
+            row["forward ms"] = "disagrees with the reference: not timed"
+        table.add(**row)
+
+
+def created(layer: str, channels: int, backend: str | None = None) -> nn.Module:
+    """A layer by its name, the same each time."""
+    torch.manual_seed(0)
+    if layer in OURS:
+        return SIAttention(channels, backend=backend, **OURS[layer])
+    from timm.layers import create_attn
+
+    made = create_attn(layer, channels)
+    assert isinstance(made, nn.Module)
+    return made
+
+
+def for_memory(
+    layer: str, shape: Sequence[int], dtype: str, device: str, train: bool
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """The run whose memory is measured, and one on a small map to warm up with."""
+    module = created(layer, shape[1]).to(device, harness.DTYPES[dtype]).train(train)
+    run: Callable[[nn.Module, Tensor], object] = _step if train else _inference
+    small, large = (
+        maps.made(tuple(size), harness.DTYPES[dtype], torch.device(device)) for size in ((2, shape[1], 8, 8), shape)
+    )
+    return functools.partial(run, module, small), functools.partial(run, module, large)
+
+
+def _error(layer: str, channels: int, x: Tensor) -> float:
+    """How far a layer of ours is from its reference in float64, over the largest value there."""
+    exact = created(layer, channels, "reference").double()
+    with torch.no_grad():
+        truth = exact(x.double().cpu())
+        found = created(layer, channels).to(x.device, x.dtype)(x)
+    return ((found.double().cpu() - truth).abs().max() / truth.abs().max()).item()
+
+
+def _inference(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return module(x)  # type: ignore[no-any-return]
+
+
+def _step(module: nn.Module, x: Tensor) -> Iterable[Tensor]:
+    """Forward and backward, of the map too, as within a network."""
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(module(x).sum(), [x, *module.parameters()])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

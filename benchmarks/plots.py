@@ -1,0 +1,99 @@
+"""Plots of the benchmarks' rows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+Rows = Iterable[Mapping[str, Any]]
+
+
+def speedups(rows: Rows, path: Path) -> None:
+    """How many times as long as the kernels every other provider takes, a panel for each map and pass."""
+    panels: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        usual = row["dtype"] == "float32" and row["S"] and row["layout"] == "NCHW"
+        if usual and isinstance(row.get("times"), float) and row["times"] != 1.0:
+            panel = panels.setdefault(f"{row['map']}, {row['pass']}", {})
+            panel.setdefault(row["provider"], {})[f"K = {row['K']}"] = row["times"]
+    figure, axes = _panels(len(panels))
+    for ax, (title, bars) in zip(axes, panels.items(), strict=True):
+        _grouped(ax, bars, log=True)
+        ax.axhline(1, color="black", linewidth=0.8)
+        ax.set_title(title, fontsize=9)
+        ax.set_ylabel("times as long as the kernel", fontsize=8)
+    _save(figure, path)
+
+
+def bars(rows: Rows, path: Path, group: str, values: Sequence[str]) -> None:
+    """Some columns of the rows, grouped by another, a panel for each; the medians over what else differs."""
+    rows = list(rows)
+    figure, axes = _panels(len(values))
+    for ax, value in zip(axes, values, strict=True):
+        by_group: dict[str, list[float]] = {}
+        for row in rows:
+            if isinstance(row.get(value), float):
+                by_group.setdefault(str(row[group]), []).append(row[value])
+        ax.bar(list(by_group), [statistics.median(found) for found in by_group.values()])
+        ax.tick_params(axis="x", rotation=40, labelsize=8)
+        ax.set_title(f"{value}, median over all cases", fontsize=9)
+    _save(figure, path)
+
+
+def curves(rows: Rows, path: Path) -> None:
+    """Time over size in logarithms, a panel for each axis, with the fitted slope in the legend."""
+    axes_of: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        axes_of.setdefault(row["axis"], {}).setdefault(row["provider"], []).append(row)
+    figure, panels = _panels(len(axes_of))
+    for ax, (axis, providers) in zip(panels, axes_of.items(), strict=True):
+        for provider, found in providers.items():
+            slope = found[-1].get("slope")
+            label = provider if slope is None else f"{provider}, slope {slope:.2f}"
+            ax.plot([row["size"] for row in found], [row["ms"] for row in found], marker="o", label=label)
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        ax.set_xlabel("rows and columns" if axis == "pixels" else axis, fontsize=9)
+        ax.set_ylabel("ms", fontsize=9)
+        ax.legend(fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    columns = min(3, max(1, count))
+    rows = -(-max(1, count) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes[count:]:
+        ax.remove()
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes[:count]
+
+
+def _grouped(ax: Axes, bars: Mapping[str, Mapping[str, float]], log: bool) -> None:
+    """Bars side by side: a group for each key of the inner mappings, a colour for each of the outer one."""
+    groups = list(dict.fromkeys(key for heights in bars.values() for key in heights))
+    width = 0.8 / max(1, len(bars))
+    for position, (label, heights) in enumerate(bars.items()):
+        places = [
+            index + (position - (len(bars) - 1) / 2) * width for index, key in enumerate(groups) if key in heights
+        ]
+        drawn = ax.bar(places, [heights[key] for key in groups if key in heights], width, label=label)
+        ax.bar_label(drawn, fmt="%.3g", fontsize=6)
+    ax.set_xticks(range(len(groups)), groups, fontsize=8)
+    ax.legend(fontsize=7, frameon=False)
+    if log:
+        ax.set_yscale("log")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,49 @@
+/* Calls a kernel of the library some times on one map, for callgrind to count the instructions.
+ * Arguments: the library, "forward" or "backward", kernel size, level, channels_last, times. */
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sia_cpu.h"
+
+enum { N = 2, C = 16, H = 32, W = 32, NUMBER = N * C * H * W };
+
+int main(int count, char **arguments)
+{
+    static float x[NUMBER], out[NUMBER], scale[2 * N * C];
+    if (count != 7)
+        return 2;
+    void *library = dlopen(arguments[1], RTLD_NOW);
+    if (!library) {
+        fprintf(stderr, "%s\n", dlerror());
+        return 3;
+    }
+    int (*forward)(const sia_options *, const sia_map *, float *, const sia_map *, const sia_map *, float *, int32_t);
+    int (*backward)(const sia_options *, const sia_map *, const sia_map *, const float *, const sia_map *);
+    *(void **)&forward = dlsym(library, "sia_forward");
+    *(void **)&backward = dlsym(library, "sia_backward");
+    const sia_options options = {.size = {N, C, H, W},
+                                 .kernel_size = atoi(arguments[3]),
+                                 .inter_channels = 5,
+                                 .adaptive = 1,
+                                 .inter_weight = 0.5f,
+                                 .fixed_scale = 0.5f,
+                                 .square_bandwidth = 1,
+                                 .threads = 1,
+                                 .level = atoi(arguments[4])};
+    const int last = atoi(arguments[5]), is_backward = !strcmp(arguments[2], "backward");
+    sia_map map = {x, {C * H * W, last ? 1 : H * W, last ? C * W : W, last ? C : 1}, SIA_FLOAT32}, result = map, none = {0};
+    result.data = out;
+    uint32_t state = 1;
+    for (int i = 0; i < NUMBER; i++) {
+        state = state * 1664525u + 1013904223u;
+        x[i] = (float)(state >> 8) / 16777216.0f;
+    }
+    int failed = forward(&options, &map, scale, &result, &none, NULL, SIA_NO_MEAN);
+    for (int i = 0; i < atoi(arguments[6]) && !failed; i++)
+        failed = is_backward ? backward(&options, &map, &map, scale, &result)
+                             : forward(&options, &map, scale, &result, &none, NULL, SIA_NO_MEAN);
+    return failed;
+}
