@@ -1,0 +1,206 @@
+"""Pictures of faces in memory, and which side of the split each person is on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+REAL = "real"
+PARTS = ("train", "validation", "test")
+FRACTIONS = (0.6, 0.1, 0.3)  # of the people, in the order of PARTS
+FEWEST = 2  # people in a part: a face swap needs a donor
+
+
+class Skipped(NamedTuple):
+    """What could not be used, and why."""
+
+    path: str
+    reason: str
+
+
+class Recipe(NamedTuple):
+    """What the pictures are made by.
+
+    Args:
+        size: side of the pictures in pixels.
+        quality: a key of ``pipeline.QUALITIES``.
+        seed: of the split by person, and of all that is random in the manipulations.
+        people: how many, at most, over all the parts; ``None`` for all of them.
+    """
+
+    size: int
+    quality: str
+    seed: int
+    people: int | None
+
+
+class Sample(NamedTuple):
+    """One finished picture: uint8 (S, S, 3) in RGB, and bool (S, S), True where it was changed."""
+
+    picture: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+    person: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Pictures with what is known of them.
+
+    Args:
+        images: uint8 (N, 3, S, S), RGB.
+        labels: int64 (N,), 0 real and 1 fake.
+        masks: bool (N, S, S), True where a picture was changed; all False for real pictures, and for every picture of
+            a data set without masks.
+        people: identity or source video of each, which the split goes by.
+        kinds: ``"real"`` or the name of the manipulation, of each.
+        skipped: what could not be used.
+    """
+
+    images: Tensor
+    labels: Tensor
+    masks: Tensor
+    people: tuple[str, ...]
+    kinds: tuple[str, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    def __post_init__(self) -> None:
+        lengths = [len(each) for each in (self.images, self.labels, self.masks, self.people, self.kinds)]
+        if len(set(lengths)) != 1:
+            raise ValueError(f"images, labels, masks, people and kinds must be of one length, got {lengths}")
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    @classmethod
+    def stack(cls, samples: Sequence[Sample], size: int, skipped: Iterable[Skipped] = ()) -> Faces:
+        """Faces of samples that are ``size`` pixels wide and high."""
+        pictures = np.stack([each.picture for each in samples]) if samples else np.empty((0, size, size, 3), np.uint8)
+        masks = np.stack([each.mask for each in samples]) if samples else np.empty((0, size, size), bool)
+        return cls(
+            torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor([each.kind != REAL for each in samples], dtype=torch.int64),
+            torch.from_numpy(masks),
+            tuple(each.person for each in samples),
+            tuple(each.kind for each in samples),
+            tuple(skipped),
+        )
+
+    def take(self, indices: Sequence[int] | Tensor) -> Faces:
+        """The faces at the indices, in their order; ``skipped`` stays."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return replace(
+            self,
+            images=self.images[chosen],
+            labels=self.labels[chosen],
+            masks=self.masks[chosen],
+            people=tuple(self.people[index] for index in chosen.tolist()),
+            kinds=tuple(self.kinds[index] for index in chosen.tolist()),
+        )
+
+    def of(self, kind: str) -> Faces:
+        """The real faces and those of one manipulation."""
+        if kind not in self.kinds or kind == REAL:
+            known = ", ".join(sorted(set(self.kinds) - {REAL})) or "none"
+            raise ValueError(f"kind must be one of the manipulations here ({known}), got {kind!r}")
+        return self.take([index for index, each in enumerate(self.kinds) if each in (REAL, kind)])
+
+
+class Parts(NamedTuple):
+    """The three sides of the split; nobody is on two."""
+
+    train: Faces
+    validation: Faces
+    test: Faces
+
+
+class Source(ABC):
+    """A data set in a folder.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @abstractmethod
+    def fingerprint(self, quality: str) -> str:
+        """What changes when the data that a quality is made from change."""
+
+    @abstractmethod
+    def parts(self, recipe: Recipe) -> Parts:
+        """The pictures, made by a recipe."""
+
+
+def split(
+    people: Iterable[str],
+    seed: int,
+    ties: Iterable[tuple[str, str]] = (),
+    fractions: Sequence[float] = FRACTIONS,
+) -> dict[str, str]:
+    """Put each person on one side, at random.
+
+    Args:
+        people: their names; a name twice counts once.
+        seed: of the order.
+        ties: pairs of people who must be on the same side, for both are in one picture.
+        fractions: of the people in train, validation and test; a part of 0 stays empty.
+
+    Returns:
+        The part of each person. Each part gets two people before it gets its fraction, where there are enough.
+    """
+    names = sorted(set(people))
+    if not names:
+        return {}
+    share = {part: fraction for part, fraction in zip(PARTS, fractions, strict=True) if fraction > 0}
+    filled = dict.fromkeys(share, 0)
+    sides: dict[str, str] = {}
+    groups = _tied(names, ties)
+    for index in np.random.default_rng(seed).permutation(len(groups)):
+        part = min(share, key=lambda each: (filled[each] >= FEWEST, filled[each] / share[each]))  # the emptiest
+        filled[part] += len(groups[index])
+        sides.update(dict.fromkeys(groups[index], part))
+    return sides
+
+
+def _tied(names: Sequence[str], ties: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """People in groups, tied directly or through others."""
+    place = {name: index for index, name in enumerate(names)}
+    edges = np.array([(place[first], place[second]) for first, second in ties], dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(names), len(names)))
+    count, group_of = connected_components(graph, directed=False)
+    groups: list[list[str]] = [[] for _ in range(count)]
+    for name, group in zip(names, group_of.tolist(), strict=True):
+        groups[group].append(name)
+    return groups
+
+
+def limit(sides: Mapping[str, str], people: int | None, seed: int) -> dict[str, str]:
+    """Leave at most so many people, each part in proportion; the same people stay on the same sides.
+
+    Raises:
+        ValueError: if ``people`` is too few for three parts.
+    """
+    if people is None or people >= len(sides):
+        return dict(sides)
+    if people < FEWEST * len(PARTS):
+        raise ValueError(f"people must be {FEWEST * len(PARTS)} or more, {FEWEST} a part, got {people}")
+    names = sorted(sides)
+    order = [names[index] for index in np.random.default_rng(seed).permutation(len(names))]
+    kept: dict[str, str] = {}
+    for part in PARTS:
+        there = [name for name in order if sides[name] == part]
+        count = max(FEWEST, round(people * len(there) / len(sides)))
+        kept.update(dict.fromkeys(there[:count], part))
+    return kept

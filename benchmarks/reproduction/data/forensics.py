@@ -1,0 +1,249 @@
+"""FaceForensics++, DFDC, Celeb-DF and WildDeepfake, from the folders that they come in.
+
+Each is given by its owners to those who ask. Four frames come from each video (.mp4, .avi), or from each folder of
+frames, evenly spaced. A frame is cropped to the face where there are landmarks as DeepfakeBench (Yan et al., NeurIPS
+2023 Datasets and Benchmarks) stores them: a ``.npy`` a frame, in ``landmarks`` where the frame is in ``frames``.
+Otherwise it is cropped to the square in its middle: right for frames that are faces already, and poor for whole scenes,
+so extract the faces of those first.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reproduction.data.clips import PICTURES, VIDEOS, Clip, Forensics, evenly
+from benchmarks.reproduction.data.faces import REAL
+
+COMPRESSION = {"HQ": "c23", "LQ": "c40"}  # the folder of FaceForensics++ for a quality
+KINDS = {  # what DeepfakeBench calls them
+    "FF-real": REAL,
+    "FF-DF": "Deepfakes",
+    "FF-F2F": "Face2Face",
+    "FF-FS": "FaceSwap",
+    "FF-NT": "NeuralTextures",
+    "FF-FH": "FaceShifter",
+}
+PART_OF = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+class FaceForensics(Forensics):
+    """FaceForensics++ (Rössler et al., ICCV 2019), by DeepfakeBench's JSON or by its own folders.
+
+    With ``FaceForensics++.json`` in the folder, or in its ``dataset_json``, the videos are those that it names.
+    Otherwise they are those in ``original_sequences/youtube/c23/{frames,videos}`` and
+    ``manipulated_sequences/<manipulation>/c23/{frames,videos}``, split by ``train.json``, ``val.json`` and
+    ``test.json`` in the folder or in its ``splits``, if they are there. Either tree may lie in a folder
+    ``FaceForensics++``. HQ takes c23 and LQ c40. Masks are taken from ``c23/masks`` (of frames) or ``masks/videos``.
+
+    A person is a source video's number; the two of a manipulated video are on the same side.
+    """
+
+    def clips(self, quality: str) -> list[Clip]:
+        """The videos that there are in a quality.
+
+        Raises:
+            ValueError: if a JSON file has not the structure that it should have.
+        """
+        listed = [self.root / "FaceForensics++.json", self.root / "dataset_json" / "FaceForensics++.json"]
+        for path in filter(Path.is_file, listed):
+            return self._listed(path, COMPRESSION[quality])
+        return self._found(COMPRESSION[quality])
+
+    def _tree(self) -> Path:
+        inner = self.root / "FaceForensics++"
+        return inner if inner.is_dir() else self.root
+
+    def _listed(self, path: Path, compression: str) -> list[Clip]:
+        try:
+            found = []
+            for label, parts in _json(path)["FaceForensics++"].items():
+                for part, qualities in parts.items():
+                    for name, video in qualities.get(compression, {}).items():
+                        files = _some(self._tree() / _tail(frame) for frame in video["frames"])
+                        found += self._clip(files, KINDS[label], name, PART_OF[part])
+            return found
+        except (KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{path} is not laid out as DeepfakeBench's: {error!r}") from error
+
+    def _found(self, compression: str) -> list[Clip]:
+        tree, part_of = self._tree(), self._own_split()
+        folders = [(REAL, tree / "original_sequences" / "youtube")]
+        manipulated = tree / "manipulated_sequences"
+        if manipulated.is_dir():
+            folders += [(folder.name, folder) for folder in sorted(manipulated.iterdir()) if folder.is_dir()]
+        found = []
+        for kind, folder in folders:
+            for name, files in _videos(folder / compression).items():
+                found += self._clip(files, kind, name, part_of.get(name))
+        return found
+
+    def _clip(self, files: Path | tuple[Path, ...], kind: str, name: str, part: str | None) -> list[Clip]:
+        if not files:
+            return []
+        if isinstance(files, Path):
+            masks = files.parents[2] / "masks" / "videos" / files.name
+        else:
+            masks = files[0].parents[3] / "c23" / "masks" / name  # c40 has the same
+        return [Clip(files, kind, tuple(name.split("_")), part, masks if masks.exists() else None)]
+
+    def _own_split(self) -> dict[str, str]:
+        """The part of each video that the official lists of pairs name; empty if they are not there."""
+        part_of: dict[str, str] = {}
+        for name in ("train", "val", "test"):
+            for path in (
+                self.root / f"{name}.json",
+                self._tree() / f"{name}.json",
+                self.root / "splits" / f"{name}.json",
+            ):
+                if path.is_file():
+                    try:
+                        for first, second in _json(path):
+                            names = (first, second, f"{first}_{second}", f"{second}_{first}")
+                            part_of |= dict.fromkeys(names, PART_OF[name])
+                    except (TypeError, ValueError) as error:
+                        raise ValueError(f"{path} must be a list of pairs of video numbers: {error}") from error
+        return part_of
+
+
+class DFDC(Forensics):
+    """The Deepfake Detection Challenge (Dolhansky et al., 2020).
+
+    Every ``metadata.json`` below the folder tells of the videos beside it, or of their frames in ``frames/<video>``:
+    label, part, and which video a fake was made from. ``labels.csv`` in ``test`` tells of the videos there. A person is
+    the source video.
+    """
+
+    def clips(self, quality: str) -> list[Clip]:
+        """The videos that there are, the same in every quality.
+
+        Raises:
+            ValueError: if a label is none.
+        """
+        found = []
+        for table in sorted(self.root.rglob("metadata.json")):
+            videos = _videos(table.parent)
+            for name, about in _json(table).items():
+                if (files := videos.get(Path(name).stem)) is not None:
+                    source = Path(about.get("original") or name).stem
+                    kind = _kind(about.get("label"), {"REAL": REAL, "FAKE": "DFDC"}, table)
+                    found.append(Clip(files, kind, (source,), PART_OF.get(about.get("split"))))
+        for table in sorted(self.root.rglob("labels.csv")):
+            videos = _videos(table.parent)
+            with table.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    if (files := videos.get(Path(row["filename"]).stem)) is not None:
+                        kind = _kind(row["label"], {"0": REAL, "1": "DFDC"}, table)
+                        found.append(Clip(files, kind, (Path(row["filename"]).stem,), "test"))
+        return found
+
+
+class CelebDF(Forensics):
+    """Celeb-DF, v1 or v2 (Li et al., CVPR 2020).
+
+    The videos are in ``Celeb-real``, ``YouTube-real`` and ``Celeb-synthesis``, or their frames in ``frames`` there; a
+    fake ``id1_id0_0007`` is ``id1_0007`` with the face of ``id0``. ``List_of_testing_videos.txt`` gives the test part:
+    by video, for its owners have the same people in train and in test; so a person is a source video then, and results
+    on it don't speak of people never seen. Without the list, people are split, and a fake of two from two sides is
+    skipped.
+    """
+
+    tied = False  # nearly all have been swapped with each other, through others at least
+
+    def clips(self, quality: str) -> list[Clip]:
+        """The videos that there are, the same in every quality.
+
+        Raises:
+            ValueError: if a line of the list is not a label and a path.
+        """
+        tests = self._tests()
+        found = []
+        for folder, kind in (("Celeb-real", REAL), ("YouTube-real", REAL), ("Celeb-synthesis", "Celeb-DF")):
+            for name, files in _videos(self.root / folder).items():
+                ids = [part for part in name.split("_") if part.startswith("id")]
+                number = name.rpartition("_")[2]
+                people = tuple(ids) if ids else (f"YouTube-{name}",)
+                if tests:
+                    people = (f"{people[0]}_{number}",) if ids else people
+                    found.append(Clip(files, kind, people, "test" if f"{folder}/{name}" in tests else "train"))
+                else:
+                    found.append(Clip(files, kind, people))
+        return found
+
+    def _tests(self) -> set[str]:
+        path = self.root / "List_of_testing_videos.txt"
+        if not path.is_file():
+            return set()
+        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        if wrong := [line for line in lines if len(line) != 2 or line[0] not in ("0", "1")]:
+            raise ValueError(f"{path} must have a label and a path in each line, got {' '.join(wrong[0])!r}")
+        return {str(Path(name).with_suffix("")) for _, name in lines}
+
+
+class WildDeepfake(Forensics):
+    """WildDeepfake (Zi et al., ACM Multimedia 2020): face sequences from the web.
+
+    ``real_train``, ``fake_train``, ``real_test`` and ``fake_test``, in the folder or in its ``deepfake_in_the_wild``,
+    hold the unpacked archives: each folder with pictures is a sequence, and each folder at the top is a source video,
+    which is what is split by.
+    """
+
+    def clips(self, quality: str) -> list[Clip]:
+        """The sequences that there are, the same in every quality."""
+        inner = self.root / "deepfake_in_the_wild"
+        tree = inner if inner.is_dir() else self.root
+        found = []
+        for part in ("train", "test"):
+            for label, kind in ((REAL, REAL), ("fake", "WildDeepfake")):
+                top = tree / f"{label}_{part}"
+                for folder, _, names in sorted(os.walk(top)):
+                    if files := _some(Path(folder) / name for name in names if name.lower().endswith(PICTURES)):
+                        video = (Path(folder).relative_to(top).parts or ("",))[0]
+                        found.append(Clip(files, kind, (f"{label}_{part}/{video}",), part))
+        return found
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def _kind(label: Any, kinds: dict[str, str], table: Path) -> str:
+    if label not in kinds:
+        raise ValueError(f"{table} must label each video {' or '.join(kinds)}, got {label!r}")
+    return kinds[label]
+
+
+def _tail(path: str) -> Path:
+    """What follows the data set's folder in a path that may have been written on another machine."""
+    names = path.replace("\\", "/").split("/")
+    for start in ("original_sequences", "manipulated_sequences"):
+        if start in names:
+            return Path(*names[names.index(start) :])
+    raise KeyError(path)
+
+
+def _videos(folder: Path) -> dict[str, Path | tuple[Path, ...]]:
+    """Videos by name: the folders in ``frames``, or else the files in ``videos``, or else those right here."""
+    if (folder / "frames").is_dir():
+        inside = sorted(path for path in (folder / "frames").iterdir() if path.is_dir())
+        listed = {
+            path.name: _some(file for file in path.iterdir() if file.suffix.lower() in PICTURES) for path in inside
+        }
+        return {name: files for name, files in listed.items() if files}
+    files = folder / "videos" if (folder / "videos").is_dir() else folder
+    if not files.is_dir():
+        return {}
+    return {path.stem: path for path in sorted(files.iterdir()) if path.suffix.lower() in VIDEOS}
+
+
+def _some(files: Iterable[Path]) -> tuple[Path, ...]:
+    """The frames to take, of all there are; by number, where their names are numbers."""
+    ordered = sorted(files, key=lambda path: (int(path.stem) if path.stem.isdecimal() else -1, path.name))
+    return tuple(ordered[index] for index in evenly(len(ordered)))
