@@ -1,8 +1,8 @@
-"""Run the benchmarks one after the other, and write the tables of docs/performance.md from what they measured.
+"""Run the benchmarks one after the other, and write the tables and plots of docs/performance.md from their CSV files.
 
-``python -m benchmarks all [--quick] [--fresh] [--results FOLDER]``. Each benchmark runs in a process of its own and
-leaves a CSV, and a plot where it has one; those whose CSV is there already are not run again, so that an interrupted
-run goes on where it stopped. ``--fresh`` starts over.
+``python -m benchmarks all [--quick] [--fresh] [--results FOLDER] [--page FILE]``. Each benchmark runs in a process of
+its own; those whose CSV file is there already are not run again, so that an interrupted run goes on where it stopped.
+``--fresh`` starts over.
 """
 
 from __future__ import annotations
@@ -19,31 +19,40 @@ from benchmarks import harness
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs/performance.md"
-IMAGES: Final = ROOT / "docs/images"
+
+
+FIGURES: Final = {"ms": "{} ms", "times": "{}×", "MiB": "{} MiB"}  # what one cell holds of a row, and how
 
 
 class Part(NamedTuple):
-    """A benchmark: its module, its table's columns, its options, those of the whole run alone, and where it runs."""
+    """A benchmark: its module, its table's columns, its options, those of the whole run alone, and where it runs.
+
+    What ``across`` names has a column for each of its values, with their figures one after the other.
+    """
 
     module: str
     columns: tuple[str, ...]
+    across: str = ""
     options: tuple[str, ...] = ()
     when_whole: tuple[str, ...] = ()
     quick: bool = True  # whether the quick run has it
-    plots: bool = True
 
 
 PARTS: Final = {
     "op": Part(
-        "op", ("map", "K", "S", "dtype", "layout", "pass", "provider", "ms", "MiB", "times"), when_whole=("--memory",),
+        "op", ("map", "K", "S", "dtype", "layout", "pass", "ms", "times"), "provider",
+    ),
+    "op-memory": Part(
+        "op", ("map", "K", "pass", "MiB"), "provider",
+        ("--memory", "--kernel-sizes", "3", "7", "--passes", "forward", "both"), quick=False,
     ),
     "op-threads": Part(
-        "op", ("map", "K", "pass", "provider", "ms", "times"),
-        ("--threads", "2", "--kernel-sizes", "3", "7", "--passes", "forward"), plots=False,
+        "op", ("map", "K", "ms", "times"), "provider",
+        ("--threads", "2", "--kernel-sizes", "3", "7", "--passes", "forward"),
     ),
     "op-maps": Part(
-        "op", ("map", "K", "pass", "provider", "ms", "times"),
-        ("--maps", "all", "--kernel-sizes", "3", "--passes", "forward"), quick=False, plots=False,
+        "op", ("map", "shape", "ms", "times"), "provider",
+        ("--maps", "all", "--kernel-sizes", "3", "--passes", "forward"), quick=False,
     ),
     "scaling": Part("scaling", ("axis", "provider", "slope")),
     "module": Part(
@@ -76,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = [name for name in chosen if not _ran(name, folder, given)]
     if given.page.exists():
         given.page.write_text(filled(given.page.read_text(), folder))
-        print(f"tables written: {given.page}")
+        draw(folder, given.page.parent / "images")
+        print(f"tables and plots written: {given.page}")
     return int(bool(failed))
 
 
@@ -88,10 +98,6 @@ def _ran(name: str, folder: Path, given: argparse.Namespace) -> bool:
     print(f"=== {name}", flush=True)
     command = [sys.executable, "-m", f"benchmarks.{part.module}", "--csv", str(path), *part.options]
     command += ["--quick"] if given.quick else [*part.when_whole]
-    # A quick run's plots lie beside its figures, those of the whole one where the page shows them.
-    command += (
-        ["--plot", str((folder if given.quick or given.results else IMAGES) / f"{name}.png")] if part.plots else []
-    )
     start = time.monotonic()
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
     print(
@@ -106,22 +112,46 @@ def filled(page: str, folder: Path) -> str:
         path, start, end = folder / f"{name}.csv", f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         if path.exists() and start in page and end in page:
             before, _, rest = page.partition(start)
-            page = before + start + as_markdown(harness.read(path), part.columns) + end + rest.partition(end)[2]
+            page = before + start + as_markdown(harness.read(path), part) + end + rest.partition(end)[2]
     return page
 
 
-def as_markdown(rows: list[dict[str, str]], columns: Sequence[str]) -> str:
+def draw(folder: Path, images: Path) -> None:
+    """The plots of all parts that have results and something to draw."""
+    from benchmarks import plots  # and Matplotlib
+
+    for name, drawn in plots.DRAWN.items():
+        if (folder / f"{name}.csv").exists():
+            drawn(harness.as_numbers(harness.read(folder / f"{name}.csv")), images / f"{name}.png")
+
+
+def as_markdown(rows: list[dict[str, str]], part: Part) -> str:
     """Rows as a table in Markdown, with what they were measured on above it."""
-    shown = [name for name in columns if any(row.get(name) for row in rows)]
     first = rows[0]
-    lines = [
+    heads, lines = _across(rows, part) if part.across else _down(rows, part.columns)
+    return "\n".join([
         f"{first['machine']}; {first['threads']} thread(s); {first['versions']}; {first['commit']}, {first['date']}",
         "",
-        f"| {' | '.join(shown)} |",
-        "|" + "---|" * len(shown),
-        *(f"| {' | '.join(_rounded(row.get(name, '')) for name in shown)} |" for row in rows if row.get(shown[-1])),
-    ]
-    return "\n".join(lines) + "\n"
+        *(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *lines)),
+        "",
+    ])  # fmt: skip
+
+
+def _down(rows: list[dict[str, str]], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines with a line for each row that has the last column."""
+    shown = [name for name in columns if any(row.get(name) for row in rows)]
+    return shown, [[_rounded(row.get(name, "")) for name in shown] for row in rows if row.get(shown[-1])]
+
+
+def _across(rows: list[dict[str, str]], part: Part) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines with a line for all rows that differ in nothing but ``part.across``, and their figures."""
+    keys = [name for name in part.columns if name not in FIGURES]
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        figures = (form.format(_rounded(row[name])) for name, form in FIGURES.items() if row.get(name))
+        lines.setdefault(tuple(row[name] for name in keys), {})[row[part.across]] = ", ".join(figures)
+    heads = list(dict.fromkeys(row[part.across] for row in rows))
+    return [*keys, *heads], [[*key, *(cells.get(head, "") for head in heads)] for key, cells in lines.items()]
 
 
 def _rounded(cell: str) -> str:

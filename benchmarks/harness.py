@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,8 +22,12 @@ from benchmarks import timing
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def parser(name: str, doc: str | None, plot: str | None = None) -> argparse.ArgumentParser:
-    """The options that every benchmark has; ``plot`` says what --plot draws, where there is something to draw."""
+# That memory which the warm-up has freed is not resident any more when the run asks for it again (glibc's settings).
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def parser(name: str, doc: str | None, plot: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has; ``plot`` says what --plot draws."""
     made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=(doc or "").partition("\n")[0])
     add = made.add_argument
     add("--quick", action="store_true", help="fewer cases and rounds")
@@ -29,8 +35,7 @@ def parser(name: str, doc: str | None, plot: str | None = None) -> argparse.Argu
     add("--threads", type=int, default=1, metavar="N", help="threads of torch and of the kernels (%(default)s)")
     add("--dtype", choices=DTYPES, default="float32", help="of the maps (%(default)s)")
     add("--csv", type=Path, metavar="FILE", help="write the figures there as well")
-    if plot is not None:
-        add("--plot", type=Path, metavar="FILE", help=f"draw {plot}")
+    add("--plot", type=Path, metavar="FILE", help=f"draw {plot}")
     return made
 
 
@@ -69,10 +74,18 @@ class Table:
         timing.progress("")
         print("  ".join(cells).rstrip(), flush=True)
 
-    def write(self, path: Path | None) -> None:
+    def finish(self, given: argparse.Namespace, name: str) -> None:
+        """Write and draw what was asked for, as the benchmark of this name does."""
+        if given.csv is not None:
+            self.write(given.csv)
+        if given.plot is not None:
+            from benchmarks import plots  # and Matplotlib
+
+            plots.DRAWN[name](self.rows, given.plot)
+            print(f"drawn: {given.plot}")
+
+    def write(self, path: Path) -> None:
         """Write the rows as CSV, whole or not at all."""
-        if path is None:
-            return
         rows = [{**row, **timing.machine(self.device)} for row in self.rows]
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
@@ -94,6 +107,18 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def as_numbers(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Rows that were read, with numbers for what reads as one."""
+    return [{name: _as_number(cell) for name, cell in row.items()} for row in rows]
+
+
+def _as_number(cell: str) -> int | float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(cell)
+    return cell
+
+
 def agrees(found: Tensor, truth: Tensor, tolerance: float) -> tuple[bool, float]:
     """Whether a result is within a tolerance of the truth, with an ulp of its dtype on top; and its largest error."""
     error = (found.detach().double().cpu() - truth.detach().double().cpu()).abs()
@@ -113,7 +138,7 @@ def peak_memory(module: str, function: str, arguments: Sequence[Any], device: to
         device: that it runs on.
     """
     command = [sys.executable, "-c", _MEASURE, module, function, json.dumps(list(arguments)), str(device)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **GIVEN_BACK})
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise RuntimeError(f"{module}.{function}{tuple(arguments)} failed: {lines[-1] if lines else done.returncode}")

@@ -84,13 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 measure(
                     Options(kernel_size, inter_channels=inter_channels), harness_of_c, 9 if given.quick else 25, table
                 )
-    table.write(given.csv)
-    if given.plot:
-        from benchmarks import plots
-
-        plots.bars(
-            [{**row, "K": f"K = {row['K']}, S = {row['S']}"} for row in table.rows], given.plot, "K", ["of limit %"]
-        )
+    table.finish(given, "limit")
     return 0
 
 

@@ -48,11 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for train in (False, True):
                 rounds = 9 if given.quick else (15 if train else 31) if batch == 1 else 5
                 measure(name, batch, train, harness.DTYPES[given.dtype], device, rounds, table, given.quick)
-    table.write(given.csv)
-    if given.plot:
-        from benchmarks import plots
-
-        plots.bars(table.rows, given.plot, "variant", ("added %",))
+    table.finish(given, "model")
     return 0
 
 

@@ -43,11 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for found in chosen:
         memory = found in maps.BARS and not given.quick
         measure(str(found), (4, *found.shape), dtype, device, 5 if given.quick else 9, table, memory)
-    table.write(given.csv)
-    if given.plot:
-        from benchmarks import plots
-
-        plots.bars(table.rows, given.plot, "layer", ("forward ms", "training ms"))
+    table.finish(given, "module")
     return 0
 
 

@@ -52,22 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kernel-sizes", nargs="+", type=int, metavar="K", help="windows (3 5 7 11; quick: 3 7)")
     parser.add_argument("--passes", nargs="+", choices=PASSES, help="of them all (quick: forward both)")
     parser.add_argument(
-        "--memory", action="store_true", help="peak memory on the first map as well, each in a process of its own"
+        "--memory", action="store_true", help="peak memory in place of time, each in a process of its own"
     )
     given = parser.parse_args(arguments)
     device = harness.begin(given)
     table = harness.Table(device, COLUMNS)
-    first = None
     for case in cases(given):
-        first = first or case
-        # The backward's is that of both.
-        memory = given.memory and case[:2] == first[:2] and case.direction != "backward"
-        measure(case, device, 5 if given.quick else 9, table, memory)
-    table.write(given.csv)
-    if given.plot:
-        from benchmarks import plots
-
-        plots.speedups(table.rows, given.plot)
+        measure(case, device, 5 if given.quick else 9, table, given.memory)
+    table.finish(given, "op")
     return 0
 
 
@@ -94,7 +86,7 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
 
 
 def measure(case: Case, device: torch.device, rounds: int, table: harness.Table, memory: bool) -> None:
-    """Check and time every provider on one case; a row for each."""
+    """Check every provider on one case, and time it or measure its memory; a row for each."""
     torch.compiler.reset()
     ours = "triton" if device.type == "cuda" else "cpu"
     x = maps.made(case.shape, harness.DTYPES[case.dtype], device, case.channels_last)
@@ -107,7 +99,7 @@ def measure(case: Case, device: torch.device, rounds: int, table: harness.Table,
         right, errors[name] = _checked(function, x, case, truth, TOLERANCE if name == ours else ROUGH_TOLERANCE)
         if right:
             runs[name] = run_of(function, x, case.direction)
-    seconds = timing.interleaved(runs, rounds, device) if ours in runs else {}
+    seconds = timing.interleaved(runs, rounds, device) if ours in runs and not memory else {}
     for name in functions:
         row: dict[str, Any] = {
             "map": case.name, "shape": "x".join(map(str, case.shape)), "K": case.options.kernel_size,
@@ -117,10 +109,10 @@ def measure(case: Case, device: torch.device, rounds: int, table: harness.Table,
         if name in seconds:
             low, middle, high = timing.ratios(seconds[name], seconds[ours])
             row |= {"ms": timing.quantiles(seconds[name])[1] * 1e3, "times": middle, "20 %": low, "80 %": high}
-            if memory:
-                timing.progress(f"memory of {name}")
-                arguments = (name, case._replace(options=case.options._asdict()), str(device))  # type: ignore[arg-type]
-                row["MiB"] = harness.peak_memory("benchmarks.op", "for_memory", arguments, device)
+        elif name in runs and memory:
+            timing.progress(f"memory of {name}")
+            arguments = (name, case._replace(options=case.options._asdict()), str(device))  # type: ignore[arg-type]
+            row["MiB"] = harness.peak_memory("benchmarks.op", "for_memory", arguments, device)
         else:
             row["ms"] = "disagrees with the reference: not timed"
         table.add(**row)

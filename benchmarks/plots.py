@@ -1,11 +1,12 @@
-"""Plots of the benchmarks' rows."""
+"""Plots of the benchmarks' rows, as they are measured or as they are read from a CSV file."""
 
 from __future__ import annotations
 
+import functools
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,16 +20,22 @@ def speedups(rows: Rows, path: Path) -> None:
     panels: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
         usual = row["dtype"] == "float32" and row["S"] and row["layout"] == "NCHW"
-        if usual and isinstance(row.get("times"), float) and row["times"] != 1.0:
+        if usual and isinstance(row.get("times"), int | float) and row["times"] != 1:
             panel = panels.setdefault(f"{row['map']}, {row['pass']}", {})
             panel.setdefault(row["provider"], {})[f"K = {row['K']}"] = row["times"]
     figure, axes = _panels(len(panels))
     for ax, (title, bars) in zip(axes, panels.items(), strict=True):
-        _grouped(ax, bars, log=True)
+        _grouped(ax, bars)
         ax.axhline(1, color="black", linewidth=0.8)
         ax.set_title(title, fontsize=9)
         ax.set_ylabel("times as long as the kernel", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     _save(figure, path)
+
+
+def limits(rows: Rows, path: Path) -> None:
+    """The share of the machine's limit that the kernel reaches."""
+    bars([{**row, "window": f"K = {row['K']}, S = {row['S']}"} for row in rows], path, "window", ("of limit %",))
 
 
 def bars(rows: Rows, path: Path, group: str, values: Sequence[str]) -> None:
@@ -38,11 +45,13 @@ def bars(rows: Rows, path: Path, group: str, values: Sequence[str]) -> None:
     for ax, value in zip(axes, values, strict=True):
         by_group: dict[str, list[float]] = {}
         for row in rows:
-            if isinstance(row.get(value), float):
+            if isinstance(row.get(value), int | float):
                 by_group.setdefault(str(row[group]), []).append(row[value])
-        ax.bar(list(by_group), [statistics.median(found) for found in by_group.values()])
+        drawn = ax.bar(list(by_group), [statistics.median(found) for found in by_group.values()])
+        ax.bar_label(drawn, fmt="%.3g", fontsize=7)
         ax.tick_params(axis="x", rotation=40, labelsize=8)
-        ax.set_title(f"{value}, median over all cases", fontsize=9)
+        several = any(len(found) > 1 for found in by_group.values())
+        ax.set_title(f"{value}, median over all cases" if several else value, fontsize=9)
     _save(figure, path)
 
 
@@ -55,7 +64,7 @@ def curves(rows: Rows, path: Path) -> None:
     for ax, (axis, providers) in zip(panels, axes_of.items(), strict=True):
         for provider, found in providers.items():
             slope = found[-1].get("slope")
-            label = provider if slope is None else f"{provider}, slope {slope:.2f}"
+            label = f"{provider}, slope {slope:.2f}" if slope else provider
             ax.plot([row["size"] for row in found], [row["ms"] for row in found], marker="o", label=label)
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
@@ -78,7 +87,7 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, axes[:count]
 
 
-def _grouped(ax: Axes, bars: Mapping[str, Mapping[str, float]], log: bool) -> None:
+def _grouped(ax: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
     """Bars side by side: a group for each key of the inner mappings, a colour for each of the outer one."""
     groups = list(dict.fromkeys(key for heights in bars.values() for key in heights))
     width = 0.8 / max(1, len(bars))
@@ -89,11 +98,19 @@ def _grouped(ax: Axes, bars: Mapping[str, Mapping[str, float]], log: bool) -> No
         drawn = ax.bar(places, [heights[key] for key in groups if key in heights], width, label=label)
         ax.bar_label(drawn, fmt="%.3g", fontsize=6)
     ax.set_xticks(range(len(groups)), groups, fontsize=8)
-    ax.legend(fontsize=7, frameon=False)
-    if log:
-        ax.set_yscale("log")
+    ax.set_yscale("log")
 
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+# What draws the rows of each benchmark.
+DRAWN: Final[dict[str, Callable[[Rows, Path], None]]] = {
+    "op": speedups,
+    "scaling": curves,
+    "module": functools.partial(bars, group="layer", values=("forward ms", "training ms")),
+    "model": functools.partial(bars, group="variant", values=("added %",)),
+    "limit": limits,
+}

@@ -50,11 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 times[name].append(seconds)
                 slopes = {"slope": slope(sizes, times[name])} if size == sizes[-1] and len(sizes) > 1 else {}
                 table.add(axis=axis, size=size, provider=name, error=error, ms=seconds * 1e3, **slopes)
-    table.write(given.csv)
-    if given.plot:
-        from benchmarks import plots
-
-        plots.curves(table.rows, given.plot)
+    table.finish(given, "scaling")
     return 0
 
 

@@ -95,20 +95,27 @@ def test_csv_holds_the_machine(tmp_path: Path) -> None:
     assert rows[0]["machine"] and rows[0]["commit"] and rows[0]["versions"].startswith("torch ")
 
 
-def test_all_goes_on_where_it_stopped_and_fills_the_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    part = everything.Part("limit", ("K", "ms"))
-    monkeypatch.setattr(everything, "PARTS", {"limit": part, "other": part})
+def test_all_goes_on_where_it_stopped_and_fills_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- limit -->\nold\n<!-- end of limit -->\nafter\n")
-    table = harness.Table(CPU, {"K": "1d", "ms": "6.2f"})
-    table.add(K=3, ms=1.23456)
+    marks = "before\n<!-- {0} -->\nstale\n<!-- end of {0} -->\nafter\n"
+    page.write_text(marks.format("limit") + marks.format("op-maps"))
+    table = harness.Table(CPU, {"K": "1d"})
+    table.add(K=3, S=5, **{"ns/exp": 1.23456, "of limit %": 50})
     table.write(tmp_path / "limit.csv")
+    table = harness.Table(CPU, {"map": "<1"})
+    table.add(map="m", shape="1x2", provider="unfold", ms=1234.5, times=10.04)
+    table.add(map="m", shape="1x2", provider="cpu", ms=123.45, times=1.0)
+    table.write(tmp_path / "op-maps.csv")
     assert everything.main(["limit", "--results", str(tmp_path), "--page", str(page)]) == 0
     assert "is there already" in capsys.readouterr().out
     text = page.read_text()
-    assert "| K | ms |\n|---|---|\n| 3 | 1.23 |\n<!-- end of limit -->\nafter\n" in text and "old" not in text
+    assert (
+        "| K | S | ns/exp | of limit % |\n| --- | --- | --- | --- |\n| 3 | 5 | 1.23 | 50 |\n<!-- end of limit" in text
+    )
+    assert "| map | shape | unfold | cpu |" in text
+    assert "| m | 1x2 | 1234 ms, 10× | 123 ms, 1× |\n<!-- end of op-maps -->\nafter\n" in text and "stale" not in text
+    assert (tmp_path / "images" / "limit.png").stat().st_size > 2000
 
 
 def test_plots(tmp_path: Path) -> None:
