@@ -1,0 +1,118 @@
+"""Run the experiments of the paper's supplement on a data set that can be had, and write their tables.
+
+``python -m benchmarks.reproduction table1|table3|table4|table5|fig1|localise|all --data PATH [--quick] [--jobs N]``.
+A call that is stopped goes on where it was when it is made again: networks that are trained stay in the work folder,
+and one that is being trained has a checkpoint after every epoch. ``--quick`` spends little, in a folder of results of
+its own, and leaves the documentation alone. docs/reproduction.md gets the tables of what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.reproduction import data, figures, report
+from benchmarks.reproduction.experiments import EXPERIMENTS
+from benchmarks.reproduction.study import FULL, QUICK, Source, Study
+
+ROOT = Path(__file__).parents[2]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is asked for; the exit code is 0 if all of it ran, 1 if something failed, 130 if it was stopped."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.jobs < 1 or given.seeds < 1:
+        parser.error(f"--jobs and --seeds must be 1 or more, got {given.jobs} and {given.seeds}")
+    if not given.data.is_dir():
+        parser.error(f"--data {given.data} is not a folder; give the one that holds the data set {given.dataset!r}")
+    torch.set_num_threads(1)  # what one process trains must not hang on how many there are
+    began = time.monotonic()
+    try:
+        failed = _ran(_study(given), given)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"\n{'done' if not failed else f'not done: {chr(44).join(failed)},'} in {time.monotonic() - began:.0f} s")
+    return int(bool(failed))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduction", description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add(
+        "experiments",
+        nargs="+",
+        choices=("all", *EXPERIMENTS),
+        metavar="EXPERIMENT",
+        help=f"all, {', '.join(EXPERIMENTS)}",
+    )
+    add("--data", type=Path, required=True, metavar="PATH", help="folder of the data set")
+    add("--dataset", choices=data.SOURCES, default="landmarked", help="what it is (%(default)s)")
+    add("--quick", action="store_true", help="a small budget, for a look at whether all of it runs")
+    add("--jobs", type=int, default=2, metavar="N", help="processes, of one thread each (%(default)s)")
+    add("--seeds", type=int, default=3, metavar="N", help="runs of every network (%(default)s)")
+    add("--work", type=Path, default=Path(".reproduction"), metavar="FOLDER",
+        help="where pictures, weights and checkpoints are kept (%(default)s)")  # fmt: skip
+    add("--results", type=Path, metavar="FOLDER", help="where the CSV files go (benchmarks/results/reproduction/...)")
+    add("--page", type=Path, metavar="FILE",
+        help="whose tables to write (docs/reproduction.md; with --quick or another --results, none)")  # fmt: skip
+    add("--fresh", action="store_true", help="train and measure again what is there already")
+    return parser
+
+
+def _study(given: argparse.Namespace) -> Study:
+    budget = QUICK if given.quick else FULL
+    usual = ROOT / "benchmarks/results/reproduction" / ("quick" if given.quick else "full")
+    results = given.results or usual
+    return Study(
+        source=Source(given.dataset, given.data, budget.people, given.work / "pictures"),
+        budget=budget,
+        seeds=range(given.seeds),
+        work=given.work,
+        results=results,
+        images=ROOT / "docs/images" if results == usual and not given.quick else results,
+    )
+
+
+def _ran(study: Study, given: argparse.Namespace) -> list[str]:
+    """The names of the experiments that failed."""
+    chosen = {
+        name: each for name, each in EXPERIMENTS.items() if "all" in given.experiments or name in given.experiments
+    }
+    errors = study.prepare([one for each in chosen.values() for one in each.pictures(study)], given.jobs)
+    if errors:
+        return list(chosen)  # each error was told as it came
+    settings = {name: list(each.settings(study)) for name, each in chosen.items()}
+    if given.fresh:
+        study.forget(one for each in settings.values() for one in each)
+    errors = study.train((one for each in settings.values() for one in each), given.jobs)
+    failed = [name for name in chosen if any(one.key in errors for one in settings[name])]
+    measurements = {name: list(each.measurements(study)) for name, each in chosen.items() if name not in failed}
+    errors = study.measure((one for each in measurements.values() for one in each), given.jobs)
+    failed += [name for name, each in measurements.items() if any(one.key in errors for one in each)]
+    study.write_data()
+    for name, each in chosen.items():
+        if name not in failed:
+            each.write(study)
+    _report(study, given)
+    return failed
+
+
+def _report(study: Study, given: argparse.Namespace) -> None:
+    for path in figures.draw(study.results, study.images):
+        print(f"figure drawn: {path}")
+    usual = study.images != study.results
+    page = given.page or (ROOT / "docs/reproduction.md" if usual else None)
+    if page is not None and page.exists():
+        page.write_text(report.filled(page.read_text(), study.results))
+        print(f"tables written: {page}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Figure 1: how the networks of Table 1, trained on clean pictures, do on corrupted ones."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from benchmarks.reproduction.corruptions import SEVERITIES, STRENGTHS, corrupted
+from benchmarks.reproduction.experiments import table1
+from benchmarks.reproduction.scores import Predictions, difference, interval, weighted_auc
+from benchmarks.reproduction.study import Measurement, Pictures, Row, Source, Study
+from benchmarks.reproduction.training import Run, Settings, predict
+
+AVERAGE: Final = "all five"
+COLUMNS: Final = {
+    "network": "<8", "corruption": "<16", "severity": "<8", "strength": "<8", "AUC": "6.3f", "AUC low": "8.3f",
+    "AUC high": "8.3f", "AUC - bare": "10.3f", "AUC - bare low": "14.3f", "AUC - bare high": "15.3f",
+}  # fmt: skip
+
+
+def pictures(study: Study) -> list[Pictures]:
+    """Those of Table 1."""
+    return table1.pictures(study)
+
+
+def settings(study: Study) -> list[Settings]:
+    """The runs of Table 1 that the paper compares."""
+    return [study.settings(f"lite {name}", seed) for seed in study.seeds for name in table1.COMPARED]
+
+
+def measurements(study: Study) -> list[Measurement]:
+    """One of every run."""
+    options = {"strengths": STRENGTHS, "seed": 0}
+    return [Measurement("robustness", each, robustness, options, 20.0) for each in settings(study)]
+
+
+def robustness(run: Run, source: Source, options: Row) -> list[Row]:
+    """Logits on the run's test pictures under every corruption."""
+    test = source.parts(Pictures(run.settings.size, run.settings.quality, run.settings.seed)).test
+    test = test.take([index for index, kind in enumerate(test.kinds) if kind in ("real", *run.settings.kinds)])
+    detector = run.detector()
+    return [
+        {
+            "corruption": name,
+            "severity": severity,
+            "logits": predict(detector, corrupted(test.images, name, severity, options["seed"])).tolist(),
+        }
+        for name in STRENGTHS
+        for severity in SEVERITIES
+    ]
+
+
+def write(study: Study) -> None:
+    """fig1.csv: AUC at every severity, with the clean pictures as severity 0, and the mean of the five."""
+    found: dict[tuple[str, str, str], list[Predictions]] = {}
+    for measurement in measurements(study):
+        run = study.run(measurement.settings)
+        name = run.settings.network.partition(" ")[2]
+        logits = {(row["corruption"], row["severity"]): row["logits"] for row in study.measured(measurement) or []}
+        for corruption in STRENGTHS:
+            corrupt = np.asarray([logits[corruption, severity] for severity in SEVERITIES], np.float32)
+            versions = {"0": run.test.logits, **dict(zip(map(str, SEVERITIES), corrupt, strict=True)), AVERAGE: corrupt}
+            for severity, held in versions.items():
+                found.setdefault((name, corruption, severity), []).append(run.test._replace(logits=held))
+    study.write("fig1", [_row(*case, found) for case in found], COLUMNS)
+
+
+def _row(name: str, corruption: str, severity: str, found: dict[tuple[str, str, str], list[Predictions]]) -> Row:
+    runs, bare = found[name, corruption, severity], found["bare", corruption, severity]
+    strength = STRENGTHS[corruption][int(severity) - 1] if severity not in ("0", AVERAGE) else ""
+    row = {"network": name, "corruption": corruption, "severity": severity, "strength": str(strength)}
+    row |= interval(runs, weighted_auc).as_row("AUC")
+    return row if name == "bare" else row | difference(runs, bare, weighted_auc).as_row("AUC - bare")

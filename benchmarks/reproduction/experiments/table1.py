@@ -1,0 +1,65 @@
+"""Table 1's kind: one backbone, bare and with attention, on all manipulations together; and ablations of SIA."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from benchmarks.reproduction.networks import VARIANTS
+from benchmarks.reproduction.scores import difference, interval, weighted_accuracy, weighted_auc
+from benchmarks.reproduction.study import Measurement, Pictures, Row, Study
+from benchmarks.reproduction.training import Run, Settings
+
+COMPARED: Final = ("bare", "SE", "CBAM", "SIA")
+COLUMNS: Final = {
+    "network": "<24", "kinds": "<20", "ACC": "6.3f", "AUC": "6.3f", "AUC low": "8.3f", "AUC high": "8.3f",
+    "AUC - bare": "10.3f", "AUC - bare low": "14.3f", "AUC - bare high": "15.3f",
+}  # fmt: skip
+
+
+def pictures(study: Study) -> list[Pictures]:
+    """One way to make them a seed."""
+    return [Pictures(study.budget.size, "HQ", seed) for seed in study.seeds]
+
+
+def settings(study: Study) -> list[Settings]:
+    """Every variant with every seed, seed by seed, those that the paper compares first."""
+    ablations = [name for name in VARIANTS if name not in COMPARED]
+    return [
+        study.settings(f"lite {name}", seed)
+        for names in (COMPARED, ablations)
+        for seed in study.seeds
+        for name in names
+    ]
+
+
+def measurements(study: Study) -> list[Measurement]:
+    """None: the test scores say all."""
+    return []
+
+
+def write(study: Study) -> None:
+    """table1.csv, for all manipulations together and for each, and table1_runs.csv."""
+    runs = {name: study.runs(f"lite {name}") for name in VARIANTS}
+    rows = [_row(name, kind, runs) for name in VARIANTS for kind in (None, *study.kinds(study.budget.size))]
+    study.write("table1", rows, COLUMNS)
+    study.write_runs("table1", [run for each in runs.values() for run in each])
+
+
+def _row(name: str, kind: str | None, runs: dict[str, list[Run]]) -> Row:
+    found, bare, sia = (
+        [run.test if kind is None else run.test.of(kind) for run in runs[each]] for each in (name, "bare", "SIA")
+    )
+    row = {
+        "network": name,
+        "about": VARIANTS[name].about,
+        "kinds": kind or "all",
+        "parameters": runs[name][0].record["parameters"],
+        **interval(found, weighted_accuracy).as_row("ACC"),
+        **interval(found, weighted_auc).as_row("AUC"),
+    }
+    if name != "bare":
+        row |= difference(found, bare, weighted_accuracy).as_row("ACC - bare")
+        row |= difference(found, bare, weighted_auc).as_row("AUC - bare")
+    if name not in COMPARED:
+        row |= difference(found, sia, weighted_auc).as_row("AUC - SIA")
+    return row

@@ -1,0 +1,72 @@
+"""Table 3: the toy networks of Table 2, each trained on every manipulation alone, in high and low quality."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from benchmarks.reproduction.networks import TOYS
+from benchmarks.reproduction.networks.toy import PRINTED_PARAMETERS, convolution_weights
+from benchmarks.reproduction.scores import accuracy, auc, interval, weighted_accuracy, weighted_auc
+from benchmarks.reproduction.study import Measurement, Pictures, Row, Study
+from benchmarks.reproduction.training import Run, Settings, create
+
+QUALITIES: Final = ("HQ", "LQ")
+COLUMNS: Final = {
+    "network": "<10", "kinds": "<20", "quality": "<7", "ACC": "6.3f", "ACC low": "8.3f", "ACC high": "8.3f",
+    "AUC": "6.3f", "AUC low": "8.3f", "AUC high": "8.3f",
+}  # fmt: skip
+
+
+def pictures(study: Study) -> list[Pictures]:
+    """Both qualities of every seed."""
+    return [Pictures(study.budget.toy_size, quality, seed) for seed in study.seeds for quality in QUALITIES]
+
+
+def settings(study: Study) -> list[Settings]:
+    """Every network on every manipulation and quality, with every seed."""
+    return [
+        study.settings(f"toy {name}", seed, (kind,), quality)
+        for seed in study.seeds
+        for kind in study.kinds(study.budget.toy_size)
+        for quality in QUALITIES
+        for name in TOYS
+    ]
+
+
+def measurements(study: Study) -> list[Measurement]:
+    """None: the test scores say all."""
+    return []
+
+
+def write(study: Study) -> None:
+    """table3.csv and table3_runs.csv."""
+    runs = {
+        (name, kind, quality): study.runs(f"toy {name}", (kind,), quality)
+        for name in TOYS
+        for kind in study.kinds(study.budget.toy_size)
+        for quality in QUALITIES
+    }
+    study.write("table3", [_row(*case, each) for case, each in runs.items()], COLUMNS)
+    study.write_runs("table3", [run for each in runs.values() for run in each])
+
+
+def _row(name: str, kind: str, quality: str, runs: list[Run]) -> Row:
+    found = [run.test for run in runs]
+    return {
+        "network": name,
+        "kinds": kind,
+        "quality": quality,
+        "convolution weights": convolution_weights(create(runs[0].settings)),
+        "printed parameters": int(PRINTED_PARAMETERS[name]),
+        **interval(found, weighted_accuracy).as_row("ACC"),
+        "ACC deviation": _deviation([accuracy(each) for each in found]),
+        **interval(found, weighted_auc).as_row("AUC"),
+        "AUC deviation": _deviation([auc(each) for each in found]),
+    }
+
+
+def _deviation(values: list[float]) -> float | str:
+    """Standard deviation over the seeds; empty for one seed, which has none."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else ""

@@ -1,0 +1,119 @@
+"""Independent jobs in several processes of one thread each, with one bar over all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+Errors = dict[str, str]
+
+
+class Job(NamedTuple):
+    """A call of a module's function.
+
+    Attributes:
+        name: that no other job has.
+        cost: about how long it takes, in any unit that all jobs share.
+        function: to be called.
+        arguments: of it.
+    """
+
+    name: str
+    cost: float
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def run(jobs: Sequence[Job], processes: int, title: str) -> tuple[dict[str, Any], Errors]:
+    """Run jobs in their order; one that fails is told and stops no other.
+
+    Args:
+        jobs: independent of each other.
+        processes: how many; 1 runs them in this one.
+        title: of the bar.
+
+    Returns:
+        What they gave, and the errors of those that failed, by their names.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the processes are stopped first.
+    """
+    done: dict[str, Any] = {}
+    errors: Errors = {}
+    if not jobs:
+        return done, errors
+    form = "{l_bar}{bar}| {elapsed} gone, {remaining} left, {postfix}"
+    with tqdm(total=sum(job.cost for job in jobs), desc=title, bar_format=form, dynamic_ncols=True) as bar:
+        bar.set_postfix_str(f"0 of {len(jobs)} done")
+        for job, value, error in _finished(jobs, processes):
+            if error is None:
+                done[job.name] = value
+            else:
+                errors[job.name] = error
+                bar.write(f"{title}: {job.name} failed: {error}", file=sys.stderr)
+            bar.set_postfix_str(f"{len(done)} of {len(jobs)} done" + (f", {len(errors)} failed" if errors else ""))
+            bar.update(job.cost)
+    return done, errors
+
+
+def _finished(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, Any, str | None]]:
+    """Each job as it ends, with its value or its error."""
+    if processes == 1:
+        for job in jobs:
+            yield (job, *_called(job))
+        return
+    context = multiprocessing.get_context("spawn")
+    with _stopping(ProcessPoolExecutor(min(processes, len(jobs)), context, initializer=_begin)) as pool:
+        waiting = {pool.submit(_called, job): job for job in jobs}
+        for future in as_completed(waiting):
+            broken = future.exception()
+            if broken is None:
+                yield (waiting[future], *future.result())
+            else:  # the process died, or could not take the job: of memory, as a rule
+                yield waiting[future], None, f"{type(broken).__name__}: {broken}"
+
+
+def _called(job: Job) -> tuple[Any, str | None]:
+    try:
+        return job.function(*job.arguments), None
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return None, f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}, line {where.lineno})"
+
+
+@contextlib.contextmanager
+def _stopping(pool: ProcessPoolExecutor) -> Iterator[ProcessPoolExecutor]:
+    """The pool; its processes are stopped at once if the block is left early."""
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+def _begin() -> None:
+    """In a new process: one thread, Ctrl-C left to the parent, and an end when the parent ends."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow, daemon=True).start()
+
+
+def _follow() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)

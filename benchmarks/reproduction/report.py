@@ -1,0 +1,294 @@
+"""docs/reproduction.md: its tables, and what may be said of them, from the CSV files alone.
+
+The page holds a pair of marks for each section, and its prose between them and around them. Sentences that say whether
+something helps are made here from the interval of a paired difference, in the same words whichever way it went.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from benchmarks import harness
+from benchmarks.reproduction import paper
+
+CsvRow = Mapping[str, str]
+COMPARED: Final = ("bare", "SE", "CBAM", "SIA")
+
+
+def filled(page: str, folder: Path) -> str:
+    """The page with every section whose results are there put between its marks.
+
+    Raises:
+        ValueError: a mark is missing, or they are in the wrong order.
+    """
+    for name, (file, section) in SECTIONS.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        if page.count(start) != 1 or page.count(end) != 1 or page.index(start) > page.index(end):
+            raise ValueError(f"the page must hold {start.strip()!r} and {end!r} once, in this order")
+        if (folder / f"{file}.csv").exists():
+            before, _, rest = page.partition(start)
+            page = before + start + section(folder) + end + rest.partition(end)[2]
+    return page
+
+
+def verdict(what: str, mean: float, low: float, high: float, unit: str = "points of AUC") -> str:
+    """What a paired difference, with its 95 % interval, allows to be said; all three in one unit."""
+    figures = f"{what}: {mean:+.1f} {unit} [{low:+.1f}, {high:+.1f}]"
+    if low > 0:
+        return f"{figures}: higher here, by more than these people and seeds leave open."
+    if high < 0:
+        return f"{figures}: lower here, by more than these people and seeds leave open."
+    return f"{figures}: no difference can be told from this."
+
+
+def told(row: CsvRow, name: str) -> str:
+    """An interval of a row in percent, such as ``74.9 [68.2, 80.9]``; differences carry their sign."""
+    if not row.get(name):
+        return ""
+    sign = "+" if " - " in name else ""
+    mean, low, high = percent(row, name)
+    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def percent(row: CsvRow, name: str) -> tuple[float, float, float]:
+    """Mean, low and high of a row, in percent."""
+    mean, low, high = (100 * float(row[f"{name}{end}"]) for end in ("", " low", " high"))
+    return mean, low, high
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _data(folder: Path) -> str:
+    rows = harness.read(folder / "data.csv")
+    shown = ("size", "quality", "seed", *(f"{part} {what}" for part in ("train", "validation", "test")
+                                          for what in ("people", "pictures")), "skipped")  # fmt: skip
+    return _setting(rows) + table(shown, [[row[name] for name in shown] for row in rows])
+
+
+def _table1(folder: Path) -> str:
+    rows = harness.read(folder / "table1.csv")
+    kinds = list(dict.fromkeys(row["kinds"] for row in rows if row["kinds"] != "all"))
+    of = {(row["network"], row["kinds"]): row for row in rows}
+    scores = table(
+        ("network", "parameters", "ACC", "AUC", "ACC − bare", "AUC − bare"),
+        [
+            [name, _millions(of[name, "all"]["parameters"]),
+             *(told(of[name, "all"], score) for score in ("ACC", "AUC", "ACC - bare", "AUC - bare"))]
+            for name in COMPARED
+        ],
+    )  # fmt: skip
+    by_kind = table(
+        ("AUC by manipulation", *kinds), [[name, *(told(of[name, kind], "AUC") for kind in kinds)] for name in COMPARED]
+    )
+    said = [verdict(f"{name} − bare", *percent(of[name, "all"], "AUC - bare")) for name in COMPARED[1:]]
+    (bare_acc, bare_auc), (acc, auc) = paper.TABLE1.values()
+    printed = (
+        f"The paper's Table 1 (DFDC, EfficientNet-B4): ACC {bare_acc} to {acc} ({acc - bare_acc:+.2f}), "
+        f"AUC {bare_auc} to {auc} ({auc - bare_auc:+.2f}); one figure each, without spread."
+    )
+    return _setting(rows) + f"{scores}\n{by_kind}\n{_list(said)}\n{printed}\n"
+
+
+def _ablations(folder: Path) -> str:
+    rows = [row for row in harness.read(folder / "table1.csv") if row["kinds"] == "all" and row.get("AUC - SIA")]
+    shown = table(
+        ("ablation", "what it is", "ACC", "AUC", "AUC − SIA", "AUC − bare"),
+        [[row["network"], row["about"], *(told(row, name) for name in ("ACC", "AUC", "AUC - SIA", "AUC - bare"))]
+         for row in rows],
+    )  # fmt: skip
+    apart = [row["network"] for row in rows if _differs(row, "AUC - SIA")]
+    names = f": {', '.join(apart)}" if apart else ""
+    said = (
+        f"Of the {len(rows)} intervals of AUC − SIA, {len(apart)} leave out zero{names}. "
+        f"Of as many intervals of 95 %, {0.05 * len(rows):.1f} would do so by chance alone."
+    )
+    return _setting(rows) + f"{shown}\n{said}\n"
+
+
+def _table3(folder: Path) -> str:
+    rows = harness.read(folder / "table3.csv")
+    shown = table(
+        ("network", "manipulation", "quality", "ACC", "± seeds", "AUC", "± seeds", "nearest in the paper", "its ACC"),
+        [
+            [row["network"], row["kinds"], row["quality"], told(row, "ACC"), _deviation(row, "ACC"), told(row, "AUC"),
+             _deviation(row, "AUC"), *_printed(row)]
+            for row in rows
+        ],
+    )  # fmt: skip
+    first = {row["network"]: row for row in rows}
+    weights = table(
+        ("network", "convolution weights", "printed"),
+        [[name, _millions(row["convolution weights"]), paper.PARAMETERS[name]] for name, row in first.items()],
+    )
+    learned = sum(percent(row, "AUC")[1] > 50 for row in rows)
+    said = (
+        f"In {learned} of {len(rows)} cases the interval of AUC lies above 50: in the others it cannot be told that "
+        "the network learned anything, and which of them is ahead says nothing."
+    )
+    return _setting(rows) + f"{shown}\n{weights}\n{_list([said, _ranking(rows)])}"
+
+
+def _ranking(rows: Sequence[CsvRow]) -> str:
+    """How often each network has the highest mean accuracy."""
+    cells: dict[tuple[str, str], list[CsvRow]] = {}
+    for row in rows:
+        cells.setdefault((row["kinds"], row["quality"]), []).append(row)
+    best = [max(cell, key=lambda row: float(row["ACC"]))["network"] for cell in cells.values()]
+    counts = ", ".join(f"{name} in {best.count(name)}" for name in dict.fromkeys(row["network"] for row in rows))
+    return (
+        f"The highest mean ACC of the {len(best)} cases: {counts}. In the paper it is Depthwise in all 9, "
+        "and Norm has the lowest in all 9."
+    )
+
+
+def _table4(folder: Path) -> str:
+    rows = harness.read(folder / "table4.csv")
+    layers = ("Layer2", "Layer3", "Layer4", "Layer5", "AVG")
+    shown = table(
+        ("network", "state", *layers, "AVG, summed over channels", "AVG in the paper"),
+        [
+            [row["network"], row["state"], *(f"{float(row[name]):.3f}" for name in layers),
+             f"{float(row['AVG sum']):.0f}", f"{paper.TABLE4[row['network']][-1]}"]
+            for row in rows
+        ],
+    )  # fmt: skip
+    trained = {row["network"]: float(row["AVG"]) for row in rows if row["state"] == "trained"}
+    ours, theirs = (" > ".join(sorted(each, key=lambda name: -each[name]))
+                    for each in (trained, {name: values[-1] for name, values in paper.TABLE4.items()}))  # fmt: skip
+    order = f"Most self-information first, trained: {ours}. In the paper: {theirs}."
+    correlations = harness.read(folder / "table4_correlation.csv")
+    return _setting(rows) + f"{shown}\n{order}\n\n{_list([_correlation(row) for row in correlations])}"
+
+
+def _correlation(row: CsvRow) -> str:
+    if not row.get("rho") or row["rho"] == "nan":
+        return f"Self-information and {row['score']}, over {row['over']}: nothing to rank."
+    rho, points = float(row["rho"]), int(row["points"])
+    if row.get("p"):
+        clear, doubt = float(row["p"]) < 0.05, f"p = {float(row['p']):.2g}, {points} runs taken as independent"
+    else:
+        low, high = float(row["rho low"]), float(row["rho high"])
+        clear, doubt = low > 0 or high < 0, f"[{low:+.2f}, {high:+.2f}], mean of {points} rankings of three networks"
+    found = "no correlation can be told from this" if not clear else _direction(rho)
+    return f"Self-information and {row['score']}, over {row['over']}: ρ = {rho:+.2f} ({doubt}): {found}."
+
+
+def _direction(rho: float) -> str:
+    return "more goes with better, as the paper has it" if rho > 0 else "more goes with worse, against the paper"
+
+
+def _fig1(folder: Path) -> str:
+    rows = [row for row in harness.read(folder / "fig1.csv") if row["severity"] == "all five"]
+    corruptions = list(dict.fromkeys(row["corruption"] for row in rows))
+    of = {(row["network"], row["corruption"]): row for row in rows}
+    names = [name for name in COMPARED if (name, corruptions[0]) in of]
+    shown = table(
+        ("mean AUC of five severities", *corruptions),
+        [[name, *(told(of[name, corruption], "AUC") for corruption in corruptions)] for name in names],
+    )
+    said = [
+        verdict(f"SIA − bare, {corruption}", *percent(of["SIA", corruption], "AUC - bare"))
+        for corruption in corruptions
+    ]
+    return _setting(rows) + f"{shown}\n{_list(said)}"
+
+
+def _table5(folder: Path) -> str:
+    rows = harness.read(folder / "table5.csv")
+    shown = table(
+        ("method", "parameters", "ACC", "AUC", "AUC − bare", "paper: DFDC ACC, AUC", "paper: WildDeepfake ACC, AUC"),
+        [
+            [row["network"], _millions(row["parameters"]), *(told(row, name) for name in ("ACC", "AUC", "AUC - bare")),
+             *("{:.2f}, {:.2f}".format(*paper.TABLE5[row["network"]][part : part + 2]) for part in (0, 2))]
+            for row in rows
+        ],
+    )  # fmt: skip
+    said = [
+        verdict(f"{row['network']} − {row['network'].removesuffix('+SIA')}", *percent(row, "AUC - bare"))
+        for row in rows
+        if row.get("AUC - bare")
+    ]
+    return _setting(rows) + f"{shown}\n{_list(said)}"
+
+
+def _localise(folder: Path) -> str:
+    rows = harness.read(folder / "localise.csv")
+    kinds = [kind for kind in dict.fromkeys(row["kinds"] for row in rows) if kind != "all"]
+    of = {(row["map"], row["size"], row["kinds"]): row for row in rows}
+    cases = list(dict.fromkeys((row["map"], row["size"]) for row in rows))
+    each = (f"{kind}: AUC, fake − real" for kind in kinds)
+    shown = table(
+        ("map", "size", "AUC on fakes", "on real, same mask", "fake − real", *each),
+        [
+            [name, size, *(told(of[name, size, "all"], column) for column in ("AUC", "real", "fake - real")),
+             *(f"{percent(of[name, size, kind], 'AUC')[0]:.1f}, {percent(of[name, size, kind], 'fake - real')[0]:+.1f}"
+               for kind in kinds)]
+            for name, size in cases
+        ],
+    )  # fmt: skip
+    said = [
+        verdict(f"{name} at {size} pixels, fake − real", *percent(of[name, size, "all"], "fake - real"))
+        for name, size in cases
+        if "self-information" in name or "SIA network, trained" in name
+    ]
+    best, size = max(
+        (case for case in cases if "centred" not in case[0]), key=lambda case: float(of[(*case, "all")]["AUC"])
+    )
+    said.append(
+        f"The best map is {best} at {size} pixels with {told(of[best, size, 'all'], 'AUC')}. "
+        f"The centred Gaussian, which looks at no picture, has {told(of['centred Gaussian', size, 'all'], 'AUC')}."
+    )
+    return _setting(rows) + f"{shown}\n{_list(said)}"
+
+
+SECTIONS: Final[dict[str, tuple[str, Callable[[Path], str]]]] = {
+    "data": ("data", _data),
+    "table1": ("table1", _table1),
+    "ablations": ("table1", _ablations),
+    "table3": ("table3", _table3),
+    "table4": ("table4", _table4),
+    "fig1": ("fig1", _fig1),
+    "table5": ("table5", _table5),
+    "localise": ("localise", _localise),
+}
+
+
+def _setting(rows: Sequence[CsvRow]) -> str:
+    """What the figures below were measured with."""
+    first = rows[0]
+    return (
+        f"Data set {first['data set']}; seeds {first['seeds']}; {first['budget']}; {first['machine']}; "
+        f"{first['versions']}; {first['commit']}, {first['date']}\n\n"
+    )
+
+
+def _list(sentences: Iterable[str]) -> str:
+    return "".join(f"- {sentence}\n" for sentence in sentences)
+
+
+def _differs(row: CsvRow, name: str) -> bool:
+    _, low, high = percent(row, name)
+    return low > 0 or high < 0
+
+
+def _printed(row: CsvRow) -> tuple[str, str]:
+    """The manipulation of the paper that is most like a row's, and what it prints for it."""
+    nearest = paper.NEAREST.get(row["kinds"])
+    if nearest is None:
+        return "none", ""
+    return nearest, f"{paper.TABLE3[row['network']][nearest][row['quality'] == 'LQ']:.2f}"
+
+
+def _deviation(row: CsvRow, name: str) -> str:
+    value = row.get(f"{name} deviation")
+    return f"{100 * float(value):.1f}" if value else ""
+
+
+def _millions(count: str) -> str:
+    return f"{int(count) / 1e6:.2f}M"

@@ -1,0 +1,175 @@
+"""Accuracy, area under the ROC curve, and what can be said of them from few people and few seeds.
+
+Intervals are bootstrapped over two things at once, the people of the test pictures and the seeds of the runs: each
+draw takes people and seeds with replacement, and a person who is in the test parts of several seeds is drawn for
+all of them together, since a face that is hard for one is for the others too (the pigeonhole bootstrap of Owen,
+"The pigeonhole bootstrap", Annals of Applied Statistics, 2007). All pictures of a person are drawn together. With
+three seeds the part of an interval that comes from the seeds is itself uncertain, and rather too narrow.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+DRAWS = 2000
+Array = NDArray[np.float64]
+Score = Callable[["Predictions", Array], Array]
+
+
+class Predictions(NamedTuple):
+    """What a network says of test pictures.
+
+    Attributes:
+        labels: int (N,), 0 real, 1 fake.
+        logits: float (N,), above 0 for fake; or (V, N) of V versions of the same pictures, whose scores an interval
+            is of the mean of.
+        people: whose picture each is.
+        kinds: "real", or the manipulation.
+    """
+
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    people: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+    @classmethod
+    def from_lists(cls, labels: list[int], logits: list[float], people: list[str], kinds: list[str]) -> Predictions:
+        """From what JSON holds."""
+        return cls(np.asarray(labels), np.asarray(logits, np.float32), tuple(people), tuple(kinds))
+
+    def to_lists(self) -> dict[str, list[Any]]:
+        """As JSON holds it."""
+        people, kinds = list(self.people), list(self.kinds)
+        return {"labels": self.labels.tolist(), "logits": self.logits.tolist(), "people": people, "kinds": kinds}
+
+    def of(self, kind: str) -> Predictions:
+        """The real pictures and those of one manipulation."""
+        held = [index for index, found in enumerate(self.kinds) if found in ("real", kind)]
+        people, kinds = (tuple(values[index] for index in held) for values in (self.people, self.kinds))
+        return Predictions(self.labels[held], self.logits[held], people, kinds)
+
+
+class Interval(NamedTuple):
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def as_row(self, name: str) -> dict[str, float]:
+        """As three columns of a table."""
+        return {name: self.mean, f"{name} low": self.low, f"{name} high": self.high}
+
+
+def accuracy(found: Predictions) -> float:
+    """Share that is told right at the threshold of probability 0.5, where real and fake weigh the same."""
+    return float(balanced_accuracy_score(found.labels, found.logits > 0))
+
+
+def auc(found: Predictions) -> float:
+    """Area under the ROC curve."""
+    return float(roc_auc_score(found.labels, found.logits))
+
+
+def weighted_accuracy(found: Predictions, weights: Array) -> Array:
+    """:func:`accuracy` (B,) under weights (B, N) of the pictures; NaN where a class weighs nothing."""
+    right = (found.logits > 0) == (found.labels == 1)
+    with np.errstate(invalid="ignore"):
+        shares = [(weights * (of & right)).sum(1) / (weights * of).sum(1) for of in _classes(found)]
+    return (shares[0] + shares[1]) / 2
+
+
+def weighted_auc(found: Predictions, weights: Array) -> Array:
+    """:func:`auc` (B,) under weights (B, N) of the pictures; NaN where a class weighs nothing."""
+    order = np.argsort(found.logits, kind="stable")
+    _, starts = np.unique(found.logits[order], return_index=True)
+    real, fake = (np.add.reduceat((weights * of)[:, order], starts, axis=1) for of in _classes(found))
+    below = real.cumsum(1) - real
+    with np.errstate(invalid="ignore"):
+        return (fake * (below + real / 2)).sum(1) / (fake.sum(1) * real.sum(1))
+
+
+def interval(runs: Sequence[Predictions], score: Score, draws: int = DRAWS) -> Interval:
+    """Mean of a score over runs of different seeds, with its interval.
+
+    Args:
+        runs: one for each seed.
+        score: :func:`weighted_accuracy` or :func:`weighted_auc`.
+        draws: of the bootstrap.
+    """
+    return _bootstrapped([_drawn(run, score, runs, draws) for run in runs])
+
+
+def difference(
+    runs: Sequence[Predictions], others: Sequence[Predictions], score: Score, draws: int = DRAWS
+) -> Interval:
+    """Mean of how much more runs score than others, seed by seed on the same pictures, with its interval.
+
+    Raises:
+        ValueError: a pair that was not tested on the same pictures.
+    """
+    columns = []
+    for run, other in zip(runs, others, strict=True):
+        if (run.people, run.kinds) != (other.people, other.kinds):
+            raise ValueError("runs of a pair were tested on different pictures; give them in the order of their seeds")
+        columns.append(_drawn(run, score, runs, draws) - _drawn(other, score, runs, draws))
+    return _bootstrapped(columns)
+
+
+def mean_interval(values: Sequence[Sequence[float]], people: Sequence[Sequence[str]], draws: int = DRAWS) -> Interval:
+    """Mean of figures of pictures, with its interval: for every seed the values, and whose picture each is of."""
+    columns = []
+    for column, names in zip(values, people, strict=True):
+        weights = _weights(names, sorted({name for each in people for name in each}), draws)
+        with np.errstate(invalid="ignore"):
+            columns.append(weights @ np.asarray(column, np.float64) / weights.sum(1))
+    return _bootstrapped(columns)
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Spearman's rank correlation and its p-value; NaN where one of the two does not vary."""
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return float("nan"), float("nan")
+    found = stats.spearmanr(first, second)
+    return float(found.statistic), float(found.pvalue)
+
+
+def _classes(found: Predictions) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    return found.labels == 0, found.labels == 1
+
+
+def _drawn(run: Predictions, score: Score, runs: Sequence[Predictions], draws: int) -> Array:
+    """The score of a run, and of every draw of people: (1 + draws,)."""
+    everybody = sorted({name for each in runs for name in each.people})
+    weights = _weights(run.people, everybody, draws)
+    return np.mean([score(run._replace(logits=logits), weights) for logits in np.atleast_2d(run.logits)], axis=0)
+
+
+def _weights(people: Sequence[str], everybody: list[str], draws: int) -> Array:
+    """How often each picture is drawn: ones first, as they are, then every draw; (1 + draws, N)."""
+    generator = np.random.default_rng(zlib.crc32("\n".join(everybody).encode()))
+    counts = generator.multinomial(len(everybody), np.full(len(everybody), 1 / len(everybody)), draws)
+    counts = np.concatenate([np.ones_like(counts[:1]), counts])
+    place = {name: index for index, name in enumerate(everybody)}
+    return counts[:, [place[name] for name in people]].astype(np.float64)
+
+
+def _bootstrapped(columns: Sequence[Array]) -> Interval:
+    """The interval of the mean over seeds, from every seed's score under every draw of people."""
+    table = np.stack(columns, 1)
+    seeds = table.shape[1]
+    counts = np.random.default_rng(seeds).multinomial(seeds, np.full(seeds, 1 / seeds), len(table) - 1)
+    drawn = table[1:]
+    held = np.isfinite(drawn)
+    weights = counts * held
+    with np.errstate(invalid="ignore"):
+        means = (weights * np.where(held, drawn, 0)).sum(1) / weights.sum(1)
+    low, high = np.nanquantile(means, (0.025, 0.975))
+    return Interval(float(table[0].mean()), float(low), float(high))

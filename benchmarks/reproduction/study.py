@@ -1,0 +1,318 @@
+"""What the experiments share: the data, the budget, the seeds, and where everything is kept."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from benchmarks import harness, timing
+from benchmarks.reproduction import data, jobs, scores, training
+from benchmarks.reproduction.data.faces import Parts
+from benchmarks.reproduction.training import Run, Settings
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is spent.
+
+    Attributes:
+        people: how many there are in all, over the three parts; None for everybody.
+        toy_size: side of the pictures of the toy networks in pixels.
+        toy_epochs: of the toy networks.
+        size: side of the pictures of all other networks in pixels.
+        epochs: of EfficientNet-Lite0 and its variants.
+        method_epochs: of the methods of Table 5.
+        map_size: side of the pictures whose own self-information is set against the masks, in pixels.
+    """
+
+    people: int | None
+    toy_size: int
+    toy_epochs: int
+    size: int
+    epochs: int
+    method_epochs: int
+    map_size: int
+
+
+FULL: Final = Budget(people=None, toy_size=64, toy_epochs=24, size=128, epochs=24, method_epochs=16, map_size=224)
+QUICK: Final = Budget(people=30, toy_size=64, toy_epochs=3, size=96, epochs=3, method_epochs=2, map_size=128)
+
+# Seconds a picture and epoch on one core of an AVX2 machine, at 64 pixels for toys and 128 for the others: for the
+# estimate of the time left, which is all that they decide.
+COSTS: Final = {"toy": 0.014, "lite": 0.014, "method": 0.04}
+COST_SIZES: Final = {"toy": 64, "lite": 128, "method": 128}
+LEARNING_RATES: Final = {"toy": 1e-3, "lite": 1e-3, "method": 1e-3}
+BATCHES: Final = {"toy": 8, "lite": 16, "method": 16}
+
+
+class Pictures(NamedTuple):
+    """One way to make the pictures."""
+
+    size: int
+    quality: str
+    seed: int
+
+
+class Facts(NamedTuple):
+    """What must be known of the pictures before anything is trained."""
+
+    fingerprint: str
+    kinds: tuple[str, ...]
+    reals: int
+    counts: dict[str, int]
+    skipped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set, and how many of its people are taken.
+
+    Attributes:
+        name: one of ``data.SOURCES``.
+        root: its folder.
+        people: how many; None for everybody.
+        cache: folder where made pictures are kept.
+    """
+
+    name: str
+    root: Path
+    people: int | None
+    cache: Path
+
+    def parts(self, pictures: Pictures) -> Parts:
+        """Its pictures, made or from the cache."""
+        return _parts(self, pictures)
+
+
+@functools.lru_cache(maxsize=2)
+def _parts(source: Source, pictures: Pictures) -> Parts:
+    return data.load(source.name, source.root, **pictures._asdict(), people=source.people, cache=source.cache)
+
+
+def facts(source: Source, pictures: Pictures) -> Facts:
+    """Make the pictures, if they are not in the cache, and tell what came of it."""
+    parts = source.parts(pictures)
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.images.numpy().tobytes())
+        digest.update(json.dumps([part.labels.tolist(), part.people, part.kinds]).encode())
+    kinds = tuple(dict.fromkeys(kind for kind in parts.test.kinds if kind != "real"))
+    counts = {f"{name} people": len(set(part.people)) for name, part in zip(Parts._fields, parts, strict=True)}
+    counts |= {f"{name} pictures": len(part) for name, part in zip(Parts._fields, parts, strict=True)}
+    skipped: dict[str, int] = {}
+    for _, reason in {skip for part in parts for skip in part.skipped}:
+        skipped[reason] = skipped.get(reason, 0) + 1
+    return Facts(digest.hexdigest()[:16], kinds, parts.train.kinds.count("real"), counts, skipped)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured on a trained network, without training.
+
+    Attributes:
+        name: of the file with the result, in the run's folder.
+        settings: of the run.
+        function: takes the run, the source and the options and gives rows; a function of a module.
+        options: all else that decides the rows, as JSON takes it.
+        cost: about how many seconds it takes.
+    """
+
+    name: str
+    settings: Settings
+    function: Callable[[Run, Source, Row], list[Row]]
+    options: Row
+    cost: float
+
+    @property
+    def key(self) -> str:
+        """What it is called in the bar and in messages."""
+        return f"{self.name} of {self.settings.key}"
+
+
+@dataclass
+class Study:
+    """One call of the command line: the data, the budget, the seeds, and the folders.
+
+    Attributes:
+        source: the data set.
+        budget: how much is spent.
+        seeds: of the runs.
+        work: folder of weights and checkpoints.
+        results: folder of the tables.
+        images: folder of the figures.
+        pretrained: begin from ImageNet weights.
+        known: the facts of every way to make the pictures, filled by :meth:`prepare`.
+    """
+
+    source: Source
+    budget: Budget
+    seeds: Sequence[int]
+    work: Path
+    results: Path
+    images: Path
+    pretrained: bool = True
+    known: dict[Pictures, Facts] = field(default_factory=dict)
+
+    def prepare(self, needed: Iterable[Pictures], processes: int) -> jobs.Errors:
+        """Make all the pictures that are needed; what failed."""
+        made = [
+            jobs.Job(
+                f"{pictures.size} px {pictures.quality}, seed {pictures.seed}", 1.0, facts, (self.source, pictures)
+            )
+            for pictures in dict.fromkeys(needed)
+        ]
+        found, errors = jobs.run(made, processes, "pictures")
+        self.known |= {job.arguments[1]: found[job.name] for job in made if job.name in found}
+        return errors
+
+    def settings(self, network: str, seed: int, kinds: Sequence[str] | None = None, quality: str = "HQ") -> Settings:
+        """Settings of a run, by the budget.
+
+        Args:
+            network: family and name, as :class:`Settings` takes it.
+            seed: of the run.
+            kinds: manipulations; None for all.
+            quality: of the pictures.
+        """
+        family = network.partition(" ")[0]
+        budget = self.budget
+        epochs = {"toy": budget.toy_epochs, "lite": budget.epochs, "method": budget.method_epochs}[family]
+        size = budget.toy_size if family == "toy" else budget.size
+        known = self.known[Pictures(size, quality, seed)]
+        return Settings(
+            network=network,
+            kinds=tuple(kinds or known.kinds),
+            source=self.source.name,
+            data=known.fingerprint,
+            quality=quality,
+            size=size,
+            seed=seed,
+            epochs=epochs,
+            batch=BATCHES[family],
+            learning_rate=LEARNING_RATES[family],
+            pretrained=self.pretrained,
+        )
+
+    def kinds(self, size: int, quality: str = "HQ") -> tuple[str, ...]:
+        """The manipulations that there are."""
+        return self.known[Pictures(size, quality, self.seeds[0])].kinds
+
+    def train(self, wanted: Iterable[Settings], processes: int) -> jobs.Errors:
+        """Train all that is not trained yet; what failed."""
+        todo = [
+            jobs.Job(settings.key, self._cost(settings), train, (settings, self.source, self.folder(settings)))
+            for settings in dict.fromkeys(wanted)
+            if not (self.folder(settings) / training.RESULT).exists()
+        ]
+        return jobs.run(todo, processes, "training")[1]
+
+    def measure(self, wanted: Iterable[Measurement], processes: int) -> jobs.Errors:
+        """Measure all that is not measured yet; what failed."""
+        todo = [
+            jobs.Job(each.key, each.cost, measure, (each, self.source, self.folder(each.settings)))
+            for each in wanted
+            if self.measured(each) is None
+        ]
+        return jobs.run(todo, processes, "measuring")[1]
+
+    def run(self, settings: Settings) -> Run:
+        """A run that is done."""
+        return training.load(self.folder(settings))
+
+    def runs(self, network: str, kinds: Sequence[str] | None = None, quality: str = "HQ") -> list[Run]:
+        """The runs of a network, in the order of the seeds."""
+        return [self.run(self.settings(network, seed, kinds, quality)) for seed in self.seeds]
+
+    def measured(self, measurement: Measurement) -> list[Row] | None:
+        """The rows of a measurement; None if it was not made, or with other options."""
+        path = self.folder(measurement.settings) / f"{measurement.name}.json"
+        held = json.loads(path.read_text()) if path.exists() else {}
+        return held["rows"] if held.get("options") == _as_json(measurement.options) else None
+
+    def folder(self, settings: Settings) -> Path:
+        """Where a run is kept."""
+        return self.work / "runs" / settings.key
+
+    def forget(self, wanted: Iterable[Settings]) -> None:
+        """Throw runs away, with all that was measured on them."""
+        for settings in wanted:
+            shutil.rmtree(self.folder(settings), ignore_errors=True)
+
+    def write(self, name: str, rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> None:
+        """Write rows as CSV, with the machine and the setting beside each.
+
+        Args:
+            name: of the file.
+            rows: all their keys are written.
+            columns: that are printed too, with their formats; None prints nothing.
+        """
+        print(f"\n{name}")
+        table = harness.Table(training.CPU, columns or {})
+        budget = ", ".join(f"{name.replace('_', ' ')} {value or 'all'}" for name, value in vars(self.budget).items())
+        told = {"data set": self.source.name, "seeds": " ".join(map(str, self.seeds)), "budget": budget}
+        for row in rows:
+            if columns is None:
+                table.rows.append({**row, **told})
+            else:
+                table.add(**row, **told)
+        table.write(self.results / f"{name}.csv")
+
+    def write_runs(self, name: str, runs: Iterable[Run]) -> None:
+        """Write one row a run: its settings, figures, seconds, versions and commit."""
+        rows = [
+            {
+                **{key: value for key, value in vars(run.settings).items() if key != "kinds"},
+                "kinds": ", ".join(run.settings.kinds),
+                "ACC": scores.accuracy(run.test),
+                "AUC": scores.auc(run.test),
+                "validation AUC": scores.auc(run.validation),
+                "run": run.settings.key,
+                **{f"run's {key}": value for key, value in run.record.items()},
+            }
+            for run in runs
+        ]
+        self.write(f"{name}_runs", rows)
+
+    def write_data(self) -> None:
+        """Write data.csv: people and pictures of every part, and how much could not be used and why."""
+        rows = [
+            {
+                **pictures._asdict(),
+                **known.counts,
+                "skipped": "; ".join(f"{count}: {reason}" for reason, count in known.skipped.items()) or "0",
+            }
+            for pictures, known in sorted(self.known.items())
+        ]
+        self.write("data", rows)
+
+    def _cost(self, settings: Settings) -> float:
+        family = settings.network.partition(" ")[0]
+        reals = self.known[Pictures(settings.size, settings.quality, settings.seed)].reals
+        return 2 * reals * settings.epochs * COSTS[family] * (settings.size / COST_SIZES[family]) ** 2
+
+
+def train(settings: Settings, source: Source, folder: Path) -> None:
+    """A run, in whatever process."""
+    pictures = Pictures(settings.size, settings.quality, settings.seed)
+    training.train(settings, source.parts(pictures), folder)
+
+
+def measure(measurement: Measurement, source: Source, folder: Path) -> None:
+    """A measurement, in whatever process; its rows are written into the run's folder."""
+    rows = measurement.function(training.load(folder), source, measurement.options)
+    held = {"options": measurement.options, "rows": rows, **timing.machine(training.CPU)}
+    training.replace(folder / f"{measurement.name}.json", lambda path: path.write_text(json.dumps(held)))
+
+
+def _as_json(value: Row) -> Row:
+    """As it reads once it was written: tuples are lists."""
+    read: Row = json.loads(json.dumps(value))
+    return read

@@ -1,0 +1,330 @@
+"""One training run: seeded, resumable, and written down with all that decided it.
+
+Every network is trained in the same way: AdamW with a one-cycle learning rate, horizontal flips, shifts by up to a
+sixteenth of the picture and a tenth more or less light, and as many fakes an epoch as there are real pictures, drawn
+evenly over the manipulations. The weights of the last epoch are what is tested; nothing is chosen by its score.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks import timing
+from benchmarks.reproduction import networks
+from benchmarks.reproduction.data.faces import Faces, Parts
+from benchmarks.reproduction.scores import Predictions
+from sia_layers import SIAttention
+
+CHECKPOINT, RESULT, WEIGHTS = "checkpoint.pt", "result.json", "weights.pt"
+CPU = torch.device("cpu")
+# SIA's gain, a single number, starts at 0: with this it can come to 1, the published formula, in a few hundred steps.
+GAIN_RATE = 10.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides the figures of a run.
+
+    Attributes:
+        network: family and name: ``"toy Norm"``, ``"lite SIA"``, ``"method SPSL"`` or ``"method SPSL+SIA"``.
+        kinds: the manipulations that it is trained and tested on.
+        source: name of the data set.
+        data: fingerprint of its pictures, after all preparation.
+        quality: ``"HQ"`` or ``"LQ"``.
+        size: side of the pictures in pixels.
+        seed: of the split by person, the manipulations, the new weights and the order of the pictures.
+        epochs: passes over the real pictures.
+        batch: pictures a step, at most.
+        learning_rate: the highest of the cycle.
+        weight_decay: of the weights of convolutions and linear layers.
+        pretrained: begin from ImageNet weights, where the network has them.
+    """
+
+    network: str
+    kinds: tuple[str, ...]
+    source: str
+    data: str
+    quality: str
+    size: int
+    seed: int
+    epochs: int
+    batch: int
+    learning_rate: float
+    weight_decay: float = 0.01
+    pretrained: bool = True
+
+    @property
+    def key(self) -> str:
+        """A name to read and a hash of all the settings: no two runs share a folder."""
+        kinds = self.kinds[0] if len(self.kinds) == 1 else "all"
+        name = f"{self.network} {kinds} {self.quality} {self.size} seed {self.seed}"
+        told = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return re.sub(r"[^\w+=-]+", "-", name) + "-" + hashlib.sha256(told.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is done.
+
+    Attributes:
+        settings: that decided it.
+        folder: where its weights are.
+        test: labels and logits of the test part.
+        validation: the same of the validation part.
+        record: what else was written down: seconds, parameters, versions, commit, date.
+    """
+
+    settings: Settings
+    folder: Path
+    test: Predictions
+    validation: Predictions
+    record: dict[str, Any]
+
+    def detector(self) -> nn.Module:
+        """The trained network, in evaluation mode."""
+        made = create(self.settings)
+        made.load_state_dict(torch.load(self.folder / WEIGHTS, weights_only=True))
+        return made.eval()
+
+
+def create(settings: Settings) -> networks.Detector:
+    """A network before training, its new weights decided by the seed.
+
+    Raises:
+        ValueError: a network that there is not.
+    """
+    torch.manual_seed(settings.seed)
+    family, _, name = settings.network.partition(" ")
+    if family == "toy":
+        made = networks.toy(name)
+    elif family == "lite":
+        made = networks.lite(name, pretrained=settings.pretrained)
+    elif family == "method":
+        method, plus, _ = name.partition("+SIA")
+        made = networks.method(method, sia=bool(plus), pretrained=settings.pretrained)
+    else:
+        raise ValueError(f"network must begin with 'toy', 'lite' or 'method', got {settings.network!r}")
+    return made.to(memory_format=torch.channels_last)  # which is twice as fast on CPUs, and no other arithmetic
+
+
+def train(settings: Settings, parts: Parts, folder: Path, progress: Callable[[int], object] | None = None) -> Run:
+    """Train a network, or go on where a killed run stopped, or read what a run that is done has written.
+
+    A checkpoint is written after every epoch. An epoch's random numbers are drawn from its number and the seed, so
+    that a run that was killed ends with the same bits as one that was not.
+
+    Args:
+        settings: of the run.
+        parts: the pictures of all kinds; those of ``settings.kinds`` are taken.
+        folder: of this run alone.
+        progress: called with the number of epochs done, after each.
+
+    Raises:
+        ValueError: a part without real pictures, or without any of a kind.
+        FloatingPointError: the loss or the logits are not finite.
+    """
+    if (folder / RESULT).exists():
+        return load(folder)
+    parts = Parts(*(_of_kinds(part, settings.kinds, name) for name, part in zip(Parts._fields, parts, strict=True)))
+    folder.mkdir(parents=True, exist_ok=True)
+    detector = create(settings)
+    optimizer = torch.optim.AdamW(_groups(detector, settings))
+    steps = math.ceil(2 * parts.train.kinds.count("real") / settings.batch)
+    highest = [group["lr"] for group in optimizer.param_groups]
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, highest, total_steps=steps * settings.epochs, pct_start=0.2, cycle_momentum=False
+    )
+    state = {"detector": detector, "optimizer": optimizer, "scheduler": scheduler}
+    done, seconds = _resumed(state, folder)
+    for epoch in range(done, settings.epochs):
+        began = time.process_time()
+        _epoch(detector, optimizer, scheduler, parts.train, steps, _random(settings.seed, epoch))
+        seconds += time.process_time() - began
+        held = {name: part.state_dict() for name, part in state.items()}
+        replace(folder / CHECKPOINT, partial(torch.save, {**held, "epochs": epoch + 1, "seconds": seconds}))
+        if progress is not None:
+            progress(epoch + 1)
+    return _finished(settings, detector, parts, folder, seconds)
+
+
+def load(folder: Path) -> Run:
+    """Read a run that is done.
+
+    Raises:
+        FileNotFoundError: it is not.
+    """
+    record = json.loads((folder / RESULT).read_text())
+    given = record.pop("settings")
+    settings = Settings(**{**given, "kinds": tuple(given["kinds"])})
+    test, validation = (Predictions.from_lists(**record.pop(name)) for name in ("test", "validation"))
+    return Run(settings, folder, test, validation, record)
+
+
+def predict(detector: nn.Module, images: Tensor, batch: int = 64) -> Tensor:
+    """Logits (N,) of pictures uint8 (N, 3, S, S), in evaluation mode."""
+    detector.eval()
+    with torch.no_grad():
+        return torch.cat([detector(as_input(part)) for part in images.split(batch)])
+
+
+def as_input(images: Tensor) -> Tensor:
+    """Pictures uint8 (N, 3, S, S) as networks take them: float32 from 0 to 1."""
+    return images.float().div(255).contiguous(memory_format=torch.channels_last)
+
+
+def sampled(kinds: Sequence[str], people: Sequence[str], generator: torch.Generator) -> Tensor:
+    """An epoch's pictures: every real one, and as many fakes, evenly over the manipulations.
+
+    People come in random order, and all pictures of a person behind each other: in a batch the real and the fake
+    differ in less than who is on them, without which small networks learn nothing from few people.
+
+    Args:
+        kinds: of every picture, "real" or its manipulation.
+        people: whose picture each is.
+        generator: of the random numbers.
+
+    Returns:
+        Indices int64 (2 R,) for R real pictures. A kind with fewer pictures than its share gives some more than once.
+    """
+    places: dict[str, list[int]] = {}
+    for place, kind in enumerate(kinds):
+        places.setdefault(kind, []).append(place)
+    reals = torch.tensor(places.pop("real"))
+    # Whose turn it is to give one more, where the shares are not whole, is drawn too.
+    turns = torch.randperm(len(places), generator=generator).tolist()
+    shares = [len(reals) // len(places) + (turn < len(reals) % len(places)) for turn in turns]
+    chosen = [reals]
+    for fakes, share in zip(places.values(), shares, strict=True):
+        rounds = [torch.randperm(len(fakes), generator=generator) for _ in range(math.ceil(share / len(fakes)))]
+        chosen.append(torch.tensor(fakes)[torch.cat(rounds)[:share]] if share else reals[:0])
+    drawn = torch.cat(chosen)
+    names = sorted(set(people))
+    rank = dict(zip(names, torch.randperm(len(names), generator=generator).tolist(), strict=True))
+    return drawn[torch.tensor([rank[people[index]] for index in drawn.tolist()]).argsort(stable=True)]
+
+
+def augmented(x: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Pictures (N, 3, S, S) in [0, 1] and masks (N, S, S), flipped and shifted; and the pictures brighter or darker."""
+    count, size = len(x), x.shape[-1]
+    both = torch.cat([x, masks.to(x.dtype).unsqueeze(1)], 1)
+    flip = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+    reach = size // 16
+    padded = F.pad(torch.where(flip, both.flip(-1), both), (reach,) * 4, mode="reflect")
+    shifts = torch.randint(2 * reach + 1, (count, 2), generator=generator).tolist()
+    moved = torch.stack([one[:, i : i + size, j : j + size] for one, (i, j) in zip(padded, shifts, strict=True)])
+    gain = 1 + 0.1 * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1)
+    pictures = (moved[:, :3] * gain).clamp(0, 1)
+    return pictures.contiguous(memory_format=torch.channels_last), moved[:, 3] > 0
+
+
+def _epoch(
+    detector: networks.Detector, optimizer: torch.optim.Optimizer, scheduler: Any, faces: Faces, steps: int,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
+    detector.train()
+    has_masks = bool(faces.masks.any())
+    for indices in sampled(faces.kinds, faces.people, generator).tensor_split(steps):
+        pictures, masks = augmented(as_input(faces.images[indices]), faces.masks[indices], generator)
+        loss = detector.loss(pictures, faces.labels[indices], masks if has_masks else None)
+        if not loss.isfinite():
+            raise FloatingPointError(f"the loss became {loss.item()}; try a lower learning rate")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+
+
+def _random(seed: int, epoch: int) -> torch.Generator:
+    """An epoch's random numbers; those of dropout come from torch's own generator, which is seeded alike."""
+    mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+    torch.manual_seed(mixed)
+    return torch.Generator().manual_seed(mixed)
+
+
+def _groups(detector: nn.Module, settings: Settings) -> list[dict[str, Any]]:
+    """Weights are decayed; biases and what norms learn are not; and gains have a rate of their own."""
+    learned = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    rate = settings.learning_rate
+    groups = [
+        {"params": [each for each in learned if each.ndim > 1], "lr": rate, "weight_decay": settings.weight_decay},
+        {"params": [each for each in learned if each.ndim == 1], "lr": rate, "weight_decay": 0.0},
+        {"params": [each for each in learned if each.ndim == 0], "lr": GAIN_RATE * rate, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _gains(detector: nn.Module) -> list[float]:
+    """The gains of the SIA modules: how far each has come from the identity, 0, towards the published formula, 1."""
+    return [
+        module.gain.item()
+        for module in detector.modules()
+        if isinstance(module, SIAttention) and module.gain is not None
+    ]
+
+
+def _of_kinds(faces: Faces, kinds: Sequence[str], part: str) -> Faces:
+    for kind in ("real", *kinds):
+        if kind not in faces.kinds:
+            raise ValueError(
+                f"the {part} part holds no picture of {kind!r}, only {sorted(set(faces.kinds))}; use more people"
+            )
+    return faces.take([index for index, kind in enumerate(faces.kinds) if kind == "real" or kind in kinds])
+
+
+def _resumed(state: dict[str, Any], folder: Path) -> tuple[int, float]:
+    """Put a checkpoint into the network and its optimizer, if there is one; epochs done and seconds taken."""
+    if not (folder / CHECKPOINT).exists():
+        return 0, 0.0
+    held = torch.load(folder / CHECKPOINT, weights_only=True)
+    for name, part in state.items():
+        part.load_state_dict(held[name])
+    return held["epochs"], held["seconds"]
+
+
+def _finished(settings: Settings, detector: networks.Detector, parts: Parts, folder: Path, seconds: float) -> Run:
+    """Test the network and write all down: the result last, since it says that the run is done."""
+    told: dict[str, Any] = {}
+    for name, part in (("test", parts.test), ("validation", parts.validation)):
+        logits = predict(detector, part.images)
+        if not logits.isfinite().all():
+            raise FloatingPointError(
+                f"{int((~logits.isfinite()).sum())} logits are not finite; lower the learning rate"
+            )
+        told[name] = Predictions(part.labels.numpy(), logits.numpy(), part.people, part.kinds).to_lists()
+    machine = timing.machine(CPU)
+    record = {
+        "settings": dataclasses.asdict(settings),
+        "parameters": sum(parameter.numel() for parameter in detector.parameters()),
+        "gains": " ".join(f"{gain:.3f}" for gain in _gains(detector)),
+        "core seconds": round(seconds, 2),
+        "train_pictures": len(parts.train),
+        "train_people": len(set(parts.train.people)),
+        **machine,
+        **told,
+    }
+    replace(folder / WEIGHTS, partial(torch.save, detector.state_dict()))
+    replace(folder / RESULT, lambda path: path.write_text(json.dumps(record)))
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return load(folder)
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    write(part)
+    part.replace(path)

@@ -1,0 +1,538 @@
+"""The experiments: a killed run ends as one that was not, figures and intervals are right, and all of it runs."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from torch import Tensor, nn
+
+pytest.importorskip("benchmarks.reproduction", reason="runs from a checkout, where benchmarks/ is")
+pytest.importorskip("cv2", reason="the extra 'reproduction' is not installed")
+
+from benchmarks.reproduction import __main__ as command
+from benchmarks.reproduction import corruptions, data, figures, jobs, networks, paper, report, scores, study, training
+from benchmarks.reproduction.data.faces import Faces, Parts, Skipped
+from benchmarks.reproduction.experiments import EXPERIMENTS, localise, table1, table4
+from benchmarks.reproduction.networks import Detector
+from benchmarks.reproduction.scores import Interval, Predictions, weighted_accuracy, weighted_auc
+from benchmarks.reproduction.training import Settings
+from sia_layers import inject_sia
+
+KINDS = ("face swap", "texture resynthesis")
+PAGE = Path(__file__).parents[1] / "docs/reproduction.md"
+SETTINGS = Settings("lite bare", KINDS, "landmarked", "abc", "HQ", 32, 0, 4, 4, 1e-2)
+
+
+class Tiny(Detector):
+    """Six layers, with a norm and dropout, whose state and random numbers must survive a stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = (3, 4, 4, 4, 4, 4, 4)
+        self.layers = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(before, after, 3, 2 if index == 0 else 1, 1, bias=False), nn.BatchNorm2d(after))
+                for index, (before, after) in enumerate(itertools.pairwise(channels))
+            )
+        )
+        self.dropout = nn.Dropout(0.3)
+        self.fc = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.dropout(self.layers(x).mean((2, 3)))).squeeze(1)
+
+
+def tiny_lite(variant: str, pretrained: bool = True) -> Tiny:
+    made = Tiny()
+    if variant == "SIA":
+        inject_sia(made, ["layers.0", "layers.3"], example_input=torch.rand(1, 3, 32, 32))
+    return made
+
+
+def faces(people: int, size: int, seed: int, part: str) -> Faces:
+    """A real picture of each person and a fake of each kind, brighter in a square."""
+    generator = torch.Generator().manual_seed(seed)
+    images, labels, masks, names, kinds = [], [], [], [], []
+    for person in range(people):
+        real = torch.randint(0, 160, (3, size, size), generator=generator, dtype=torch.uint8)
+        for kind in ("real", *KINDS):
+            mask = torch.zeros(size, size, dtype=torch.bool)
+            mask[4:16, 8:24] = kind != "real"
+            images.append(torch.where(mask, real + 60, real))
+            labels.append(int(kind != "real"))
+            masks.append(mask)
+            names.append(f"{part} {person}")
+            kinds.append(kind)
+    skipped = (Skipped("a.png", "not a picture"),)
+    return Faces(torch.stack(images), torch.tensor(labels), torch.stack(masks), tuple(names), tuple(kinds), skipped)
+
+
+def parts(size: int = 32, seed: int = 0) -> Parts:
+    return Parts(*(faces(count, size, seed, name) for name, count in zip(Parts._fields, (6, 3, 4), strict=True)))
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks and made-up pictures in place of those that take long."""
+    monkeypatch.setattr(networks, "lite", tiny_lite)
+    monkeypatch.setattr(networks, "toy", lambda name: Tiny())
+    monkeypatch.setattr(networks, "method", lambda name, sia, pretrained=True: Tiny())
+    monkeypatch.setattr(data, "load", lambda source, root, *, size, quality, seed, people, cache: parts(size, seed))
+    monkeypatch.setattr(command, "QUICK", study.Budget(None, 32, 2, 32, 2, 1, 40))
+    study._parts.cache_clear()
+
+
+def bits(run: training.Run) -> list[bytes]:
+    weights = torch.load(run.folder / training.WEIGHTS, weights_only=True)
+    return [
+        run.test.logits.tobytes(),
+        run.validation.logits.tobytes(),
+        *(w.numpy().tobytes() for w in weights.values()),
+    ]
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
+    tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = training.train(SETTINGS, parts(), tmp_path / "whole")
+    folder, steps = tmp_path / "killed", 0
+    right = Tiny.loss
+
+    def dying(self: Tiny, *arguments: Tensor) -> Tensor:
+        nonlocal steps
+        steps += 1
+        if steps in (2, 9):  # within the first epoch, before any checkpoint, and within the third
+            raise Killed
+        return right(self, *arguments)
+
+    monkeypatch.setattr(Tiny, "loss", dying)
+    for epochs in (0, 2):
+        with pytest.raises(Killed):
+            training.train(SETTINGS, parts(), folder)
+        torch.rand(5)  # what else drew random numbers meanwhile changes nothing
+        assert (folder / training.CHECKPOINT).exists() == (epochs > 0)
+        assert not (folder / training.RESULT).exists()
+    told: list[int] = []
+    resumed = training.train(SETTINGS, parts(), folder, told.append)
+    assert told == [3, 4] and bits(resumed) == bits(whole)
+    assert not (folder / training.CHECKPOINT).exists()
+
+
+def test_a_run_that_is_done_is_read_and_not_trained(
+    tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = training.train(SETTINGS, parts(), tmp_path)
+    monkeypatch.setattr(Tiny, "loss", lambda *_: pytest.fail("trained again"))
+    again = training.train(SETTINGS, parts(), tmp_path)
+    assert again.settings == SETTINGS and bits(again) == bits(first)
+    assert again.test.kinds == parts().test.kinds and again.record["commit"] and again.record["core seconds"] >= 0
+    logits = training.predict(again.detector(), parts().test.images)
+    torch.testing.assert_close(logits, torch.from_numpy(first.test.logits))
+
+
+def test_another_seed_gives_another_run(tmp_path: Path, tiny: None) -> None:
+    first = training.train(SETTINGS, parts(), tmp_path / "0")
+    other = training.train(dataclasses.replace(SETTINGS, seed=1), parts(), tmp_path / "1")
+    assert bits(first) != bits(other)
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Settings)])
+def test_every_setting_has_a_folder_of_its_own(field: str) -> None:
+    value = getattr(SETTINGS, field)
+    other = (
+        ("face swap",)
+        if field == "kinds"
+        else "x"
+        if isinstance(value, str)
+        else not value
+        if value is True
+        else value + 1
+    )
+    assert dataclasses.replace(SETTINGS, **{field: other}).key != SETTINGS.key
+    assert dataclasses.replace(SETTINGS).key == SETTINGS.key
+
+
+def test_what_cannot_be_trained_is_an_error(tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"holds no picture of 'reenactment'.*use more people"):
+        training.train(dataclasses.replace(SETTINGS, kinds=("reenactment",)), parts(), tmp_path / "kind")
+    with pytest.raises(ValueError, match="must begin with 'toy', 'lite' or 'method', got 'big one'"):
+        training.create(dataclasses.replace(SETTINGS, network="big one"))
+    monkeypatch.setattr(Tiny, "loss", lambda self, *_: torch.tensor(math.nan))
+    with pytest.raises(FloatingPointError, match="the loss became nan"):
+        training.train(SETTINGS, parts(), tmp_path / "nan")
+    assert not (tmp_path / "nan" / training.RESULT).exists()
+
+
+def test_an_epoch_is_balanced() -> None:
+    kinds = [*["real"] * 10, *["a"] * 20, *["b"] * 2, *["c"] * 9]
+    people = [str(index % 10) for index in range(len(kinds))]
+    for seed in range(20):
+        indices = training.sampled(kinds, people, torch.Generator().manual_seed(seed)).tolist()
+        drawn = [kinds[index] for index in indices]
+        counts = {kind: drawn.count(kind) for kind in "abc"}
+        assert drawn.count("real") == 10 and sum(counts.values()) == 10
+        assert all(count in (3, 4) for count in counts.values())
+        assert sorted(index for index in indices if kinds[index] == "real") == list(range(10))
+        assert len(list(itertools.groupby(people[index] for index in indices))) == 10  # each person's in one piece
+    assert indices != training.sampled(kinds, people, torch.Generator().manual_seed(1)).tolist()
+
+
+def test_gains_have_a_rate_of_their_own() -> None:
+    groups = training._groups(tiny_lite("SIA"), SETTINGS)
+    found = {(group["params"][0].ndim, group["lr"], group["weight_decay"]): len(group["params"]) for group in groups}
+    rate = SETTINGS.learning_rate
+    assert set(found) == {(4, rate, 0.01), (1, rate, 0.0), (0, training.GAIN_RATE * rate, 0.0)}
+    assert found[0, training.GAIN_RATE * rate, 0.0] == 2  # one for each site
+    assert len(training._groups(Tiny(), SETTINGS)) == 2
+
+
+def test_masks_move_with_their_pictures() -> None:
+    masks = torch.rand(8, 32, 32) < 0.5
+    x, moved = training.augmented(masks[:, None].expand(8, 3, 32, 32).float(), masks, torch.Generator().manual_seed(3))
+    assert torch.equal(x[:, 0] > 0.5, moved)
+    assert not torch.equal(moved, masks) and 0.9 <= x.max() <= 1
+
+
+def made_up(people: int, seed: int, shift: float = 1.0, spread: float = 0.0, pictures: int = 2) -> Predictions:
+    """Logits of a real and a fake picture of each person, or more, with a part that all of a person's share."""
+    generator = np.random.default_rng(seed)
+    labels = np.tile([0, 1], people * pictures // 2)
+    common = np.repeat(generator.normal(size=people) * spread, pictures)
+    logits = generator.normal(size=labels.size) + common * (2 * labels - 1) + shift * labels
+    names = tuple(f"{index // pictures}" for index in range(labels.size))
+    return Predictions(labels, logits.astype(np.float32), names, tuple("real" if not one else "a" for one in labels))
+
+
+def test_weighted_scores_are_those_of_repeated_pictures() -> None:
+    found = made_up(20, 0)
+    found = found._replace(logits=np.round(found.logits * 2) / 2)  # with ties
+    weights = np.random.default_rng(1).integers(0, 4, (5, len(found.labels))).astype(float)
+    weights[0] = 1
+    for row, auc, accuracy in zip(
+        weights, weighted_auc(found, weights), weighted_accuracy(found, weights), strict=True
+    ):
+        labels, logits = (np.repeat(values, row.astype(int)) for values in (found.labels, found.logits))
+        assert auc == pytest.approx(roc_auc_score(labels, logits))
+        assert accuracy == pytest.approx(balanced_accuracy_score(labels, logits > 0))
+    assert scores.auc(found) == pytest.approx(weighted_auc(found, weights)[0])
+    assert scores.accuracy(found) == pytest.approx(weighted_accuracy(found, weights)[0])
+    nobody = np.where(found.labels == 1, 1.0, 0.0)[None]
+    assert np.isnan(weighted_auc(found, nobody)).all() and np.isnan(weighted_accuracy(found, nobody)).all()
+
+
+def test_scores_by_hand() -> None:
+    found = Predictions.from_lists(
+        [0, 0, 1, 1], [-1.0, 2.0, 1.0, 3.0], ["a", "b", "a", "b"], ["real", "real", "x", "y"]
+    )
+    assert scores.auc(found) == 0.75 and scores.accuracy(found) == 0.75
+    assert scores.auc(found.of("x")) == 0.5 and found.of("y").people == ("a", "b", "b")
+    assert Predictions.from_lists(**json.loads(json.dumps(found.to_lists()))).people == found.people
+
+
+def test_intervals_hold_what_is_certain() -> None:
+    sure = Predictions(*made_up(30, 0)[:1], np.tile([-1.0, 1.0], 30).astype(np.float32), *made_up(30, 0)[2:])
+    assert scores.interval([sure, sure], weighted_auc) == Interval(1.0, 1.0, 1.0)
+    runs, others = ([made_up(30, seed, shift) for seed in range(3)] for shift in (2.0, 0.5))
+    assert scores.difference(runs, runs, weighted_auc) == Interval(0.0, 0.0, 0.0)
+    there, back = scores.difference(runs, others, weighted_auc), scores.difference(others, runs, weighted_auc)
+    assert there.low > 0 > back.high
+    assert tuple(there) == pytest.approx((-back.mean, -back.high, -back.low))
+    assert there.mean == pytest.approx(np.mean([scores.auc(one) - scores.auc(other)
+                                                for one, other in zip(runs, others, strict=True)]))  # fmt: skip
+    versions = [run._replace(logits=np.stack([run.logits, -run.logits])) for run in runs]
+    assert scores.interval(versions, weighted_auc) == pytest.approx(Interval(0.5, 0.5, 0.5))
+    with pytest.raises(ValueError, match="different pictures"):
+        scores.difference(runs, [made_up(31, 0)] * 3, weighted_auc)
+
+
+def test_intervals_cover_the_truth() -> None:
+    truth = 0.5 * math.erfc(-1 / 2)  # of logits that are normal with a shift of one deviation
+    held = 0
+    for trial in range(100):
+        runs = [made_up(60, 1000 * trial + seed) for seed in range(3)]
+        runs = [run._replace(people=tuple(f"{seed} {name}" for name in run.people)) for seed, run in enumerate(runs)]
+        found = scores.interval(runs, weighted_auc, draws=300)
+        held += found.low <= truth <= found.high
+    assert 85 <= held <= 100
+
+
+def test_pictures_of_a_person_are_drawn_together() -> None:
+    alike = [made_up(20, seed, spread=2.0, pictures=8) for seed in range(2)]
+    apart = [run._replace(people=tuple(map(str, range(len(run.people))))) for run in alike]
+    by_person, by_picture = (scores.interval(runs, weighted_auc) for runs in (alike[:1], apart[:1]))
+    assert by_person.high - by_person.low > 1.3 * (by_picture.high - by_picture.low)
+
+
+def test_means_and_ranks() -> None:
+    found = scores.mean_interval([[1.0, 3.0], [2.0, 2.0]], [["a", "b"], ["a", "b"]])
+    assert found.mean == 2.0 and found.low < 2.0 < found.high
+    assert scores.rank_correlation([1, 2, 3, 4], [10, 20, 40, 30])[0] == pytest.approx(0.8)
+    assert math.isnan(scores.rank_correlation([1, 2, 3], [5, 5, 5])[0])
+
+
+@pytest.mark.parametrize("name", corruptions.STRENGTHS)
+def test_corruptions_grow_and_repeat(name: str) -> None:
+    ramp = torch.linspace(0, 200, 48).expand(2, 3, 48, 48) + 20 * (torch.arange(48) % 5 < 2)[:, None]
+    images = (ramp + torch.randint(0, 20, (2, 3, 48, 48))).to(torch.uint8)
+    before = images.clone()
+    errors = []
+    for severity in (0, *corruptions.SEVERITIES):
+        made = corruptions.corrupted(images, name, severity)
+        assert made.dtype == torch.uint8 and made.shape == images.shape
+        assert torch.equal(made, corruptions.corrupted(images, name, severity))
+        errors.append((made.float() - images.float()).square().mean().item())
+    assert errors[0] == 0 and errors == sorted(set(errors)) and torch.equal(images, before)
+
+
+def test_corruptions_are_what_they_are_called() -> None:
+    grey = torch.full((2, 3, 64, 64), 128, dtype=torch.uint8)
+    assert torch.equal(corruptions.corrupted(grey, "Gaussian blur", 5), grey)
+    noise = corruptions.corrupted(grey, "Gaussian noise", 3)
+    assert noise.float().std() == pytest.approx(corruptions.STRENGTHS["Gaussian noise"][2], rel=0.05)
+    assert not torch.equal(noise[0], noise[1])
+    assert not torch.equal(noise, corruptions.corrupted(grey, "Gaussian noise", 3, seed=1))
+    salted = corruptions.corrupted(grey, "salt and pepper", 5)
+    changed = (salted != grey).any(1)
+    assert changed.float().mean() == pytest.approx(0.05, rel=0.3) and set(salted.unique().tolist()) == {0, 128, 255}
+    assert torch.equal(salted[:, 0], salted[:, 1])
+    with pytest.raises(ValueError, match=r"must be one of Gaussian blur.*got 'rain'"):
+        corruptions.corrupted(grey, "rain", 1)
+    with pytest.raises(ValueError, match="severity must be 0 to 5, got 6"):
+        corruptions.corrupted(grey, "JPEG", 6)
+
+
+def test_a_failing_job_stops_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    made = [jobs.Job(f"{value}", 1.0, math.sqrt, (value,)) for value in (4.0, -1.0, 9.0)]
+    for processes in (1, 2):
+        done, errors = jobs.run(made, processes, "roots")
+        assert done == {"4.0": 2.0, "9.0": 3.0} and list(errors) == ["-1.0"]
+        assert errors["-1.0"].startswith("ValueError: ")
+    assert "roots: -1.0 failed: ValueError" in capsys.readouterr().err
+    assert jobs.run([], 2, "nothing") == ({}, {})
+
+
+def test_a_process_that_dies_is_told() -> None:
+    done, errors = jobs.run([jobs.Job("dies", 1.0, os._exit, (3,)), jobs.Job("too", 1.0, os._exit, (3,))], 2, "deaths")
+    assert not done and all("BrokenProcessPool" in error for error in errors.values()) and len(errors) == 2
+
+
+def run(folder: Path, *arguments: str) -> int:
+    page = folder / "page.md"
+    if not page.exists():
+        page.write_text(PAGE.read_text())
+    common = ["--data", str(folder), "--work", str(folder / "work"), "--results", str(folder / "results"), "--quick"]
+    return command.main([*arguments, *common, "--page", str(page), "--jobs", "1", "--seeds", "2"])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_everything_runs_and_is_written(
+    tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "all") == 0
+    results = tmp_path / "results"
+    for name, (file, _) in report.SECTIONS.items():
+        assert (results / f"{file}.csv").exists()
+        filling = (tmp_path / "page.md").read_text().partition(f"<!-- {name} -->\n")[2].partition("<!--")[0]
+        assert filling.count("\n|") >= 3 and "nan" not in filling
+    for name in figures.FIGURES:
+        assert (results / f"reproduction_{name}.png").stat().st_size > 1000
+    assert (tmp_path / "work/localise.png").exists()
+
+    trained = rows(results / "table1_runs.csv")
+    assert len(trained) == 2 * len(networks.VARIANTS)
+    assert {row["seed"] for row in trained} == {"0", "1"} and all(row["run's commit"] for row in trained)
+    by_run = {row["run"]: float(row["AUC"]) for row in trained}
+    (bare,) = [row for row in rows(results / "table1.csv") if (row["network"], row["kinds"]) == ("bare", "all")]
+    of_bare = [value for key, value in by_run.items() if key.startswith("lite-bare")]
+    assert float(bare["AUC"]) == pytest.approx(np.mean(of_bare)) and bare["AUC - bare"] == ""
+    assert len(rows(results / "table3_runs.csv")) == 3 * 2 * 2 * 2
+    assert {row["skipped"] for row in rows(results / "data.csv")} == {"1: not a picture"}
+    clean = [row for row in rows(results / "fig1.csv") if row["severity"] == "0" and row["network"] == "bare"]
+    assert {float(row["AUC"]) for row in clean} == {float(bare["AUC"])}
+
+    # A second call trains and measures nothing, and ends with the same files.
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(study, "measure", lambda *_: pytest.fail("measured again"))
+    before = {path.name: path.read_bytes() for path in results.glob("*.csv")}
+    assert run(tmp_path, "all") == 0
+    assert before == {path.name: path.read_bytes() for path in results.glob("*.csv")}
+    assert "done in" in capsys.readouterr().out
+
+
+def test_one_network_that_fails_leaves_the_others(
+    tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lite(variant: str, pretrained: bool = True) -> Tiny:
+        if variant == "CBAM":
+            raise RuntimeError("no such thing here")
+        return tiny_lite(variant)
+
+    monkeypatch.setattr(networks, "lite", lite)
+    assert run(tmp_path, "table1", "table5") == 1
+    told = capsys.readouterr()
+    assert "RuntimeError: no such thing here" in told.err and "not done: table1" in told.out
+    assert (tmp_path / "results/table5.csv").exists() and not (tmp_path / "results/table1.csv").exists()
+    monkeypatch.setattr(networks, "lite", tiny_lite)  # once it is mended, only what failed is trained
+    made: list[str] = []
+    right = training.train
+    monkeypatch.setattr(
+        training, "train", lambda settings, *rest: (made.append(settings.network), right(settings, *rest))
+    )
+    assert run(tmp_path, "table1") == 0
+    assert made == ["lite CBAM"] * 2
+
+
+def test_ctrl_c_stops_and_goes_on(
+    tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right, done = training.train, []
+
+    def stopped(settings: Settings, *rest: object) -> training.Run:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(settings.key)
+        return right(settings, *rest)
+
+    monkeypatch.setattr(training, "train", stopped)
+    assert run(tmp_path, "table5") == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    monkeypatch.setattr(training, "train", lambda settings, *rest: (done.append(settings.key), right(settings, *rest)))
+    assert run(tmp_path, "table5") == 0
+    assert len(done) == len(set(done)) == 2 * 2 * len(networks.METHODS)
+
+
+def test_fresh_trains_again(tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(tmp_path, "table5") == 0
+    made: list[str] = []
+    right = training.train
+    monkeypatch.setattr(training, "train", lambda settings, *rest: (made.append(settings.key), right(settings, *rest)))
+    assert run(tmp_path, "table5", "--fresh") == 0
+    assert len(made) == 2 * 2 * len(networks.METHODS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["table1", "--data", "/no/such/folder"], "/no/such/folder is not a folder"),
+        (["table2", "--data", "."], "invalid choice: 'table2'"),
+        (["table1"], "--data"),
+        (["table1", "--data", ".", "--jobs", "0"], "must be 1 or more, got 0"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command.main(arguments)
+    assert stop.value.code == 2 and expected in capsys.readouterr().err
+
+
+def test_a_folder_without_the_data_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "table1") == 1
+    assert "has no landmarks.csv" in capsys.readouterr().err
+
+
+def made_study(folder: Path) -> study.Study:
+    source, budget = study.Source("landmarked", folder, None, folder), study.Budget(None, 32, 1, 32, 1, 1, 32)
+    made = study.Study(source, budget, range(1), folder / "work", folder / "results", folder / "images")
+    assert not made.prepare(table1.pictures(made), 1)
+    return made
+
+
+def test_a_measurement_with_other_options_is_made_again(tmp_path: Path, tiny: None) -> None:
+    made = made_study(tmp_path)
+    settings = made.settings("lite bare", 0)
+    assert not made.train([settings], 1)
+    first = study.Measurement("count", settings, count, {"factor": 2}, 1.0)
+    assert made.measured(first) is None and not made.measure([first], 1)
+    assert made.measured(first) == [{"pictures": 2 * 12}]
+    other = dataclasses.replace(first, options={"factor": 3})
+    assert made.measured(other) is None and not made.measure([other], 1)
+    assert made.measured(other) == [{"pictures": 3 * 12}] and made.measured(first) is None
+
+
+def count(run: training.Run, source: study.Source, options: dict[str, int]) -> list[dict[str, int]]:
+    return [{"pictures": options["factor"] * len(run.test.labels)}]
+
+
+def test_other_pictures_are_other_runs(tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = made_study(tmp_path).settings("lite bare", 0)
+    study._parts.cache_clear()
+    monkeypatch.setattr(data, "load", lambda source, root, *, size, quality, seed, people, cache: parts(size, seed + 1))
+    assert made_study(tmp_path).settings("lite bare", 0).key != first.key
+
+
+def test_localisation_by_hand() -> None:
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[:4] = True
+    assert localise.pixel_auc(mask, mask.float()) == 1.0
+    assert localise.pixel_auc(mask, -mask.float()) == 0.0
+    assert localise.pixel_auc(mask, torch.zeros(8, 8)) == 0.5
+    fakes, reals = localise.pairs(parts().test)
+    assert fakes.people == reals.people and set(reals.kinds) == {"real"} and len(fakes) == 8
+    x = training.as_input(fakes.images)
+    for name, make in localise.of_the_picture(32).items():
+        found = make(x)
+        assert found.shape == (8, 32, 32), name
+        torch.testing.assert_close(make(x[3:4])[0], found[3])  # of this picture alone
+    nothing = dataclasses.replace(parts().test, masks=torch.zeros(12, 32, 32, dtype=torch.bool))
+    with pytest.raises(ValueError, match="this data set has no masks"):
+        localise.pairs(nothing)
+
+
+def test_correlation_within_cells_ignores_what_is_hard() -> None:
+    """Of two manipulations the harder has more self-information everywhere; within each, more goes with better."""
+    made = [
+        {"kinds": kind, "seed": seed, "ACC": 0.9 - hard + 0.01 * index, "AUC": 0.5, "AVG": hard + 0.01 * index}
+        for kind, hard in (("easy", 0.1), ("hard", 0.4))
+        for seed in range(2)
+        for index in range(3)
+    ]
+    found = {(row["score"], row["over"]): row for row in table4.correlations(made)}
+    assert found["ACC", "all networks, manipulations and seeds"]["rho"] < 0
+    within = found["ACC", "the networks, within manipulation and seed"]
+    assert within["rho"] == pytest.approx(1) and within["points"] == 4
+    assert found["AUC", "the networks, within manipulation and seed"]["points"] == 0
+
+
+def test_words_follow_the_interval() -> None:
+    assert report.verdict("A − B", 1.2, -1.0, 3.4).endswith(
+        "+1.2 points of AUC [-1.0, +3.4]: no difference can be told from this."
+    )
+    assert "higher here" in report.verdict("A − B", 2.0, 0.1, 4.0)
+    assert "lower here" in report.verdict("A − B", -2.0, -4.0, -0.1)
+
+
+def test_the_page_has_a_place_for_every_section() -> None:
+    page = PAGE.read_text()
+    assert report.filled(page, Path("/no/results")) == page
+    with pytest.raises(ValueError, match="must hold '<!-- table1 -->'"):
+        report.filled(page.replace("<!-- table1 -->", ""), Path("/no/results"))
+    assert set(EXPERIMENTS) <= set(report.SECTIONS)
+    assert "doi:10.6084/m9.figshare.5047666" in page and "CC BY 4.0" in page
+
+
+def test_the_paper_improves_in_every_case_of_table_5() -> None:
+    """What the text of the supplement says of the figures that were copied from it."""
+    for name in ("SPSL", "F3-Net", "DCL"):
+        assert all(more > less for more, less in zip(paper.TABLE5[f"{name}+SIA"], paper.TABLE5[name], strict=True))
+    for layers in zip(*paper.TABLE4.values(), strict=True):
+        assert list(layers) == sorted(layers)
+    for name, values in paper.TABLE4.items():
+        assert values[-1] == pytest.approx(np.mean(values[:4]), abs=0.01), name
