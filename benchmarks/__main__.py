@@ -62,6 +62,7 @@ PARTS: Final = {
     ),
     "model": Part(
         "model", ("model", "batch", "pass", "variant", "parameters", "ms", "added %", "20 %", "80 %", "MiB"),
+        when_whole=("--models", "efficientnet_b4@380", "resnet50@224"),
     ),
     "limit": Part(
         "limit",
