@@ -511,6 +511,16 @@ def test_correlation_within_cells_ignores_what_is_hard() -> None:
     assert found["AUC", "the networks, within manipulation and seed"]["points"] == 0
 
 
+def test_a_tie_is_nobodys() -> None:
+    cells = {"a": {"Norm": "0.5", "CDC": "0.5"}, "b": {"Norm": "0.5", "CDC": "0.6"}}
+    made = [
+        {"network": name, "kinds": kind, "quality": "HQ", "ACC": score}
+        for kind, cell in cells.items()
+        for name, score in cell.items()
+    ]
+    assert "of the 2 cases: Norm in 0, CDC in 1, a tie in 1." in report._ranking(made)
+
+
 def test_words_follow_the_interval() -> None:
     assert report.verdict("A − B", 1.2, -1.0, 3.4).endswith(
         "+1.2 points of AUC [-1.0, +3.4]: no difference can be told from this."
