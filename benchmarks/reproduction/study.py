@@ -43,7 +43,7 @@ class Budget:
 
 
 # On two cores FULL takes about an hour, and QUICK six minutes.
-FULL: Final = Budget(people=None, toy_size=64, toy_epochs=18, size=128, epochs=22, method_epochs=14, map_size=224)
+FULL: Final = Budget(people=None, toy_size=64, toy_epochs=10, size=128, epochs=20, method_epochs=12, map_size=224)
 QUICK: Final = Budget(people=30, toy_size=64, toy_epochs=3, size=96, epochs=3, method_epochs=2, map_size=128)
 
 # Seconds a picture and epoch on one core of an AVX2 machine, at 64 pixels for toys and 128 for the others: for the
