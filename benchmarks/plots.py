@@ -26,10 +26,29 @@ def speedups(rows: Rows, path: Path) -> None:
     figure, axes = _panels(len(panels))
     for ax, (title, bars) in zip(axes, panels.items(), strict=True):
         _grouped(ax, bars)
+        ax.set_yscale("log")
         ax.axhline(1, color="black", linewidth=0.8)
         ax.set_title(title, fontsize=9)
         ax.set_ylabel("times as long as the kernel", fontsize=8)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    _save(figure, path)
+
+
+def added(rows: Rows, path: Path) -> None:
+    """Per cent of time that each variant adds to a model, a panel for each model."""
+    panels: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        if isinstance(row.get("added %"), int | float) and row["variant"] != "bare":
+            panel = panels.setdefault(row["model"], {}).setdefault(f"{row['pass']}, batch {row['batch']}", {})
+            panel[row["variant"]] = row["added %"]
+    figure, axes = _panels(len(panels))
+    for ax, (title, bars) in zip(axes, panels.items(), strict=True):
+        _grouped(ax, bars)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.tick_params(axis="x", rotation=15)
+        ax.set_title(title, fontsize=9)
+        ax.set_ylabel("added time, %", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     _save(figure, path)
 
 
@@ -98,7 +117,6 @@ def _grouped(ax: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
         drawn = ax.bar(places, [heights[key] for key in groups if key in heights], width, label=label)
         ax.bar_label(drawn, fmt="%.3g", fontsize=6)
     ax.set_xticks(range(len(groups)), groups, fontsize=8)
-    ax.set_yscale("log")
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -111,6 +129,6 @@ DRAWN: Final[dict[str, Callable[[Rows, Path], None]]] = {
     "op": speedups,
     "scaling": curves,
     "module": functools.partial(bars, group="layer", values=("forward ms", "training ms")),
-    "model": functools.partial(bars, group="variant", values=("added %",)),
+    "model": added,
     "limit": limits,
 }

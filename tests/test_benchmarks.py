@@ -127,7 +127,11 @@ def test_plots(tmp_path: Path) -> None:
     plots.bars([{"layer": "se", "ms": 1.0}, {"layer": "sia", "ms": 2.0}], tmp_path / "b.png", "layer", ["ms"])
     rows = [{"axis": "K", "size": size, "provider": "cpu", "ms": size * 1.0} for size in (3, 5, 7)]
     plots.curves([*rows[:-1], {**rows[-1], "slope": 1.0}], tmp_path / "c.png")
-    assert all((tmp_path / name).stat().st_size > 2000 for name in ("a.png", "b.png", "c.png"))
+    row = {"model": "m", "pass": "training", "batch": 1}
+    plots.added(
+        [{**row, "variant": "bare", "added %": 0}, {**row, "variant": "sia", "added %": 4.5}], tmp_path / "d.png"
+    )
+    assert all((tmp_path / name).stat().st_size > 2000 for name in ("a.png", "b.png", "c.png", "d.png"))
 
 
 @needs_cpu_kernels
