@@ -37,8 +37,8 @@ def inject_sia(
     Args:
         model: a model of timm or torchvision, or any module with ``stages`` and ``example_input`` given.
         stages: where, as for :func:`find_sites`.
-        aggregate: hand the self-information of every site on to all later ones, by a projection to their channels
-            that costs next to nothing in an EfficientNet, and half a ResNet-50 in one.
+        aggregate: hand the self-information of every site on to all later ones, projected to their channels: little
+            work beside an EfficientNet, but half as much again as a ResNet-50, whose maps have many channels.
         identity_init: start from ``gain=0.0``, so that the model computes what it did before and learns from there.
             If False, SIA acts from the start, by its formulas, or by the ``gain`` that is given.
         example_input: as for :func:`find_sites`.
