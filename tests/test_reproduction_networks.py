@@ -371,7 +371,8 @@ def test_mixing_starts_as_the_identity_and_takes_from_the_other_stream() -> None
     mix, first, second = MixBlock(16), torch.randn(2, 16, 4, 5), torch.randn(2, 16, 4, 5)
     for mixed, own in zip(mix(first, second), (first, second), strict=True):
         assert torch.equal(mixed, own)
-    nn.init.ones_(mix.gains)
+    for gain in mix.gains:
+        nn.init.ones_(gain)
     nn.init.zeros_(mix.query.weight)  # even scores: the mean over all positions
     nn.init.zeros_(mix.query.bias)
     torch.testing.assert_close(mix(first, second)[0], first + second.mean((2, 3), keepdim=True))
@@ -379,7 +380,7 @@ def test_mixing_starts_as_the_identity_and_takes_from_the_other_stream() -> None
 
 def test_f3net_looks_with_both_streams() -> None:
     f3net, x = F3Net(), tiny_set()[0][:4].requires_grad_()
-    weights = [f3net.decomposition.weight, f3net.statistics.weight, f3net.mixes["4"].gains, f3net.mixes["6"].gains]
+    weights = [f3net.decomposition.weight, f3net.statistics.weight, *f3net.mixes["4"].gains, *f3net.mixes["6"].gains]
     grads = torch.autograd.grad(f3net(x).sum(), [x, *weights])
     assert all(grad.abs().sum() > 0 for grad in grads)
     assert (f3net.fad.conv_stem.in_channels, f3net.lfs.conv_stem.in_channels) == (12, 6)

@@ -32,13 +32,14 @@ from sia_layers import SIAttention
 
 CHECKPOINT, RESULT, WEIGHTS = "checkpoint.pt", "result.json", "weights.pt"
 CPU = torch.device("cpu")
-# SIA's gain, a single number, starts at 0: with this it can come to 1, the published formula, in a few hundred steps.
+# Gains, SIA's and F3-Net's, are single numbers that start at 0, and AdamW moves a number by no more than its rate a
+# step: at the rate of the weights they would hardly leave it in a few hundred steps.
 GAIN_RATE = 10.0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides the figures of a run.
+    """All that decides the figures of a run but for the code, whose commit is written down with its result.
 
     Attributes:
         network: family and name: ``"toy Norm"``, ``"lite SIA"``, ``"method SPSL"`` or ``"method SPSL+SIA"``.
@@ -191,7 +192,8 @@ def sampled(kinds: Sequence[str], people: Sequence[str], generator: torch.Genera
     """An epoch's pictures: every real one, and as many fakes, evenly over the manipulations.
 
     People come in random order, and all pictures of a person behind each other: in a batch the real and the fake
-    differ in less than who is on them, without which small networks learn nothing from few people.
+    differ in less than who is on them, without which small networks learn nothing from few people. Where some people
+    have pictures of one class alone, which would fill batches with it, the order is that of the pictures.
 
     Args:
         kinds: of every picture, "real" or its manipulation.
@@ -213,6 +215,11 @@ def sampled(kinds: Sequence[str], people: Sequence[str], generator: torch.Genera
         rounds = [torch.randperm(len(fakes), generator=generator) for _ in range(math.ceil(share / len(fakes)))]
         chosen.append(torch.tensor(fakes)[torch.cat(rounds)[:share]] if share else reals[:0])
     drawn = torch.cat(chosen)
+    classes: dict[str, set[bool]] = {}
+    for kind, person in zip(kinds, people, strict=True):
+        classes.setdefault(person, set()).add(kind == "real")
+    if any(len(found) == 1 for found in classes.values()):
+        return drawn[torch.randperm(len(drawn), generator=generator)]
     names = sorted(set(people))
     rank = dict(zip(names, torch.randperm(len(names), generator=generator).tolist(), strict=True))
     return drawn[torch.tensor([rank[people[index]] for index in drawn.tolist()]).argsort(stable=True)]
@@ -309,7 +316,7 @@ def _finished(settings: Settings, detector: networks.Detector, parts: Parts, fol
     machine = timing.machine(CPU)
     record = {
         "settings": dataclasses.asdict(settings),
-        "parameters": sum(parameter.numel() for parameter in detector.parameters()),
+        "parameters": sum(parameter.numel() for parameter in detector.parameters() if parameter.requires_grad),
         "gains": " ".join(f"{gain:.3f}" for gain in _gains(detector)),
         "core seconds": round(seconds, 2),
         "train_pictures": len(parts.train),

@@ -121,7 +121,7 @@ class MixBlock(nn.Module):
         super().__init__()
         self.query = nn.Conv2d(channels, channels // 8, 1)
         self.key = nn.Conv2d(channels, channels // 8, 1)
-        self.gains = nn.Parameter(torch.zeros(2))
+        self.gains = nn.ParameterList([torch.zeros(()), torch.zeros(())])
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Both maps, with what they take from each other."""
