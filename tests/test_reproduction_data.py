@@ -1,21 +1,24 @@
 """The reproduction's data: forgeries, the split by person, the pipeline, and the data sets' loaders."""
 
 import csv
+import importlib
 import io
 import json
 import os
+import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-pytest.importorskip("skimage")
-sklearn = pytest.importorskip("sklearn")
+EXTRA = "pip install 'sia-layers[reproduction]'"
+np = pytest.importorskip("numpy", reason=EXTRA)
+cv2 = pytest.importorskip("cv2", reason=EXTRA)
+Image = pytest.importorskip("PIL.Image", reason=EXTRA)
+for module in ("scipy", "sklearn", "tqdm"):
+    pytest.importorskip(module, reason=EXTRA)
 
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.metrics import roc_auc_score  # noqa: E402
@@ -26,7 +29,7 @@ from sklearn.preprocessing import StandardScaler  # noqa: E402
 from benchmarks.reproduction import data  # noqa: E402
 from benchmarks.reproduction.data import faces, landmarked, landmarks, manipulate, pipeline, sheet  # noqa: E402
 from benchmarks.reproduction.data.clips import evenly  # noqa: E402
-from benchmarks.reproduction.data.forensics import FaceForensics  # noqa: E402
+from benchmarks.reproduction.data.forensics import FORGERIES, FaceForensics  # noqa: E402
 
 PHOTOGRAPHS = os.environ.get("SIA_FACES")
 needs_photographs = pytest.mark.skipif(not PHOTOGRAPHS, reason="SIA_FACES is not set to a folder of landmarked faces")
@@ -119,6 +122,21 @@ def same(one, other):
         and a.kinds == b.kinds
         for a, b in zip(one, other, strict=True)
     )
+
+
+def reasons_of(parts):
+    """Why each thing was skipped, by its name without the suffix."""
+    return {Path(each.path).stem: each.reason for part in parts for each in part.skipped}
+
+
+@pytest.mark.parametrize("missing", ["cv2", "PIL", "scipy"])
+def test_a_missing_package_says_what_to_install(monkeypatch, missing):
+    for name in [each for each in sys.modules if each.startswith("benchmarks.reproduction.data")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [each for each in sys.modules if each.partition(".")[0] == missing]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"need {missing}.*pip install 'sia-layers\[reproduction\]'"):
+        importlib.import_module("benchmarks.reproduction.data")
 
 
 # The split
@@ -319,10 +337,10 @@ def told_apart(files, labels, people):
 
 
 def margin(labels):
-    """Three standard errors of the AUC of chance (Hanley and McNeil, 1982, with no separation)."""
+    """Two standard errors of the AUC of chance (Hanley and McNeil, 1982, with no separation)."""
     fake = int(np.sum(labels))
     real = len(labels) - fake
-    return 3 * ((real + fake + 1) / (12 * real * fake)) ** 0.5
+    return 2 * ((real + fake + 1) / (12 * real * fake)) ** 0.5
 
 
 def files_of(monkeypatch, root, quality, size):
@@ -341,11 +359,12 @@ def files_of(monkeypatch, root, quality, size):
 
 
 def check_file_statistics(files, kinds, people):
-    for kind in data.MANIPULATIONS:
-        chosen = [index for index, each in enumerate(kinds) if each in ("real", kind)]
+    """Of each kind, and of all of them together."""
+    for some in (*((kind,) for kind in data.MANIPULATIONS), data.MANIPULATIONS):
+        chosen = [index for index, each in enumerate(kinds) if each in ("real", *some)]
         labels = np.array([kinds[index] != "real" for index in chosen], dtype=int)
         found = told_apart([files[index] for index in chosen], labels, [people[index] for index in chosen])
-        assert abs(found - 0.5) < margin(labels), f"{kind}: AUC {found:.3f} from file statistics"
+        assert abs(found - 0.5) < margin(labels), f"{some}: AUC {found:.3f} from file statistics"
 
 
 @pytest.mark.parametrize("quality", data.QUALITIES)
@@ -600,6 +619,39 @@ def test_faceforensics_follows_the_official_lists(tmp_path):
     assert {Path(each.path).name for each in parts.train.skipped} == {"010", "011", "010_011", "011_010"}
 
 
+@pytest.mark.parametrize("kind", FORGERIES)
+def test_faceforensics_knows_its_manipulations(tmp_path, kind):
+    write_frames(tmp_path / "original_sequences" / "youtube" / "c23" / "frames" / "000", 50)
+    write_frames(tmp_path / "manipulated_sequences" / kind / "c23" / "frames" / "000_003", 200)
+    real, fake = FaceForensics(tmp_path).clips("HQ")
+    assert (real.kind, real.people) == ("real", ("000",))
+    assert (fake.kind, fake.people) == (kind, ("000", "003"))
+
+
+def test_faceforensics_skips_what_has_no_source_and_target(tmp_path):
+    ids = write_faceforensics(tmp_path, write_frames, "", "frames")
+    originals, forgeries = tmp_path / "original_sequences" / "youtube", tmp_path / "manipulated_sequences"
+    scenes = ("01_02__walking__ABCDEFGH", "01_03__talking__IJKLMNOP")
+    for name in (*scenes, "001_002"):
+        write_frames(forgeries / "DeepFakeDetection" / "c23" / "frames" / name, 200)
+    write_frames(forgeries / "FaceShifter" / "c23" / "frames" / "02_03__kitchen__QRSTUVWX", 200)
+    write_frames(originals / "c23" / "frames" / "03__podium", 50)
+    parts = data.load("faceforensics", tmp_path, size=32)
+    assert sides_of(parts).keys() == set(ids)
+    assert {kind for each in parts for kind in each.kinds} == {"real", "Deepfakes"}
+    reasons = reasons_of(parts)
+    assert sum(len(each.skipped) for each in parts) == len(reasons) == 5
+    assert all("DeepFakeDetection is none of the manipulations" in reasons[name] for name in (*scenes, "001_002"))
+    assert reasons["02_03__kitchen__QRSTUVWX"] == "the name of a video of FaceShifter must be two numbers, as 000_003"
+    assert reasons["03__podium"] == "the name of a video of real must be a number, as 000"
+
+
+def test_skipped_videos_alone_are_an_error_that_says_why(tmp_path):
+    write_frames(tmp_path / "manipulated_sequences" / "DeepFakeDetection" / "c23" / "frames" / "01_02__walking__A", 200)
+    with pytest.raises(FileNotFoundError, match=r"1 skipped, the first is .*01_02__walking__A: DeepFakeDetection is"):
+        data.load("faceforensics", tmp_path, size=32)
+
+
 def deepfakebench(tmp_path):
     """The tree of DeepfakeBench with its JSON, whose paths are another machine's."""
     root = tmp_path / "rgb"
@@ -623,6 +675,10 @@ def test_faceforensics_by_the_json_of_deepfakebench(tmp_path):
     assert [len(each) for each in parts] == [48, 16, 32]
     assert not any(each.skipped for each in parts)
     file = root / "dataset_json" / "FaceForensics++.json"
+    listed = json.loads(file.read_text())
+    listed["FaceForensics++"]["FF-DF"]["train"]["c23"]["000_001"]["frames"] = []
+    file.write_text(json.dumps(listed))
+    assert reasons_of(data.load("faceforensics", root, size=32)) == {"000_001": "no frames of this video are listed"}
     file.write_text('{"FaceForensics++": {"FF-real": []}}')
     with pytest.raises(ValueError, match="not laid out as DeepfakeBench's"):
         data.load("faceforensics", root, size=32)
@@ -683,6 +739,7 @@ def test_dfdc_reads_labels_and_splits_by_source_video(tmp_path):
     sides = sides_of(parts)
     assert sides.keys() == {f"r{index}" for index in range(12)}
     assert sum(map(len, parts)) == 24 * 4 and set(parts.test.kinds) == {"real", "DFDC"}
+    assert reasons_of(parts) == {"gone": "in metadata.json, but there is no such video"}
     (part / "metadata.json").write_text(json.dumps({"r0.mp4": {"label": "MAYBE"}}))
     with pytest.raises(ValueError, match="REAL or FAKE, got 'MAYBE'"):
         data.load("dfdc", tmp_path, size=32)
@@ -699,10 +756,31 @@ def test_dfdc_takes_its_own_test_part(tmp_path):
     (part / "metadata.json").write_text(json.dumps(about))
     write_frames(test / "frames" / "t0", 50)
     write_frames(test / "frames" / "t1", 50)
-    (test / "labels.csv").write_text("filename,label\nt0.mp4,0\nt1.mp4,1\n")
+    (test / "labels.csv").write_text("filename,label\nt0.mp4,0\nt1.mp4,1\nt2.mp4,1\n")
     parts = data.load("dfdc", tmp_path, size=32)
+    assert reasons_of(parts) == {"t2": "in labels.csv, but there is no such video"}
     assert set(parts.test.people) == {"t0", "t1"}
     assert len(set(parts.validation.people)) == 2 and len(set(parts.train.people)) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "labels.csv",
+            "video,label\nt0.mp4,0\n",
+            r"labels\.csv must have the columns filename, label, got video, label",
+        ),
+        ("labels.csv", "", r"labels\.csv must have the columns filename, label, got none"),
+        ("metadata.json", '["r0.mp4"]', r"metadata\.json must be an object with an object for each video, got \["),
+        ("metadata.json", '{"r0.mp4": "REAL"}', r"metadata\.json must be an object with an object for each video"),
+        ("metadata.json", "{", r"metadata\.json is not JSON"),
+    ],
+)
+def test_dfdc_refuses_a_table_that_is_none(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        data.load("dfdc", tmp_path, size=32)
 
 
 def write_celebdf(root):
@@ -716,14 +794,38 @@ def write_celebdf(root):
 
 def test_celebdf_takes_its_own_test_list(tmp_path):
     write_celebdf(tmp_path)
-    lines = ["1 Celeb-real/id0_0000.mp4", "1 YouTube-real/00003.mp4", "0 Celeb-synthesis/id0_id1_0000.mp4", ""]
+    lines = ["1 Celeb-real/id0_0000.mp4", "1 YouTube-real/00003.mp4", "0 Celeb-synthesis/id0_id1_0000.mp4",
+             "1 YouTube-real/00099.mp4", ""]  # fmt: skip
     (tmp_path / "List_of_testing_videos.txt").write_text("\n".join(lines))
     parts = data.load("celebdf", tmp_path, size=32)
     assert set(parts.test.people) == {"id0_0000", "YouTube-00003"} and len(parts.test) == 12
-    assert [Path(each.path).stem for each in parts.train.skipped] == [f"id0_id{other}_0000" for other in range(2, 8)]
+    reasons = reasons_of(parts)
+    assert reasons.pop("00099") == "listed for the test, but there is no such video"
+    assert reasons.keys() == {f"id0_id{other}_0000" for other in range(2, 8)}
     assert not set(parts.train.people) & set(parts.test.people)
     (tmp_path / "List_of_testing_videos.txt").write_text("Celeb-real/id0_0000.mp4\n")
     with pytest.raises(ValueError, match="a label and a path in each line"):
+        data.load("celebdf", tmp_path, size=32)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            "1 test/id0_0000.mp4\n1 test/id1_0000.mp4\n",
+            r"List_of_testing_videos\.txt must list videos that are in .*, as Celeb-real/id0_0000, "
+            r"got 2 others, as test/id0_0000",
+        ),
+        ("\n", r"List_of_testing_videos\.txt must list videos .* got 0 others"),
+        ("0 Celeb-real/id0_0000.mp4\n", r"must label Celeb-real/id0_0000 1, for it is in Celeb-real"),
+        ("1 Celeb-synthesis/id0_id1_0000.mp4\n", r"must label Celeb-synthesis/id0_id1_0000 0, for it is in Celeb-syn"),
+    ],
+)
+def test_celebdf_refuses_a_list_of_other_videos(tmp_path, lines, message):
+    for video in ("Celeb-real/frames/id0_0000", "Celeb-synthesis/frames/id0_id1_0000"):
+        write_frames(tmp_path / video, 50, count=1)
+    (tmp_path / "List_of_testing_videos.txt").write_text(lines)
+    with pytest.raises(ValueError, match=message):
         data.load("celebdf", tmp_path, size=32)
 
 
@@ -784,8 +886,9 @@ def test_frames_are_taken_evenly(count):
 
 @needs_photographs
 @pytest.mark.parametrize("quality", data.QUALITIES)
-def test_file_statistics_tell_nothing_of_the_photographs(monkeypatch, quality):
-    files, kinds, people = files_of(monkeypatch, Path(PHOTOGRAPHS), quality, 128)
+@pytest.mark.parametrize("size", [64, 128])
+def test_file_statistics_tell_nothing_of_the_photographs(monkeypatch, quality, size):
+    files, kinds, people = files_of(monkeypatch, Path(PHOTOGRAPHS), quality, size)
     check_file_statistics(files, kinds, people)
 
 

@@ -8,14 +8,20 @@ import os
 import zipfile
 from pathlib import Path
 
-import numpy as np
-import torch
+try:
+    import numpy as np
+    import torch
 
-from benchmarks.reproduction.data.faces import REAL, Faces, Parts, Recipe, Skipped, Source, split
-from benchmarks.reproduction.data.forensics import DFDC, CelebDF, FaceForensics, WildDeepfake
-from benchmarks.reproduction.data.landmarked import Landmarked
-from benchmarks.reproduction.data.manipulate import MANIPULATIONS
-from benchmarks.reproduction.data.pipeline import QUALITIES
+    from benchmarks.reproduction.data.faces import REAL, Faces, Parts, Recipe, Skipped, Source, split
+    from benchmarks.reproduction.data.forensics import DFDC, CelebDF, FaceForensics, WildDeepfake
+    from benchmarks.reproduction.data.landmarked import Landmarked
+    from benchmarks.reproduction.data.manipulate import MANIPULATIONS
+    from benchmarks.reproduction.data.pipeline import QUALITIES
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"the reproduction's data need {error.name}, which is not installed; pip install 'sia-layers[reproduction]'",
+        name=error.name,
+    ) from error
 
 __all__ = ["MANIPULATIONS", "QUALITIES", "SOURCES", "Faces", "Parts", "Skipped", "load", "split"]
 

@@ -78,6 +78,7 @@ class Forensics(Source):
 
     The split is the data set's own where it has one with a test part; what it calls train is split further by person
     if it has no validation part. Otherwise its people are split. A video whose people are on two sides is skipped.
+    Such videos, and those that can't be used, count as skipped in train.
 
     Args:
         root: the folder.
@@ -86,13 +87,16 @@ class Forensics(Source):
     tied = True  # whether people who are in one fake must stay on one side; else such a fake is skipped
 
     @abstractmethod
-    def clips(self, quality: str) -> list[Clip]:
-        """The videos that there are in a quality."""
+    def clips(self, quality: str) -> list[Clip | Skipped]:
+        """The videos that there are in a quality, and those that can't be used."""
 
     def fingerprint(self, quality: str) -> str:
         """Digest of what the videos are, and of the sizes and times of their files."""
         digest = hashlib.sha256()
         for clip in self.clips(quality):
+            if isinstance(clip, Skipped):
+                digest.update(f"{clip}\n".encode())
+                continue
             paths = (clip.frames,) if isinstance(clip.frames, Path) else clip.frames
             about = [(path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None for path in paths]
             digest.update(f"{clip} {about}\n".encode())
@@ -102,11 +106,15 @@ class Forensics(Source):
         """The frames, made by a recipe.
 
         Raises:
-            FileNotFoundError: if no video is found.
+            FileNotFoundError: if no video is found that can be used.
         """
-        clips = self.clips(recipe.quality)
+        found = self.clips(recipe.quality)
+        clips = [each for each in found if isinstance(each, Clip)]
+        unused = [each for each in found if isinstance(each, Skipped)]
         if not clips:
-            raise FileNotFoundError(f"{self.root} holds no video or frames of {type(self).__name__} in this quality")
+            reason = f"; {len(unused)} skipped, the first is {unused[0].path}: {unused[0].reason}" if unused else ""
+            name = type(self).__name__
+            raise FileNotFoundError(f"{self.root} holds no video or frames of {name} in this quality{reason}")
         if not any(clip.part == "test" for clip in clips):
             clips = [clip._replace(part=None) for clip in clips]
         sides = _sides(clips, recipe.seed, self.tied)
@@ -115,13 +123,14 @@ class Forensics(Source):
         with_landmarks = any(_landmarks(path).is_file() for clip in clips for path in _pictures(clip)[:1])
         samples: dict[str, list[Sample]] = {part: [] for part in PARTS}
         skipped: dict[str, list[Skipped]] = {part: [] for part in PARTS}
+        skipped["train"] += unused
         for clip in tqdm(clips, desc=f"{type(self).__name__} {recipe.size} px {recipe.quality}", unit="video"):
             part = _side(clip, sides)
             if part is None:
                 skipped["train"].append(Skipped(clip.name, "its people are on two sides of the split, or on none"))
             elif clip.people[0] in kept:
-                for found in frames(clip):
-                    made = found if isinstance(found, Skipped) else _finished(found, clip, with_landmarks, recipe)
+                for frame in frames(clip):
+                    made = frame if isinstance(frame, Skipped) else _finished(frame, clip, with_landmarks, recipe)
                     if isinstance(made, Skipped):
                         skipped[part].append(made)
                     else:

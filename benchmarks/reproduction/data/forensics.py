@@ -12,12 +12,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.reproduction.data.clips import PICTURES, VIDEOS, Clip, Forensics, evenly
-from benchmarks.reproduction.data.faces import REAL
+from benchmarks.reproduction.data.faces import REAL, Skipped
 
 COMPRESSION = {"HQ": "c23", "LQ": "c40"}  # the folder of FaceForensics++ for a quality
 KINDS = {  # what DeepfakeBench calls them
@@ -28,6 +29,7 @@ KINDS = {  # what DeepfakeBench calls them
     "FF-NT": "NeuralTextures",
     "FF-FH": "FaceShifter",
 }
+FORGERIES = [kind for kind in KINDS.values() if kind != REAL]
 PART_OF = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
@@ -40,11 +42,12 @@ class FaceForensics(Forensics):
     ``test.json`` in the folder or in its ``splits``, if they are there. Either tree may lie in a folder
     ``FaceForensics++``. HQ takes c23 and LQ c40. Masks are taken from ``c23/masks`` (of frames) or ``masks/videos``.
 
-    A person is a source video's number; the two of a manipulated video are on the same side.
+    A person is a source video's number; the two of a manipulated video are on the same side. Videos of other
+    manipulations, as of DeepFakeDetection, and those whose names are no such numbers, are skipped.
     """
 
-    def clips(self, quality: str) -> list[Clip]:
-        """The videos that there are in a quality.
+    def clips(self, quality: str) -> list[Clip | Skipped]:
+        """The videos that there are in a quality, and those that can't be used.
 
         Raises:
             ValueError: if a JSON file has not the structure that it should have.
@@ -58,38 +61,44 @@ class FaceForensics(Forensics):
         inner = self.root / "FaceForensics++"
         return inner if inner.is_dir() else self.root
 
-    def _listed(self, path: Path, compression: str) -> list[Clip]:
+    def _listed(self, path: Path, compression: str) -> list[Clip | Skipped]:
         try:
-            found = []
+            found: list[Clip | Skipped] = []
             for label, parts in _json(path)["FaceForensics++"].items():
                 for part, qualities in parts.items():
                     for name, video in qualities.get(compression, {}).items():
                         files = _some(self._tree() / _tail(frame) for frame in video["frames"])
-                        found += self._clip(files, KINDS[label], name, PART_OF[part])
+                        found.append(self._clip(files, KINDS[label], name, PART_OF[part]))
             return found
         except (KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{path} is not laid out as DeepfakeBench's: {error!r}") from error
 
-    def _found(self, compression: str) -> list[Clip]:
+    def _found(self, compression: str) -> list[Clip | Skipped]:
         tree, part_of = self._tree(), self._own_split()
         folders = [(REAL, tree / "original_sequences" / "youtube")]
         manipulated = tree / "manipulated_sequences"
         if manipulated.is_dir():
             folders += [(folder.name, folder) for folder in sorted(manipulated.iterdir()) if folder.is_dir()]
-        found = []
+        found: list[Clip | Skipped] = []
         for kind, folder in folders:
             for name, files in _videos(folder / compression).items():
-                found += self._clip(files, kind, name, part_of.get(name))
+                found.append(self._clip(files, kind, name, part_of.get(name)))
         return found
 
-    def _clip(self, files: Path | tuple[Path, ...], kind: str, name: str, part: str | None) -> list[Clip]:
+    def _clip(self, files: Path | tuple[Path, ...], kind: str, name: str, part: str | None) -> Clip | Skipped:
         if not files:
-            return []
+            return Skipped(f"{kind}/{name}", "no frames of this video are listed")
+        video = files if isinstance(files, Path) else files[0].parent
+        if kind not in (REAL, *FORGERIES):
+            return Skipped(str(video), f"{kind} is none of the manipulations {', '.join(FORGERIES)}")
+        if not re.fullmatch(r"\d+" if kind == REAL else r"\d+_\d+", name):
+            wanted = "a number, as 000" if kind == REAL else "two numbers, as 000_003"
+            return Skipped(str(video), f"the name of a video of {kind} must be {wanted}")
         if isinstance(files, Path):
             masks = files.parents[2] / "masks" / "videos" / files.name
         else:
             masks = files[0].parents[3] / "c23" / "masks" / name  # c40 has the same
-        return [Clip(files, kind, tuple(name.split("_")), part, masks if masks.exists() else None)]
+        return Clip(files, kind, tuple(name.split("_")), part, masks if masks.exists() else None)
 
     def _own_split(self) -> dict[str, str]:
         """The part of each video that the official lists of pairs name; empty if they are not there."""
@@ -118,27 +127,30 @@ class DFDC(Forensics):
     the source video.
     """
 
-    def clips(self, quality: str) -> list[Clip]:
-        """The videos that there are, the same in every quality.
+    def clips(self, quality: str) -> list[Clip | Skipped]:
+        """The videos that there are, the same in every quality, and those that the tables name and that are missing.
 
         Raises:
-            ValueError: if a label is none.
+            ValueError: if a label is none, or a table is not laid out as it should be.
         """
-        found = []
+        found: list[Clip | Skipped] = []
         for table in sorted(self.root.rglob("metadata.json")):
             videos = _videos(table.parent)
-            for name, about in _json(table).items():
-                if (files := videos.get(Path(name).stem)) is not None:
-                    source = Path(about.get("original") or name).stem
-                    kind = _kind(about.get("label"), {"REAL": REAL, "FAKE": "DFDC"}, table)
-                    found.append(Clip(files, kind, (source,), PART_OF.get(about.get("split"))))
+            for name, about in _metadata(table).items():
+                if (files := videos.get(Path(name).stem)) is None:
+                    found.append(_gone(table, name))
+                    continue
+                source = Path(about.get("original") or name).stem
+                kind = _kind(about.get("label"), {"REAL": REAL, "FAKE": "DFDC"}, table)
+                found.append(Clip(files, kind, (source,), PART_OF.get(about.get("split", ""))))
         for table in sorted(self.root.rglob("labels.csv")):
             videos = _videos(table.parent)
-            with table.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    if (files := videos.get(Path(row["filename"]).stem)) is not None:
-                        kind = _kind(row["label"], {"0": REAL, "1": "DFDC"}, table)
-                        found.append(Clip(files, kind, (Path(row["filename"]).stem,), "test"))
+            for name, label in _labels(table):
+                if (files := videos.get(Path(name).stem)) is None:
+                    found.append(_gone(table, name))
+                    continue
+                kind = _kind(label, {"0": REAL, "1": "DFDC"}, table)
+                found.append(Clip(files, kind, (Path(name).stem,), "test"))
         return found
 
 
@@ -154,34 +166,56 @@ class CelebDF(Forensics):
 
     tied = False  # nearly all have been swapped with each other, through others at least
 
-    def clips(self, quality: str) -> list[Clip]:
-        """The videos that there are, the same in every quality.
+    def clips(self, quality: str) -> list[Clip | Skipped]:
+        """The videos that there are, the same in every quality, and those that are listed and missing.
 
         Raises:
-            ValueError: if a line of the list is not a label and a path.
+            ValueError: if a line of the list is not a label and a path, if the list names none of the videos, or if
+                it calls a video real that lies among the fake ones, or the other way round.
         """
         tests = self._tests()
-        found = []
+        found: list[Clip | Skipped] = []
+        seen: set[str] = set()
         for folder, kind in (("Celeb-real", REAL), ("YouTube-real", REAL), ("Celeb-synthesis", "Celeb-DF")):
             for name, files in _videos(self.root / folder).items():
                 ids = [part for part in name.split("_") if part.startswith("id")]
                 number = name.rpartition("_")[2]
                 people = tuple(ids) if ids else (f"YouTube-{name}",)
-                if tests:
-                    people = (f"{people[0]}_{number}",) if ids else people
-                    found.append(Clip(files, kind, people, "test" if f"{folder}/{name}" in tests else "train"))
-                else:
+                if tests is None:
                     found.append(Clip(files, kind, people))
+                    continue
+                path = f"{folder}/{name}"
+                if tests.get(path, kind == REAL) != (kind == REAL):
+                    raise ValueError(f"{self._list()} must label {path} {int(kind == REAL)}, for it is in {folder}")
+                seen.add(path)
+                people = (f"{people[0]}_{number}",) if ids else people
+                found.append(Clip(files, kind, people, "test" if path in tests else "train"))
+        if found and tests is not None:
+            found += self._missing(tests, seen)
         return found
 
-    def _tests(self) -> set[str]:
-        path = self.root / "List_of_testing_videos.txt"
+    def _missing(self, tests: dict[str, bool], seen: set[str]) -> list[Skipped]:
+        """The listed videos that are not there: a part of them, or the list is one of other videos."""
+        missing = sorted(tests.keys() - seen)
+        if len(missing) == len(tests):
+            raise ValueError(
+                f"{self._list()} must list videos that are in {self.root}, as {min(seen)}, got {len(tests)} others"
+                + (f", as {missing[0]} (all without suffix)" if missing else "")
+            )
+        return [Skipped(str(self.root / path), "listed for the test, but there is no such video") for path in missing]
+
+    def _list(self) -> Path:
+        return self.root / "List_of_testing_videos.txt"
+
+    def _tests(self) -> dict[str, bool] | None:
+        """Whether each listed video is real, by its path without the suffix; ``None`` if there is no list."""
+        path = self._list()
         if not path.is_file():
-            return set()
+            return None
         lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
         if wrong := [line for line in lines if len(line) != 2 or line[0] not in ("0", "1")]:
             raise ValueError(f"{path} must have a label and a path in each line, got {' '.join(wrong[0])!r}")
-        return {str(Path(name).with_suffix("")) for _, name in lines}
+        return {Path(name).with_suffix("").as_posix(): label == "1" for label, name in lines}
 
 
 class WildDeepfake(Forensics):
@@ -192,11 +226,11 @@ class WildDeepfake(Forensics):
     which is what is split by.
     """
 
-    def clips(self, quality: str) -> list[Clip]:
+    def clips(self, quality: str) -> list[Clip | Skipped]:
         """The sequences that there are, the same in every quality."""
         inner = self.root / "deepfake_in_the_wild"
         tree = inner if inner.is_dir() else self.root
-        found = []
+        found: list[Clip | Skipped] = []
         for part in ("train", "test"):
             for label, kind in ((REAL, REAL), ("fake", "WildDeepfake")):
                 top = tree / f"{label}_{part}"
@@ -212,6 +246,28 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def _metadata(table: Path) -> dict[str, dict[str, Any]]:
+    """What a ``metadata.json`` tells of each video, by its file's name."""
+    about = _json(table)
+    if not isinstance(about, dict) or not all(isinstance(each, dict) for each in about.values()):
+        raise ValueError(f"{table} must be an object with an object for each video, got {json.dumps(about)[:60]}")
+    return about
+
+
+def _labels(table: Path) -> list[tuple[str, str]]:
+    """File name and label of each video in a ``labels.csv``."""
+    with table.open(newline="") as file:
+        reader = csv.DictReader(file)
+        header = list(reader.fieldnames or [])
+        if not {"filename", "label"} <= set(header):
+            raise ValueError(f"{table} must have the columns filename, label, got {', '.join(header) or 'none'}")
+        return [(row["filename"], row["label"]) for row in reader]
+
+
+def _gone(table: Path, name: str) -> Skipped:
+    return Skipped(str(table.parent / name), f"in {table.name}, but there is no such video")
 
 
 def _kind(label: Any, kinds: dict[str, str], table: Path) -> str:
