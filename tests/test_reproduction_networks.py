@@ -37,11 +37,10 @@ SITES = ["blocks.1.1", "blocks.2.1", "blocks.4.2"]  # in EfficientNet-Lite0, at 
 CHANNELS = (24, 40, 112)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
 
