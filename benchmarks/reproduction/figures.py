@@ -41,7 +41,7 @@ def differences(rows: Sequence[CsvRow]) -> Figure:
 
 def self_information(rows: Sequence[CsvRow]) -> Figure:
     """Accuracy over average self-information: a panel for each manipulation, a point for each trained network."""
-    trained = [row for row in rows if row["state"] == "trained"]
+    trained = [row for row in rows if (row["state"], row["behind"]) == ("trained", "layer")]
     kinds = list(dict.fromkeys(row["kinds"] for row in trained))
     figure, axes = _panels(len(kinds))
     for ax, kind in zip(axes, kinds, strict=True):
@@ -89,7 +89,7 @@ def bars(rows: Sequence[CsvRow]) -> Figure:
                        yerr=_errors([of[each] for each in corruptions], "AUC"), capsize=3)  # fmt: skip
         ax.bar_label(drawn, fmt="%.3f", fontsize=8, label_type="center")
     ax.set_xticks(range(len(corruptions)), corruptions, fontsize=9)
-    ax.set_ylim(0.4, 1)
+    ax.set_ylim(0, 1)
     ax.set_ylabel("mean AUC of five severities", fontsize=9)
     ax.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
     return figure

@@ -68,7 +68,7 @@ def _data(folder: Path) -> str:
     rows = harness.read(folder / "data.csv")
     shown = ("size", "quality", "seed", *(f"{part} {what}" for part in ("train", "validation", "test")
                                           for what in ("people", "pictures")), "skipped")  # fmt: skip
-    return _setting(rows) + table(shown, [[row[name] for name in shown] for row in rows])
+    return f"{_budget(rows)}\n\n" + table(shown, [[row[name] for name in shown] for row in rows])
 
 
 def _table1(folder: Path) -> str:
@@ -92,15 +92,25 @@ def _table1(folder: Path) -> str:
         f"The paper's Table 1 (DFDC, EfficientNet-B4): ACC {bare_acc} to {acc} ({acc - bare_acc:+.2f}), "
         f"AUC {bare_auc} to {auc} ({auc - bare_auc:+.2f}); one figure each, without spread."
     )
-    return _setting(rows) + f"{scores}\n{by_kind}\n{_list([*said, _gains(folder)])}\n{printed}\n"
+    gains = _gains(folder / "table1_runs.csv", ["lite SIA"])
+    return _setting(rows, folder, "table1") + f"{scores}\n{by_kind}\n{_list([*said, *gains])}\n{printed}\n"
 
 
-def _gains(folder: Path) -> str:
-    """How far the gains of SIA came."""
-    runs = [row for row in harness.read(folder / "table1_runs.csv") if row["network"] == "lite SIA"]
-    sites = zip(*(map(float, row["run's gains"].split()) for row in runs), strict=True)
-    told = ", ".join(f"{min(site):+.2f} to {max(site):+.2f}" for site in sites)
-    return f"SIA's gains after training, site by site over the seeds: {told}; 0 is no SIA, 1 the published formula."
+def _gains(path: Path, networks: Sequence[str]) -> list[str]:
+    """How far the gains of SIA came, and could come."""
+    made = []
+    for network in networks:
+        runs = [row for row in harness.read(path) if row["network"] == network]
+        sites = zip(*(map(float, row["run's gains"].split()) for row in runs), strict=True)
+        told = ", ".join(f"{min(site):+.2f} to {max(site):+.2f}" for site in sites)
+        made.append(f"Gains of {network.partition(' ')[2]} after training, site by site over the seeds: {told}.")
+    limit = max(float(row["gains at most about"]) for row in runs)
+    short = "; short of 1, SIA acts damped in these networks" if limit < 1 else ""
+    return [
+        *made,
+        f"A gain of 0 is no SIA, 1 the published formula. In the steps of these runs gains can come to at most about "
+        f"{limit:.1f} (Adam moves a number by about its rate a step){short}.",
+    ]
 
 
 def _ablations(folder: Path) -> str:
@@ -113,10 +123,10 @@ def _ablations(folder: Path) -> str:
     apart = [row["network"] for row in rows if _differs(row, "AUC - SIA")]
     names = f": {', '.join(apart)}" if apart else ""
     said = (
-        f"Of the {len(rows)} intervals of AUC − SIA, {len(apart)} leave out zero{names}. "
-        f"Of as many intervals of 95 %, {0.05 * len(rows):.1f} would do so by chance alone."
+        f"Of the {len(rows)} intervals of AUC − SIA, {len(apart)} leave out zero{names}. All of them share SIA's runs, "
+        "so they are not independent, and none is widened for there being many."
     )
-    return _setting(rows) + f"{shown}\n{said}\n"
+    return _setting(rows, folder, "table1") + f"{shown}\n{said}\n"
 
 
 def _table3(folder: Path) -> str:
@@ -139,7 +149,12 @@ def _table3(folder: Path) -> str:
         f"In {learned} of {len(rows)} cases the interval of AUC lies above 50: in the others it cannot be told that "
         "the network learned anything, and which of them is ahead says nothing."
     )
-    return _setting(rows) + f"{shown}\n{weights}\n{_list([said, _ranking(rows)])}"
+    differences = [
+        verdict(f"{row['network']} − Norm, mean of all manipulations, {row['quality'].replace(', ', ' and ')}, {score}",
+                *percent(row, f"{score} - Norm"), f"points of {score}")
+        for row in harness.read(folder / "table3_differences.csv") for score in ("ACC", "AUC")
+    ]  # fmt: skip
+    return _setting(rows, folder, "table3") + f"{shown}\n{weights}\n{_list([said, *differences, _ranking(rows)])}"
 
 
 def _ranking(rows: Sequence[CsvRow]) -> str:
@@ -163,32 +178,45 @@ def _table4(folder: Path) -> str:
     rows = harness.read(folder / "table4.csv")
     layers = ("Layer2", "Layer3", "Layer4", "Layer5", "AVG")
     shown = table(
-        ("network", "state", *layers, "AVG, summed over channels", "AVG in the paper"),
+        ("network", "state", "behind", *layers, "± seeds", "AVG, summed over channels", "AVG in the paper"),
         [
-            [row["network"], row["state"], *(f"{float(row[name]):.3f}" for name in layers),
-             f"{float(row['AVG sum']):.0f}", f"{paper.TABLE4[row['network']][-1]}"]
+            [row["network"], row["state"], row["behind"], *(f"{float(row[name]):.3f}" for name in layers),
+             f"{float(row['AVG deviation']):.3f}" if row["AVG deviation"] else "", f"{float(row['AVG sum']):.0f}",
+             f"{paper.TABLE4[row['network']][-1]}" if row["behind"] == "layer" else ""]
             for row in rows
         ],
     )  # fmt: skip
-    trained = {row["network"]: float(row["AVG"]) for row in rows if row["state"] == "trained"}
-    ours, theirs = (" > ".join(sorted(each, key=lambda name: -each[name]))
-                    for each in (trained, {name: values[-1] for name, values in paper.TABLE4.items()}))  # fmt: skip
-    order = f"Most self-information first, trained: {ours}. In the paper: {theirs}."
-    correlations = harness.read(folder / "table4_correlation.csv")
-    return _setting(rows) + f"{shown}\n{order}\n\n{_list([_correlation(row) for row in correlations])}"
+    cases = {f"{row['state']}, behind the {row['behind']}": (row["state"], row["behind"]) for row in rows}
+    orders = [
+        f"Most self-information first, {name}: "
+        + _order({row["network"]: float(row["AVG"]) for row in rows if (row["state"], row["behind"]) == case})
+        for name, case in cases.items()
+    ]
+    theirs = f"In the paper: {_order({name: values[-1] for name, values in paper.TABLE4.items()})}"
+    found = [_correlation(row) for row in harness.read(folder / "table4_correlation.csv")]
+    return _setting(rows, folder, "table4") + f"{shown}\n{_list([*orders, theirs, *found])}"
+
+
+def _order(figures: Mapping[str, float]) -> str:
+    return " > ".join(sorted(figures, key=lambda name: -figures[name])) + "."
 
 
 def _correlation(row: CsvRow) -> str:
+    """A rank correlation: over all runs a description, within manipulation and seed with what it allows to be said."""
+    what = f"Self-information behind the {row['behind']} and {row['score']}, over {row['over']}"
     if not row.get("rho") or row["rho"] == "nan":
-        return f"Self-information and {row['score']}, over {row['over']}: nothing to rank."
+        return f"{what}: nothing to rank."
     rho, points = float(row["rho"]), int(row["points"])
-    if row.get("p"):
-        clear, doubt = float(row["p"]) < 0.05, f"p = {float(row['p']):.2g}, {points} runs taken as independent"
-    else:
-        low, high = float(row["rho low"]), float(row["rho high"])
-        clear, doubt = low > 0 or high < 0, f"[{low:+.2f}, {high:+.2f}], mean of {points} rankings of three networks"
-    found = "no correlation can be told from this" if not clear else _direction(rho)
-    return f"Self-information and {row['score']}, over {row['over']}: ρ = {rho:+.2f} ({doubt}): {found}."
+    if not row.get("rho low"):
+        return (
+            f"{what}: ρ = {rho:+.2f} of {points} runs that share networks, people and seeds; it describes them alone."
+        )
+    low, high = float(row["rho low"]), float(row["rho high"])
+    found = _direction(rho) if low > 0 or high < 0 else "no correlation can be told from this"
+    return (
+        f"{what}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], mean of {points} rankings, its interval over the seeds: "
+        f"{found}, of these three networks."
+    )
 
 
 def _direction(rho: float) -> str:
@@ -208,7 +236,7 @@ def _fig1(folder: Path) -> str:
         verdict(f"SIA − bare, {corruption}", *percent(of["SIA", corruption], "AUC - bare"))
         for corruption in corruptions
     ]
-    return _setting(rows) + f"{shown}\n{_list(said)}"
+    return _setting(rows, folder, "fig1") + f"{shown}\n{_list(said)}"
 
 
 def _table5(folder: Path) -> str:
@@ -226,7 +254,9 @@ def _table5(folder: Path) -> str:
         for row in rows
         if row.get("AUC - bare")
     ]
-    return _setting(rows) + f"{shown}\n{_list(said)}"
+    injected = [f"method {row['network']}" for row in rows if row["network"].endswith("+SIA")]
+    gains = _gains(folder / "table5_runs.csv", injected)
+    return _setting(rows, folder, "table5") + f"{shown}\n{_list([*said, *gains])}"
 
 
 def _localise(folder: Path) -> str:
@@ -253,10 +283,11 @@ def _localise(folder: Path) -> str:
         (case for case in cases if "centred" not in case[0]), key=lambda case: float(of[(*case, "all")]["AUC"])
     )
     said.append(
-        f"The best map is {best} at {size} pixels with {told(of[best, size, 'all'], 'AUC')}. "
+        f"The highest AUC on fakes of {len(cases)} maps, picked here on the test part, which flatters it, is that of "
+        f"{best} at {size} pixels: {told(of[best, size, 'all'], 'AUC')}. "
         f"The centred Gaussian, which looks at no picture, has {told(of['centred Gaussian', size, 'all'], 'AUC')}."
     )
-    return _setting(rows) + f"{shown}\n{_list(said)}"
+    return _setting(rows, folder, "localise") + f"{shown}\n{_list(said)}"
 
 
 SECTIONS: Final[dict[str, tuple[str, Callable[[Path], str]]]] = {
@@ -271,13 +302,18 @@ SECTIONS: Final[dict[str, tuple[str, Callable[[Path], str]]]] = {
 }
 
 
-def _setting(rows: Sequence[CsvRow]) -> str:
-    """What the figures below were measured with."""
+def _setting(rows: Sequence[CsvRow], folder: Path, name: str) -> str:
+    """What the figures below were measured with, as the records of the runs have it."""
+    runs = harness.read(folder / f"{name}_runs.csv")
+    told = ("; ".join(sorted({row[f"run's {key}"] for row in runs})) for key in ("machine", "versions"))
+    commits, dates = (sorted({row[f"run's {key}"] for row in runs}) for key in ("commit", "date"))
+    trained = f"trained at {', '.join(commits)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
+    return f"{_budget(rows)}; {'; '.join(told)}; {trained}\n\n"
+
+
+def _budget(rows: Sequence[CsvRow]) -> str:
     first = rows[0]
-    return (
-        f"Data set {first['data set']}; seeds {first['seeds']}; {first['budget']}; {first['machine']}; "
-        f"{first['versions']}; {first['commit']}, {first['date']}\n\n"
-    )
+    return f"Data set {first['data set']}; seeds {first['seeds']}; {first['budget']}"
 
 
 def _list(sentences: Iterable[str]) -> str:

@@ -3,8 +3,10 @@
 Intervals are bootstrapped over two things at once, the people of the test pictures and the seeds of the runs: each
 draw takes people and seeds with replacement, and a person who is in the test parts of several seeds is drawn for
 all of them together, since a face that is hard for one is for the others too (the pigeonhole bootstrap of Owen,
-"The pigeonhole bootstrap", Annals of Applied Statistics, 2007). All pictures of a person are drawn together. With
-three seeds the part of an interval that comes from the seeds is itself uncertain, and rather too narrow.
+"The pigeonhole bootstrap", Annals of Applied Statistics, 2007). All pictures of a person are drawn together. Drawn
+from a handful, the seeds alone would give intervals that are too narrow where training itself varies most. So Student's
+t interval of the seeds' scores, or of their paired differences, is taken in its place wherever that is the wider one.
+The wider of two can be wider than it need be: it says less rather than too much.
 """
 
 from __future__ import annotations
@@ -63,6 +65,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def clipped(self, lowest: float, highest: float) -> Interval:
+        """Cut to the values that there can be."""
+        return self._replace(low=max(lowest, self.low), high=min(highest, self.high))
+
     def as_row(self, name: str) -> dict[str, float]:
         """As three columns of a table."""
         return {name: self.mean, f"{name} low": self.low, f"{name} high": self.high}
@@ -104,7 +110,7 @@ def interval(runs: Sequence[Predictions], score: Score, draws: int = DRAWS) -> I
         score: :func:`weighted_accuracy` or :func:`weighted_auc`.
         draws: of the bootstrap.
     """
-    return _bootstrapped([_drawn(run, score, runs, draws) for run in runs])
+    return _combined([_drawn(run, score, runs, draws) for run in runs]).clipped(0, 1)
 
 
 def difference(
@@ -115,12 +121,27 @@ def difference(
     Raises:
         ValueError: a pair that was not tested on the same pictures.
     """
+    return mean_difference([[run] for run in runs], [[other] for other in others], score, draws)
+
+
+def mean_difference(
+    runs: Sequence[Sequence[Predictions]], others: Sequence[Sequence[Predictions]], score: Score, draws: int = DRAWS
+) -> Interval:
+    """:func:`difference` of the mean score of several tasks: for every seed its runs, one for each task.
+
+    Raises:
+        ValueError: a pair that was not tested on the same pictures.
+    """
+    everyone = [run for tasks in runs for run in tasks]
     columns = []
-    for run, other in zip(runs, others, strict=True):
-        if (run.people, run.kinds) != (other.people, other.kinds):
-            raise ValueError("runs of a pair were tested on different pictures; give them in the order of their seeds")
-        columns.append(_drawn(run, score, runs, draws) - _drawn(other, score, runs, draws))
-    return _bootstrapped(columns)
+    for tasks, other_tasks in zip(runs, others, strict=True):
+        found = []
+        for run, other in zip(tasks, other_tasks, strict=True):
+            if (run.people, run.kinds) != (other.people, other.kinds):
+                raise ValueError("a pair was tested on different pictures; give its runs in the order of their seeds")
+            found.append(_drawn(run, score, everyone, draws) - _drawn(other, score, everyone, draws))
+        columns.append(np.mean(found, axis=0))
+    return _combined(columns)
 
 
 def mean_interval(values: Sequence[Sequence[float]], people: Sequence[Sequence[str]], draws: int = DRAWS) -> Interval:
@@ -130,15 +151,23 @@ def mean_interval(values: Sequence[Sequence[float]], people: Sequence[Sequence[s
         weights = _weights(names, sorted({name for each in people for name in each}), draws)
         with np.errstate(invalid="ignore"):
             columns.append(weights @ np.asarray(column, np.float64) / weights.sum(1))
-    return _bootstrapped(columns)
+    return _combined(columns)
 
 
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Spearman's rank correlation and its p-value; NaN where one of the two does not vary."""
+def student(values: Sequence[float]) -> Interval:
+    """Mean of the seeds' values with Student's t interval; NaN as its ends for a single seed, which has no spread."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    reach = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's rank correlation; NaN where one of the two does not vary."""
     if len(set(first)) < 2 or len(set(second)) < 2:
-        return float("nan"), float("nan")
-    found = stats.spearmanr(first, second)
-    return float(found.statistic), float(found.pvalue)
+        return float("nan")
+    return float(stats.spearmanr(first, second).statistic)
 
 
 def _classes(found: Predictions) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -161,8 +190,14 @@ def _weights(people: Sequence[str], everybody: list[str], draws: int) -> Array:
     return counts[:, [place[name] for name in people]].astype(np.float64)
 
 
+def _combined(columns: Sequence[Array]) -> Interval:
+    """The wider of the two intervals of the mean over seeds, from every seed's score under every draw of people."""
+    drawn, spread = _bootstrapped(columns), student([float(column[0]) for column in columns])
+    return spread if spread.high - spread.low > drawn.high - drawn.low else drawn
+
+
 def _bootstrapped(columns: Sequence[Array]) -> Interval:
-    """The interval of the mean over seeds, from every seed's score under every draw of people."""
+    """The interval of the mean over seeds by drawing both, seeds and people."""
     table = np.stack(columns, 1)
     seeds = table.shape[1]
     counts = np.random.default_rng(seeds).multinomial(seeds, np.full(seeds, 1 / seeds), len(table) - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ class Facts(NamedTuple):
     reals: int
     counts: dict[str, int]
     skipped: dict[str, int]
+    masks: bool  # whether any fake of the test part has one
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def facts(source: Source, pictures: Pictures) -> Facts:
     skipped: dict[str, int] = {}
     for _, reason in {skip for part in parts for skip in part.skipped}:
         skipped[reason] = skipped.get(reason, 0) + 1
-    return Facts(digest.hexdigest()[:16], kinds, parts.train.kinds.count("real"), counts, skipped)
+    reals, masks = parts.train.kinds.count("real"), bool(parts.test.masks.any())
+    return Facts(digest.hexdigest()[:16], kinds, reals, counts, skipped, masks)
 
 
 @dataclass(frozen=True)
@@ -257,8 +260,7 @@ class Study:
         """
         print(f"\n{name}")
         table = harness.Table(training.CPU, columns or {})
-        budget = ", ".join(f"{name.replace('_', ' ')} {value or 'all'}" for name, value in vars(self.budget).items())
-        told = {"data set": self.source.name, "seeds": " ".join(map(str, self.seeds)), "budget": budget}
+        told = {"data set": self.source.name, "seeds": " ".join(map(str, self.seeds)), "budget": self._spent()}
         for row in rows:
             if columns is None:
                 table.rows.append({**row, **told})
@@ -266,33 +268,51 @@ class Study:
                 table.add(**row, **told)
         table.write(self.results / f"{name}.csv")
 
-    def write_runs(self, name: str, runs: Iterable[Run]) -> None:
-        """Write one row a run: its settings, figures, seconds, versions and commit."""
-        rows = [
-            {
-                **{key: value for key, value in vars(run.settings).items() if key != "kinds"},
-                "kinds": ", ".join(run.settings.kinds),
-                "ACC": scores.accuracy(run.test),
-                "AUC": scores.auc(run.test),
-                "validation AUC": scores.auc(run.validation),
-                "run": run.settings.key,
-                **{f"run's {key}": value for key, value in run.record.items()},
-            }
-            for run in runs
-        ]
-        self.write(f"{name}_runs", rows)
+    def about(self, run: Run) -> Row:
+        """What a row of a run tells of it: its settings, figures, seconds, versions and commit."""
+        reach = {"gains at most about": self.reach(run.settings)} if run.record["gains"] else {}
+        return {
+            **{key: value for key, value in vars(run.settings).items() if key != "kinds"},
+            "kinds": ", ".join(run.settings.kinds),
+            "ACC": scores.accuracy(run.test),
+            "AUC": scores.auc(run.test),
+            "validation AUC": scores.auc(run.validation),
+            "run": run.settings.key,
+            **{f"run's {key}": value for key, value in run.record.items()},
+            **reach,
+        }
+
+    def reach(self, settings: Settings) -> float:
+        """How far SIA's gains can come from 0 in a run's steps, about.
+
+        Adam moves a number by its rate a step, or little more, and the rate of a one-cycle schedule is half of its
+        highest on average.
+        """
+        reals = self.known[Pictures(settings.size, settings.quality, settings.seed)].reals
+        steps = settings.epochs * math.ceil(2 * reals / settings.batch)
+        return round(steps * training.GAIN_RATE * settings.learning_rate / 2, 2)
 
     def write_data(self) -> None:
-        """Write data.csv: people and pictures of every part, and how much could not be used and why."""
-        rows = [
-            {
+        """Write data.csv: people and pictures of every part, and how much could not be used and why.
+
+        Pictures that an earlier call has written of, for other experiments, stay in it.
+        """
+        path, rows = self.results / "data.csv", {}
+        for held in harness.read(path) if path.exists() else []:
+            if (held["data set"], held["budget"]) == (self.source.name, self._spent()):
+                rows[int(held["size"]), held["quality"], int(held["seed"])] = dict(held)
+        for pictures, known in self.known.items():
+            rows[pictures] = {
                 **pictures._asdict(),
                 **known.counts,
                 "skipped": "; ".join(f"{count}: {reason}" for reason, count in known.skipped.items()) or "0",
+                "fingerprint": known.fingerprint,
             }
-            for pictures, known in sorted(self.known.items())
-        ]
-        self.write("data", rows)
+        self.write("data", [rows[pictures] for pictures in sorted(rows)])
+
+    def _spent(self) -> str:
+        """The budget in words."""
+        return ", ".join(f"{name.replace('_', ' ')} {value or 'all'}" for name, value in vars(self.budget).items())
 
     def _cost(self, settings: Settings) -> float:
         family = settings.network.partition(" ")[0]

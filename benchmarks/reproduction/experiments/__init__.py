@@ -19,12 +19,14 @@ class Experiment(NamedTuple):
         settings: the runs that it trains, or shares with others.
         measurements: on trained networks.
         write: its tables, when all that is there.
+        hindrance: why the data set that was prepared does not do for it, if so.
     """
 
     pictures: Callable[[Study], Iterable[Pictures]]
     settings: Callable[[Study], Iterable[Settings]]
     measurements: Callable[[Study], Iterable[Measurement]]
     write: Callable[[Study], None]
+    hindrance: Callable[[Study], str | None] = lambda study: None
 
 
 def _of(module: ModuleType) -> Experiment:
@@ -37,5 +39,5 @@ EXPERIMENTS: Final[dict[str, Experiment]] = {
     "table4": _of(table4),
     "table5": _of(table5),
     "fig1": _of(fig1),
-    "localise": _of(localise),
+    "localise": _of(localise)._replace(hindrance=localise.hindrance),
 }

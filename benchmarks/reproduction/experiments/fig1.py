@@ -52,8 +52,9 @@ def robustness(run: Run, source: Source, options: Row) -> list[Row]:
 
 
 def write(study: Study) -> None:
-    """fig1.csv: AUC at every severity, with the clean pictures as severity 0, and the mean of the five."""
+    """fig1.csv and fig1_runs.csv: AUC at every severity, the clean pictures as severity 0, and the mean of the five."""
     found: dict[tuple[str, str, str], list[Predictions]] = {}
+    rows: list[Row] = []
     for measurement in measurements(study):
         run = study.run(measurement.settings)
         name = run.settings.network.partition(" ")[2]
@@ -62,8 +63,13 @@ def write(study: Study) -> None:
             corrupt = np.asarray([logits[corruption, severity] for severity in SEVERITIES], np.float32)
             versions = {"0": run.test.logits, **dict(zip(map(str, SEVERITIES), corrupt, strict=True)), AVERAGE: corrupt}
             for severity, held in versions.items():
-                found.setdefault((name, corruption, severity), []).append(run.test._replace(logits=held))
+                predicted = run.test._replace(logits=held)
+                found.setdefault((name, corruption, severity), []).append(predicted)
+                score = interval([predicted], weighted_auc, draws=1).mean
+                case = {"corruption": corruption, "severity": severity, "AUC corrupted": score}
+                rows.append({**case, **study.about(run)})
     study.write("fig1", [_row(*case, found) for case in found], COLUMNS)
+    study.write("fig1_runs", rows)
 
 
 def _row(name: str, corruption: str, severity: str, found: dict[tuple[str, str, str], list[Predictions]]) -> Row:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Final
 
 import cv2
@@ -34,12 +35,19 @@ COLUMNS: Final = {
     "map": "<36", "size": "4d", "kinds": "<20", "pictures": "8d", "AUC": "6.3f", "real": "6.3f",
     "fake - real": "11.3f", "fake - real low": "15.3f", "fake - real high": "16.3f",
 }  # fmt: skip
-INSIDE: Final = ("SIA network, untrained", "SIA network, trained")
+INSIDE: Final = ("SIA network, before training here", "SIA network, trained")
 
 
 def pictures(study: Study) -> list[Pictures]:
     """At the network's size, and larger for the maps that need none."""
     return [Pictures(size, "HQ", seed) for size in _sizes(study) for seed in study.seeds]
+
+
+def hindrance(study: Study) -> str | None:
+    """Why this data set cannot be asked, if it can't."""
+    if all(study.known[each].masks for each in pictures(study)):
+        return None
+    return f"localise needs masks of what was changed, and the data set {study.source.name!r} has none"
 
 
 def settings(study: Study) -> list[Settings]:
@@ -141,11 +149,19 @@ def centred(x: Tensor) -> Tensor:
 
 
 def write(study: Study) -> None:
-    """localise.csv, and a picture of some faces in the work folder."""
+    """localise.csv, localise_runs.csv, and a picture of some faces in the work folder."""
     found = [study.measured(each) or [] for each in measurements(study)]
     cases = list(dict.fromkeys((row["map"], row["size"]) for row in found[0]))
     kinds = [None, *dict.fromkeys(row["kinds"] for row in found[0])]
     study.write("localise", [_row(*case, kind, found) for case in cases for kind in kinds], COLUMNS)
+    abouts = [study.about(study.run(each)) for each in settings(study)]
+    runs = [
+        {**_means(*case, kind, rows), **about}
+        for about, rows in zip(abouts, found, strict=True)
+        for case in cases
+        for kind in kinds
+    ]
+    study.write("localise_runs", runs)
     first = settings(study)[0]
     test = study.source.parts(Pictures(first.size, first.quality, first.seed)).test
     draw(test, study.run(first), study.work / "localise.png")
@@ -186,6 +202,14 @@ def draw(faces: Faces, run: Run, path: Path, rows: int = 6) -> None:
     print(f"\nwritten: {path}")
 
 
+def _means(name: str, size: int, kind: str | None, rows: list[Row]) -> Row:
+    """The means over the pictures of one run, under other names than those that the run's own columns have."""
+    held = [row for row in rows if (row["map"], row["size"]) == (name, size) and kind in (None, row["kinds"])]
+    auc, real = (fmean(row[column] for row in held) for column in ("AUC", "real"))
+    return {"map": name, "map size": size, "map kinds": kind or "all", "pictures": len(held), "map AUC": auc,
+            "map real": real, "map fake - real": auc - real}  # fmt: skip
+
+
 def _row(name: str, size: int, kind: str | None, found: list[list[Row]]) -> Row:
     """The mean over pictures and seeds of one map, of one manipulation or of all."""
     held = [
@@ -194,8 +218,9 @@ def _row(name: str, size: int, kind: str | None, found: list[list[Row]]) -> Row:
     ]
     people = [[row["person"] for row in rows] for rows in held]
 
-    def mean(figure: Callable[[Row], float], column: str) -> Row:
-        return mean_interval([[figure(row) for row in rows] for rows in held], people).as_row(column)
+    def mean(figure: Callable[[Row], float], column: str, lowest: float = 0.0) -> Row:
+        values = [[figure(row) for row in rows] for rows in held]
+        return mean_interval(values, people).clipped(lowest, 1.0).as_row(column)
 
     return {
         "map": name,
@@ -204,7 +229,7 @@ def _row(name: str, size: int, kind: str | None, found: list[list[Row]]) -> Row:
         "pictures": sum(map(len, held)),
         **mean(lambda row: row["AUC"], "AUC"),
         **mean(lambda row: row["real"], "real"),
-        **mean(lambda row: row["AUC"] - row["real"], "fake - real"),
+        **mean(lambda row: row["AUC"] - row["real"], "fake - real", -1.0),
     }
 
 
@@ -214,7 +239,8 @@ def _sizes(study: Study) -> Sequence[int]:
 
 def _options(study: Study, seed: int) -> Row:
     sizes = _sizes(study)
-    return {"sizes": list(sizes), "data": [study.known[Pictures(size, "HQ", seed)].fingerprint for size in sizes]}
+    digests = [study.known[Pictures(size, "HQ", seed)].fingerprint for size in sizes]
+    return {"sizes": list(sizes), "states": INSIDE, "data": digests}
 
 
 def _made(make: Map, images: Tensor) -> Tensor:

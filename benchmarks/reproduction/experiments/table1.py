@@ -42,7 +42,7 @@ def write(study: Study) -> None:
     runs = {name: study.runs(f"lite {name}") for name in VARIANTS}
     rows = [_row(name, kind, runs) for name in VARIANTS for kind in (None, *study.kinds(study.budget.size))]
     study.write("table1", rows, COLUMNS)
-    study.write_runs("table1", [run for each in runs.values() for run in each])
+    study.write("table1_runs", [study.about(run) for each in runs.values() for run in each])
 
 
 def _row(name: str, kind: str | None, runs: dict[str, list[Run]]) -> Row:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
 from benchmarks.reproduction.networks import TOYS
 from benchmarks.reproduction.networks.toy import PRINTED_PARAMETERS, convolution_weights
-from benchmarks.reproduction.scores import accuracy, auc, interval, weighted_accuracy, weighted_auc
+from benchmarks.reproduction.scores import (
+    accuracy,
+    auc,
+    interval,
+    mean_difference,
+    weighted_accuracy,
+    weighted_auc,
+)
 from benchmarks.reproduction.study import Measurement, Pictures, Row, Study
 from benchmarks.reproduction.training import Run, Settings, create
 
@@ -17,6 +25,9 @@ COLUMNS: Final = {
     "network": "<10", "kinds": "<20", "quality": "<7", "ACC": "6.3f", "ACC low": "8.3f", "ACC high": "8.3f",
     "AUC": "6.3f", "AUC low": "8.3f", "AUC high": "8.3f",
 }  # fmt: skip
+DIFFERENCE_COLUMNS: Final = {
+    "network": "<10", "quality": "<9", "AUC - Norm": "10.3f", "AUC - Norm low": "14.3f", "AUC - Norm high": "15.3f",
+}  # fmt: skip
 
 
 def pictures(study: Study) -> list[Pictures]:
@@ -24,13 +35,13 @@ def pictures(study: Study) -> list[Pictures]:
     return [Pictures(study.budget.toy_size, quality, seed) for seed in study.seeds for quality in QUALITIES]
 
 
-def settings(study: Study) -> list[Settings]:
+def settings(study: Study, qualities: Sequence[str] = QUALITIES) -> list[Settings]:
     """Every network on every manipulation and quality, with every seed."""
     return [
         study.settings(f"toy {name}", seed, (kind,), quality)
         for seed in study.seeds
         for kind in study.kinds(study.budget.toy_size)
-        for quality in QUALITIES
+        for quality in qualities
         for name in TOYS
     ]
 
@@ -41,7 +52,7 @@ def measurements(study: Study) -> list[Measurement]:
 
 
 def write(study: Study) -> None:
-    """table3.csv and table3_runs.csv."""
+    """table3.csv, table3_differences.csv and table3_runs.csv."""
     runs = {
         (name, kind, quality): study.runs(f"toy {name}", (kind,), quality)
         for name in TOYS
@@ -49,7 +60,10 @@ def write(study: Study) -> None:
         for quality in QUALITIES
     }
     study.write("table3", [_row(*case, each) for case, each in runs.items()], COLUMNS)
-    study.write_runs("table3", [run for each in runs.values() for run in each])
+    choices = (QUALITIES, *((quality,) for quality in QUALITIES))
+    differences = [_difference(name, qualities, runs) for name in TOYS[1:] for qualities in choices]
+    study.write("table3_differences", differences, DIFFERENCE_COLUMNS)
+    study.write("table3_runs", [study.about(run) for each in runs.values() for run in each])
 
 
 def _row(name: str, kind: str, quality: str, runs: list[Run]) -> Row:
@@ -61,12 +75,27 @@ def _row(name: str, kind: str, quality: str, runs: list[Run]) -> Row:
         "convolution weights": convolution_weights(create(runs[0].settings)),
         "printed parameters": int(PRINTED_PARAMETERS[name]),
         **interval(found, weighted_accuracy).as_row("ACC"),
-        "ACC deviation": _deviation([accuracy(each) for each in found]),
+        "ACC deviation": deviation([accuracy(each) for each in found]),
         **interval(found, weighted_auc).as_row("AUC"),
-        "AUC deviation": _deviation([auc(each) for each in found]),
+        "AUC deviation": deviation([auc(each) for each in found]),
     }
 
 
-def _deviation(values: list[float]) -> float | str:
+def _difference(name: str, qualities: Sequence[str], runs: dict[tuple[str, str, str], list[Run]]) -> Row:
+    """What a network has more than Norm, in the mean over all manipulations."""
+    found, norm = (
+        [[run.test for run in tasks] for tasks in zip(*(
+            runs[case] for case in runs if case[0] == each and case[2] in qualities), strict=True)]
+        for each in (name, "Norm")
+    )  # fmt: skip
+    return {
+        "network": name,
+        "quality": ", ".join(qualities),
+        **mean_difference(found, norm, weighted_accuracy).as_row("ACC - Norm"),
+        **mean_difference(found, norm, weighted_auc).as_row("AUC - Norm"),
+    }
+
+
+def deviation(values: Sequence[float]) -> float | str:
     """Standard deviation over the seeds; empty for one seed, which has none."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else ""

@@ -49,4 +49,4 @@ def write(study: Study) -> None:
             row |= difference(found, bare, weighted_auc).as_row("AUC - bare")
         rows.append(row)
     study.write("table5", rows, COLUMNS)
-    study.write_runs("table5", [run for each in runs.values() for run in each])
+    study.write("table5_runs", [study.about(run) for each in runs.values() for run in each])
