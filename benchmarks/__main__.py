@@ -68,6 +68,8 @@ PARTS: Final = {
         "limit",
         ("K", "S", "exponentials", "operations", "ns/exp", "ns/fma", "GB/s", "limit ms", "kernel ms", "of limit %"),
     ),
+    # Compiles and counts; its tables are on a page of their own.
+    "gpu": Part("gpu_report", (), options=("--page", "docs/gpu.md", "--plot", "docs/images/gpu.png")),
 }  # fmt: skip
 
 

@@ -138,6 +138,26 @@ def test_wide_offsets_give_the_same_bits(run: Run, layout: str, monkeypatch: pyt
         assert torch.equal(result, found[name]), name
 
 
+@pytest.mark.parametrize(
+    ("kernel_size", "content"), [(3, "normal"), (3, "flat"), (3, "infinite"), (3, "nan"), (5, "normal")]
+)
+def test_pads_by_mask_and_by_the_nearest_pixel_are_the_same(
+    kernel_size: int, content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, chosen = (1, 2, 3, 5), Options(kernel_size=kernel_size, inter_channels=0)
+    x, grad = values(shape).float().to(DEVICE), values(shape, seed=1).float().to(DEVICE)
+    if content == "flat":
+        x[:, 0] = 1.5  # its scale is 0
+    elif content != "normal":
+        x[..., 0, -1], x[..., 1, 2] = float("inf" if content == "infinite" else "nan"), -float("inf")
+    plan = modules()[3]
+    assert plan.window_plan(x).masked("exclude")
+    masked = informed(x, grad, chosen)
+    monkeypatch.setattr(plan.Plan, "masked", lambda *_: False)
+    for name, result in informed(x, grad, chosen).items():
+        torch.testing.assert_close(masked[name], result, rtol=1e-6, atol=1e-6, equal_nan=True, msg=name)
+
+
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("run", [informed, gated])
 @pytest.mark.parametrize(

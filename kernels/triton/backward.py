@@ -31,8 +31,9 @@ def sign(value):
 @kernel
 def shares(
     grad, x, scales, along, intra, inter, N, C, H, W, gn, gc, gh, gw, xn, xc, xh, xw, un, uc, uh, uw, weight, double,
-    DISTANCE: tl.constexpr, K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    TH: tl.constexpr, TW: tl.constexpr, TC: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
+    DISTANCE: tl.constexpr, K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr,
+    NARROW: tl.constexpr, CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, TC: tl.constexpr,
+    VECTOR: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """u of the intra-channel and of the inter-channel term, into whichever are given.
 
@@ -59,7 +60,7 @@ def shares(
         scales += n * C + c
     if intra is not None:
         factor = 0.0 if DISTANCE else -tl.load(scales) * LOG2E
-        total = window_sum(centre, planes, h, w, H, W, sh, sw, factor, DISTANCE, K, PADDING)
+        total = window_sum(centre, planes, h, w, H, W, sh, sw, factor, DISTANCE, K, PADDING, MASKED, NARROW)
         value = share * sign(total) if DISTANCE else share / total
         tl.store(plane(intra, n, c, un, uc, CHANNELS_LAST, VECTOR) + offset, value, valid)
     if inter is not None:
@@ -72,8 +73,9 @@ def shares(
 @kernel
 def gather(
     x, scales, intra, inter, out, N, C, H, W, xn, xc, xh, xw, un, uc, uh, uw, yn, yc, yh, yw,
-    DISTANCE: tl.constexpr, K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    TH: tl.constexpr, TW: tl.constexpr, TC: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
+    DISTANCE: tl.constexpr, K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr,
+    NARROW: tl.constexpr, CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, TC: tl.constexpr,
+    VECTOR: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Gradient for x from the shares of ``intra`` and ``inter``."""
     n, c, tile, present = locate(C, tl.cdiv(H, TH) * tl.cdiv(W, TW), CHANNELS_LAST, TC, VECTOR)
@@ -93,7 +95,9 @@ def gather(
             total += window_share(share, shares, h, w, H, W, uh, uw, K, PADDING)
         else:
             scale = tl.load(scales + n * C + c)
-            total += window_pull(centre, share, planes, shares, h, w, H, W, sh, sw, uh, uw, scale, K, PADDING)
+            total += window_pull(
+                centre, share, planes, shares, h, w, H, W, sh, sw, uh, uw, scale, K, PADDING, MASKED, NARROW
+            )  # fmt: skip
     if inter is not None:
         shares = sample(inter, n, un, VECTOR)
         share = tl.load(plane(inter, n, c, un, uc, CHANNELS_LAST, VECTOR) + share_spot)

@@ -5,7 +5,7 @@ by TW columns of one plane (n, c), or for channels_last TH * TW pixels by TC cha
 coordinates n, c, h, w broadcast against each other to that block, so that each kernel is written once.
 
 Coordinates past the border are moved back into the map, and ``valid`` says so: every load is then in bounds
-and needs no mask, which would cost a branch each on AMD and most of the predicates on NVIDIA.
+and needs no mask, which would cost a branch each on AMD. (NVIDIA's cost none; see ``window``.)
 """
 
 # mypy: allow-untyped-decorators
@@ -99,6 +99,19 @@ def plane(base, n, c, sn, sc, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr)
         if VECTOR:
             base = tl.multiple_of(base, 16)
     return base
+
+
+@triton.jit
+def pixel_at(base, offset, NARROW: tl.constexpr):
+    """Where the pixel lies so many elements into a plane; NARROW: ``base`` is one pointer, ``offset`` of 32 bits."""
+    if NARROW:
+        # Unsigned bytes from a pointer that all lanes share are what AMD's loads add up themselves.
+        element: tl.constexpr = base.dtype.element_ty
+        size: tl.constexpr = element.primitive_bitwidth // 8
+        place = tl.cast(base, tl.pointer_type(tl.int8), bitcast=True) + (offset * size).to(tl.uint32, bitcast=True)
+        return tl.cast(place, tl.pointer_type(element), bitcast=True)
+    else:
+        return base + offset
 
 
 @triton.jit

@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 
 from sia_layers.kernels.options import Options
 from sia_layers.kernels.triton import dispatch
-from sia_layers.kernels.triton.launch import Launch, interpreted, noted
+from sia_layers.kernels.triton.launch import Launch, for_target, interpreted, noted
 
 NVIDIA_TARGETS: Final = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
 AMD_TARGETS: Final = ("gfx90a", "gfx942", "gfx950", "gfx1100")
@@ -123,9 +123,7 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
     if interpreted():
         raise RuntimeError("kernels cannot be compiled while TRITON_INTERPRET is set; unset it and start Python anew")
     gpu = gpu_target(target)
-    kernel, arguments = launch.kernel, dict(launch.arguments)
-    if "NVIDIA" in arguments:
-        arguments["NVIDIA"] = gpu.backend == "cuda"
+    kernel, arguments = launch.kernel, for_target(launch.arguments, nvidia=gpu.backend == "cuda")
     signature = {item.name: _type(item.is_constexpr, arguments[item.name]) for item in kernel.params}
     constants = {name: arguments[name] for name, kind in signature.items() if kind == "constexpr"}
     num_warps = launch.num_warps

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,12 +45,14 @@ def self_information_backward(grad: Tensor, x: Tensor, scale: Tensor, options: O
     along = _reduce(x, options, grad) if distance and options.adaptive else None
     constants = {"DISTANCE": distance, "K": options.kernel_size, "S": steps, "PADDING": options.padding_mode}
     plan = window_plan(x, grad, share)
+    constants |= {"MASKED": plan.masked(options.padding_mode), "NARROW": plan.narrow}
     launch(
         backward.shares, x.device, plan.programs(plan.tiles), plan.tiling.elements,
         grad=grad, x=x, scales=scale, along=along, intra=intra, inter=inter, weight=options.inter_weight,
         double=2 * options.bandwidth**2, **constants, **plan.arguments(g=grad, x=x, u=share),
     )  # fmt: skip
     plan = window_plan(x, share, out)
+    constants |= {"MASKED": plan.masked(options.padding_mode), "NARROW": plan.narrow}
     launch(
         backward.gather, x.device, plan.programs(plan.tiles), plan.tiling.elements,
         x=x, scales=scale, intra=intra, inter=inter, out=out, **constants, **plan.arguments(x=x, u=share, y=out),
@@ -147,7 +151,8 @@ def _information(
         forward.information, x.device, plan.programs(plan.tiles), plan.tiling.elements,
         x=x, scales=scale, info=info, gated=gated, means=sums, weight=options.inter_weight,
         DISTANCE=options.estimator == "distance", WHOLE=plan.tiles == 1, MEAN=channel, K=options.kernel_size,
-        S=options.neighbours(x.shape[1]), PADDING=options.padding_mode, NVIDIA=False, **plan.arguments(x=x, y=out),
+        S=options.neighbours(x.shape[1]), PADDING=options.padding_mode, NVIDIA=False,
+        MASKED=plan.masked(options.padding_mode), NARROW=plan.narrow, **plan.arguments(x=x, y=out),
     )  # fmt: skip
     if mean is None or sums is None:
         return _floats(x, 0)
@@ -174,15 +179,17 @@ def _reduce(x: Tensor, options: Options, grad: Tensor | None) -> Tensor:
     rows, entries = (samples, parts * channels) if distance else (2 * samples * channels, parts)
     whole = parts == 1 and not distance
     out, sums, counts = _floats(x, rows), _floats(x, entries, rows), _floats(x, entries, rows)
-    shared = {
+    shared: dict[str, Any] = {
         "x": x, "out": out if whole else sums, "counts": None if whole else counts, "parts": parts,
         "K": options.kernel_size, "S": options.neighbours(channels), "PADDING": options.padding_mode,
-        "PER": configs.SPREAD_TILES,
+        "PER": configs.SPREAD_TILES, "NARROW": plan.narrow,
     }  # fmt: skip
     if distance:
         shared |= {"grad": grad, "weight": options.inter_weight} | plan.arguments(x=x, g=grad)
     else:
-        shared |= {"fixed": options.fixed_scale, "WHOLE": whole} | plan.arguments(x=x)
+        # Masks save a fifth with a large window, a twentieth with a small one, where a few registers would spill.
+        masked = options.kernel_size > 5 and plan.masked(options.padding_mode)
+        shared |= {"fixed": options.fixed_scale, "WHOLE": whole, "MASKED": masked} | plan.arguments(x=x)
     kernel = forward.distances if distance else forward.spread
     launch(kernel, x.device, plan.programs(parts), plan.tiling.elements, **shared)
     if not whole:

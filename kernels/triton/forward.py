@@ -27,10 +27,10 @@ from sia_layers.kernels.triton.window import channel_square, channel_sum, window
 @triton.jit
 def distance(
     x, samples, planes, c, h, w, C, H, W, sc, sh, sw, weight,
-    K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, NARROW: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """d of the "distance" estimator."""
-    total = tl.abs(window_sum(x, planes, h, w, H, W, sh, sw, 0.0, True, K, PADDING))
+    total = tl.abs(window_sum(x, planes, h, w, H, W, sh, sw, 0.0, True, K, PADDING, False, NARROW))
     if S:
         total += weight * tl.abs(channel_sum(x, samples, c, h * sh + w * sw, C, sc, 0.0, True, S, CHANNELS_LAST))
     return total
@@ -40,7 +40,8 @@ def distance(
 def squares(
     samples, planes, c, present, part, C, H, W, sc, sh, sw,
     CAREFUL: tl.constexpr, K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, PER: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, TC: tl.constexpr, VECTOR: tl.constexpr,
+    MASKED: tl.constexpr, NARROW: tl.constexpr, CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    TC: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Sums over PER tiles of the squared differences and of how many they are, for the window and the channels."""
     shape: tl.constexpr = (TH * TW, TC) if CHANNELS_LAST else (TH, TW)
@@ -50,7 +51,9 @@ def squares(
         h, w, valid = pixels(tile, H, W, present, CHANNELS_LAST, TH, TW, VECTOR)
         centre = tl.load(planes + (h * sh + w * sw)).to(tl.float32)
         if K > 1:
-            total, count = window_square(centre, planes, h, w, H, W, sh, sw, CAREFUL, K, PADDING)
+            # With care, masks would hold more registers than there are to spare.
+            masked: tl.constexpr = MASKED and not CAREFUL
+            total, count = window_square(centre, planes, h, w, H, W, sh, sw, CAREFUL, K, PADDING, masked, NARROW)
             intra += tl.where(valid, total, 0.0)
             intra_count += tl.where(valid, count, 0.0)
         if S:
@@ -67,8 +70,8 @@ def squares(
 def spread(
     x, out, counts, N, C, H, W, parts, xn, xc, xh, xw, fixed,
     WHOLE: tl.constexpr, K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, PER: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, TC: tl.constexpr, VECTOR: tl.constexpr,
-    WIDE: tl.constexpr,
+    MASKED: tl.constexpr, NARROW: tl.constexpr, CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    TC: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Squared differences of the "kde" estimator, summed over PER tiles of a plane, and how many: (parts, 2, N, C).
 
@@ -81,7 +84,7 @@ def spread(
     sh, sw = stride(xh, VECTOR, WIDE), stride(xw, VECTOR, WIDE)
     intra, intra_count, inter, inter_count = squares(
         samples, planes, c, present, part, C, H, W, xc, sh, sw,
-        False, K, S, PADDING, PER, CHANNELS_LAST, TH, TW, TC, VECTOR,
+        False, K, S, PADDING, PER, MASKED, NARROW, CHANNELS_LAST, TH, TW, TC, VECTOR,
     )  # fmt: skip
     # What is not finite is left out: once more and with care, where there was any.
     everything = intra + inter
@@ -90,7 +93,7 @@ def spread(
     if not everything < float("inf"):
         intra, intra_count, inter, inter_count = squares(
             samples, planes, c, present, part, C, H, W, xc, sh, sw,
-            True, K, S, PADDING, PER, CHANNELS_LAST, TH, TW, TC, VECTOR,
+            True, K, S, PADDING, PER, MASKED, NARROW, CHANNELS_LAST, TH, TW, TC, VECTOR,
         )  # fmt: skip
     slot = (2 * tl.cast(part, tl.int64) * N + n) * C + c
     if WHOLE:
@@ -106,8 +109,9 @@ def spread(
 @kernel
 def distances(
     x, grad, out, counts, N, C, H, W, parts, xn, xc, xh, xw, gn, gc, gh, gw, weight,
-    K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, PER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    TH: tl.constexpr, TW: tl.constexpr, TC: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
+    K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, PER: tl.constexpr, NARROW: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, TC: tl.constexpr, VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """Finite d of the "distance" estimator, times ``grad`` if given, summed over PER tiles: (parts, C, N)."""
     n, c, part, present = locate(C, parts, CHANNELS_LAST, TC, VECTOR)
@@ -120,7 +124,9 @@ def distances(
     for tile in range(part * PER, tl.minimum(part * PER + PER, tl.cdiv(H, TH) * tl.cdiv(W, TW))):
         h, w, valid = pixels(tile, H, W, present, CHANNELS_LAST, TH, TW, VECTOR)
         centre = tl.load(planes + (h * sh + w * sw)).to(tl.float32)
-        value = distance(centre, samples, planes, c, h, w, C, H, W, xc, sh, sw, weight, K, S, PADDING, CHANNELS_LAST)
+        value = distance(
+            centre, samples, planes, c, h, w, C, H, W, xc, sh, sw, weight, K, S, PADDING, NARROW, CHANNELS_LAST
+        )
         finite = valid & (tl.abs(value) < float("inf"))
         if grad is not None:
             offset = place(h, w, gh, gw, CHANNELS_LAST, VECTOR, WIDE)
@@ -152,8 +158,9 @@ def surprise(total, count, NVIDIA: tl.constexpr):
 def information(
     x, scales, info, gated, means, N, C, H, W, xn, xc, xh, xw, yn, yc, yh, yw, weight,
     DISTANCE: tl.constexpr, WHOLE: tl.constexpr, MEAN: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
-    PADDING: tl.constexpr, NVIDIA: tl.constexpr, CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
-    TC: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
+    PADDING: tl.constexpr, NVIDIA: tl.constexpr, MASKED: tl.constexpr, NARROW: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, TC: tl.constexpr, VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """The self-information I, one tile a program, into whichever are given.
 
@@ -170,14 +177,16 @@ def information(
     spot = h * sh + w * sw
     centre = tl.load(planes + spot).to(tl.float32)
     if DISTANCE:
-        value = distance(centre, samples, planes, c, h, w, C, H, W, xc, sh, sw, weight, K, S, PADDING, CHANNELS_LAST)
+        value = distance(
+            centre, samples, planes, c, h, w, C, H, W, xc, sh, sw, weight, K, S, PADDING, NARROW, CHANNELS_LAST
+        )
         value *= tl.load(scales + n)
     else:
         value = tl.zeros(centre.shape, tl.float32)
         scales += n * C + c
         if K > 1:
             factor = -tl.load(scales) * LOG2E
-            total = window_sum(centre, planes, h, w, H, W, sh, sw, factor, False, K, PADDING)
+            total = window_sum(centre, planes, h, w, H, W, sh, sw, factor, False, K, PADDING, MASKED, NARROW)
             count = tl.full(centre.shape, K * K, tl.float32)
             if PADDING == "exclude":
                 count = extent(h, H, K // 2) * extent(w, W, K // 2)

@@ -56,11 +56,24 @@ def launch(kernel: Any, device: torch.device, programs: int, elements: int, **ar
     if notes is not None:
         notes.append(planned)
         return
-    if "NVIDIA" in arguments:
-        arguments["NVIDIA"] = torch.version.cuda is not None and not interpreted()
+    arguments = for_target(arguments, nvidia=torch.version.cuda is not None, interpreted=interpreted())
     columns = min(programs, WIDEST_GRID)
     with _on(device), _exact(arguments) if interpreted() else nullcontext(arguments) as arguments:
         kernel[(columns, ceil_div(programs, columns))](**arguments, num_warps=planned.num_warps)
+
+
+def for_target(arguments: dict[str, Any], nvidia: bool, interpreted: bool = False) -> dict[str, Any]:
+    """The arguments with those constants set that depend on whose device it is."""
+    found = dict(arguments)
+    if "NVIDIA" in found:
+        found["NVIDIA"] = nvidia and not interpreted
+    if "MASKED" in found:
+        # On AMD a mask is a branch.
+        found["MASKED"] = found["MASKED"] and (nvidia or interpreted)
+    if "NARROW" in found:
+        # NVIDIA's loads add no offset of a lane's own.
+        found["NARROW"] = found["NARROW"] and (interpreted or not nvidia)
+    return found
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from sia_layers.kernels.triton.configs import VECTOR, Tiling, flat_tiling, windo
 
 ALIGNMENT = 16  # bytes
 INT32 = 2**31
+UINT32 = 2**30  # elements of a plane whose bytes, 4 each, 32 bits number without a sign
 LONGEST_ROW = INT32 - 2**16  # that 32 bits number the end of its last tile as well
 
 
@@ -22,11 +23,21 @@ class Plan(NamedTuple):
     width: int
     tiling: Tiling
     wide: bool
+    unit: bool = False  # whether the columns of every map lie side by side, and are more than one: see ``window_plan``
 
     @property
     def tiles(self) -> int:
         """Tiles of one plane."""
         return self.tiling.tiles(self.height, self.width)
+
+    def masked(self, padding_mode: str) -> bool:
+        """Whether the window's loads may leave pads out by a mask, rather than read the nearest pixel."""
+        return self.unit and padding_mode == "exclude"
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the window's loads may add offsets of 32 bits to one pointer, which a plane of NCHW has."""
+        return not (self.tiling.channels_last or self.wide)
 
     def programs(self, parts: int) -> int:
         """Programs that it takes to work on every plane in so many parts."""
@@ -54,7 +65,8 @@ def window_plan(x: Tensor, *maps: Tensor) -> Plan:
     vector = VECTOR if channels_last and _aligned(tensors, 1, channels, (0, 2, 3)) else 0
     tiling = window_tiling((samples, channels, height, width), x.element_size(), channels_last, vector)
     wide = _wide(tensors, (1, 2, 3) if channels_last else (2, 3))
-    return Plan(samples, channels, height, width, tiling, wide)
+    unit = not channels_last and width > 1 and all(t.stride(3) == 1 for t in tensors)
+    return Plan(samples, channels, height, width, tiling, wide, unit)
 
 
 def flat_plan(x: Tensor, *maps: Tensor) -> Plan:
@@ -87,5 +99,5 @@ def _aligned(tensors: tuple[Tensor, ...], lane: int, lanes: int, axes: tuple[int
 
 
 def _wide(tensors: tuple[Tensor, ...], axes: tuple[int, ...]) -> bool:
-    """Whether offsets along these axes exceed 32 bits; those along the others are always 64 bits wide."""
-    return any(sum((t.shape[axis] - 1) * t.stride(axis) for axis in axes) >= INT32 for t in tensors)
+    """Whether byte offsets along these axes exceed 32 bits; those along the others are always 64 bits wide."""
+    return any(sum((t.shape[axis] - 1) * t.stride(axis) for axis in axes) >= UINT32 for t in tensors)

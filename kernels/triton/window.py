@@ -4,6 +4,10 @@ The centre of the window is never computed. A window is its middle row, then the
 code for K = 3 alone, so that registers, code and compile time stay small for every K.
 Pads carry no branch either: a position beyond the border reads the nearest pixel, which every window that gets
 there holds anyway, and is left out (selected, not multiplied by 0: the nearest may be the pixel itself, infinite).
+
+MASKED: neighbouring columns lie side by side, and a lane whose position is a pad loads nothing and takes what adds
+nothing. A row's columns are then constants away from one address, which NVIDIA's loads add themselves; the address
+of a column that was moved back into the map takes three more instructions a pixel.
 """
 
 # mypy: allow-untyped-decorators
@@ -13,10 +17,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sia_layers.kernels.triton.common import LOG2E, channel, cyclic, extent, reach, sight
+from sia_layers.kernels.triton.common import LOG2E, channel, cyclic, extent, pixel_at, reach, sight
 
 UNROLLED_WINDOW = tl.constexpr(3)
 UNROLLED_CHANNELS = tl.constexpr(8)
+SELECTED_WINDOW = tl.constexpr(7)  # sums with care select its rows: sm_86 spills where K = 5 multiplies by 0
 
 
 @triton.jit
@@ -26,9 +31,16 @@ def other_row(r, K: tl.constexpr):
 
 
 @triton.jit
+def masked(base, q: tl.constexpr, inside, other):
+    """The pixels q columns from ``base``, and ``other`` for pads."""
+    return tl.load(base + q, inside > 0, other=other) if q != 0 else tl.load(base)
+
+
+@triton.jit
 def row_sum(
-    total, x, planes, h, w, p, H, W, sh, sw, factor,
-    CENTRE: tl.constexpr, DISTANCE: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr,
+    total, x, far, planes, h, w, p, H, W, sh, sw, factor,
+    CENTRE: tl.constexpr, DISTANCE: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr,
+    NARROW: tl.constexpr,
 ):  # fmt: skip
     """Add the window's row p to ``total``; CENTRE: the row that holds x itself, which is left out."""
     rows, row_inside = reach(h, p, H, CENTRE, PADDING)
@@ -36,24 +48,37 @@ def row_sum(
     for q in tl.static_range(-(K // 2), K // 2 + 1):
         if q != 0 or not CENTRE:
             columns, column_inside = reach(w, q, W, q == 0, PADDING)
-            pixel = tl.load(planes + (row + columns * sw)).to(tl.float32)
+            if MASKED:
+                pixel = masked(planes + (row + w), q, column_inside, far).to(tl.float32)
+            else:
+                pixel = tl.load(pixel_at(planes, row + columns * sw, NARROW)).to(tl.float32)
             if PADDING == "zeros":
                 pixel = tl.where(row_inside * column_inside > 0, pixel, 0.0)
             part = x - pixel
             if not DISTANCE:
                 part = tl.exp2(part * part * factor)
-            line += tl.where(column_inside > 0, part, 0.0) if PADDING == "exclude" else part
+            line += tl.where(column_inside > 0, part, 0.0) if PADDING == "exclude" and not MASKED else part
     return total + (tl.where(row_inside > 0, line, 0.0) if PADDING == "exclude" else line)
 
 
 @triton.jit
-def window_sum(x, planes, h, w, H, W, sh, sw, factor, DISTANCE: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr):
+def window_sum(
+    x, planes, h, w, H, W, sh, sw, factor,
+    DISTANCE: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr, NARROW: tl.constexpr,
+):  # fmt: skip
     """Sum over the window of exp2((x_i - x_j)^2 factor), 1 for the centre; DISTANCE: of x_i - x_j."""
+    mask: tl.constexpr = MASKED and not DISTANCE
     total = tl.full(x.shape, 0.0 if DISTANCE else 1.0, tl.float32)
-    total = row_sum(total, x, planes, h, w, 0, H, W, sh, sw, factor, True, DISTANCE, K, PADDING)
+    far = x
+    if mask:
+        # Infinitely far, whose exponential is 0; but where factor is 0 that is NaN, and each pad adds a 1 instead.
+        far = tl.where(factor < 0, tl.where(x > 0, -float("inf"), float("inf")), x)
+        pads = extent(h, H, K // 2) * (K - extent(w, W, K // 2))
+        total -= tl.where(factor < 0, 0.0, pads)
+    total = row_sum(total, x, far, planes, h, w, 0, H, W, sh, sw, factor, True, DISTANCE, K, PADDING, mask, NARROW)
     for r in tl.range(0, K - 1, loop_unroll_factor=2 if K == UNROLLED_WINDOW else 1):
         p = other_row(r, K)
-        total = row_sum(total, x, planes, h, w, p, H, W, sh, sw, factor, False, DISTANCE, K, PADDING)
+        total = row_sum(total, x, far, planes, h, w, p, H, W, sh, sw, factor, False, DISTANCE, K, PADDING, mask, NARROW)
     return total
 
 
@@ -72,14 +97,19 @@ def channel_sum(
 @triton.jit
 def row_square(
     total, count, x, planes, h, w, p, H, W, sh, sw,
-    CENTRE: tl.constexpr, CAREFUL: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr,
+    CENTRE: tl.constexpr, CAREFUL: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr,
+    NARROW: tl.constexpr,
 ):  # fmt: skip
     """Add the squared differences of the window's row p; CENTRE: of the right half of x's own row."""
     rows, row_inside = reach(h, p, H, CENTRE, "exclude")
     row, line, line_count = rows * sh, tl.zeros(x.shape, tl.float32), tl.zeros(x.shape, tl.float32)
     for q in tl.static_range(1 if CENTRE else -(K // 2), K // 2 + 1):
         columns, times = reach(w, q, W, q == 0, "exclude")
-        difference = x - tl.load(planes + (row + columns * sw)).to(tl.float32)
+        if MASKED:
+            pixel = masked(planes + (row + w), q, times, x).to(tl.float32)
+        else:
+            pixel = tl.load(pixel_at(planes, row + columns * sw, NARROW)).to(tl.float32)
+        difference = x - pixel
         square = difference * difference
         if PADDING == "replicate" or PADDING == "reflect":
             seen = sight(rows, h, H, K // 2, PADDING) * sight(columns, w, W, K // 2, PADDING)
@@ -89,22 +119,31 @@ def row_square(
         if CAREFUL:
             finite = square < float("inf")
             square, times = tl.where(finite, square, 0.0), tl.where(finite, times, 0.0)
-        line += square * times
+        line += square if MASKED else square * times
         line_count += times
-    return total + line * row_inside, count + line_count * row_inside
+    if CAREFUL and K <= SELECTED_WINDOW:
+        line = tl.where(row_inside > 0, line, 0.0)
+    else:
+        line *= row_inside
+    return total + line, count + line_count * row_inside
 
 
 @triton.jit
-def window_square(x, planes, h, w, H, W, sh, sw, CAREFUL: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr):
+def window_square(
+    x, planes, h, w, H, W, sh, sw,
+    CAREFUL: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr, NARROW: tl.constexpr,
+):  # fmt: skip
     """Sum of the window's (x_i - x_j)^2, and how many those are; CAREFUL: of the finite ones.
 
     Each unordered pair is computed once, at its upper or left pixel, and counts as often as the two windows show
     it; "exclude" halves both sums.
     """
     total, count = tl.zeros(x.shape, tl.float32), tl.zeros(x.shape, tl.float32)
-    total, count = row_square(total, count, x, planes, h, w, 0, H, W, sh, sw, True, CAREFUL, K, PADDING)
+    total, count = row_square(total, count, x, planes, h, w, 0, H, W, sh, sw, True, CAREFUL, K, PADDING, MASKED, NARROW)
     for p in tl.range(1, K // 2 + 1):
-        total, count = row_square(total, count, x, planes, h, w, p, H, W, sh, sw, False, CAREFUL, K, PADDING)
+        total, count = row_square(
+            total, count, x, planes, h, w, p, H, W, sh, sw, False, CAREFUL, K, PADDING, MASKED, NARROW
+        )
     if not CAREFUL and (PADDING == "exclude" or PADDING == "zeros"):
         count = tl.minimum(W - 1 - w, K // 2) + tl.minimum(H - 1 - h, K // 2) * extent(w, W, K // 2)
         count *= 2.0 if PADDING == "zeros" else 1.0
@@ -143,7 +182,7 @@ def channel_square(
 @triton.jit
 def row_pull(
     total, x, share, planes, shares, h, w, p, H, W, sh, sw, uh, uw, factor,
-    CENTRE: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr,
+    CENTRE: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr, NARROW: tl.constexpr,
 ):  # fmt: skip
     """Add what the window's row p pulls."""
     rows, row_inside = reach(h, p, H, CENTRE, "exclude")
@@ -151,8 +190,12 @@ def row_pull(
     for q in tl.static_range(-(K // 2), K // 2 + 1):
         if q != 0 or not CENTRE:
             columns, column_inside = reach(w, q, W, q == 0, "exclude")
-            pixel = tl.load(planes + (row + columns * sw)).to(tl.float32)
-            weight = tl.load(shares + (share_row + columns * uw))
+            if MASKED:
+                pixel = masked(planes + (row + w), q, column_inside, x).to(tl.float32)
+                weight = masked(shares + (share_row + w), q, column_inside, 0.0)
+            else:
+                pixel = tl.load(pixel_at(planes, row + columns * sw, NARROW)).to(tl.float32)
+                weight = tl.load(pixel_at(shares, share_row + columns * uw, NARROW))
             if PADDING == "exclude":
                 weight += share
             elif PADDING == "zeros":
@@ -163,20 +206,25 @@ def row_pull(
                 weight += share * sight(rows, h, H, K // 2, PADDING) * sight(columns, w, W, K // 2, PADDING)
             difference = x - pixel
             part = weight * difference * tl.exp2(difference * difference * factor)
-            line += part if PADDING == "zeros" else part * column_inside
+            line += part if PADDING == "zeros" or MASKED else part * column_inside
     return total + (line if PADDING == "zeros" else line * row_inside)
 
 
 @triton.jit
 def window_pull(
-    x, share, planes, shares, h, w, H, W, sh, sw, uh, uw, scale, K: tl.constexpr, PADDING: tl.constexpr
+    x, share, planes, shares, h, w, H, W, sh, sw, uh, uw, scale,
+    K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr, NARROW: tl.constexpr,
 ):  # fmt: skip
     """Sum over the window of a_ij (u_i + u_j), each as often as i and j see each other."""
     total, factor = tl.zeros(x.shape, tl.float32), -scale * LOG2E
-    total = row_pull(total, x, share, planes, shares, h, w, 0, H, W, sh, sw, uh, uw, factor, True, K, PADDING)
+    total = row_pull(
+        total, x, share, planes, shares, h, w, 0, H, W, sh, sw, uh, uw, factor, True, K, PADDING, MASKED, NARROW
+    )
     for r in tl.range(0, K - 1, loop_unroll_factor=2 if K == UNROLLED_WINDOW else 1):
         p = other_row(r, K)
-        total = row_pull(total, x, share, planes, shares, h, w, p, H, W, sh, sw, uh, uw, factor, False, K, PADDING)
+        total = row_pull(
+            total, x, share, planes, shares, h, w, p, H, W, sh, sw, uh, uw, factor, False, K, PADDING, MASKED, NARROW
+        )
     return total * (2.0 * scale)
 
 

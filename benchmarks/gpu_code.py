@@ -1,0 +1,251 @@
+"""Machine code of a GPU read as instructions, loops and how often each instruction runs."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Final, NamedTuple
+
+# The first pattern that the mnemonic begins like says what an instruction is.
+NVIDIA_KINDS: Final = (
+    ("exponential", r"MUFU\.EX2"),
+    ("special", r"MUFU|I2F\b|I2F\.|F2I|F2F|FRND|POPC|FLO"),
+    ("packed float32", r"F(ADD|MUL|FMA)2"),
+    ("float32", r"F(ADD|MUL|FMA)|HADD2\.F32|HFMA2"),
+    ("product", r"IMAD|IMUL"),
+    ("load", r"LDG|LD\b|LD\."),
+    ("store", r"STG|ST\b|ST\."),
+    ("local", r"LDL|STL"),
+    ("shared", r"LDS|STS|SHFL|ATOMS|LDSM|STSM"),
+    ("scalar", r"U[A-Z]|R2UR|S2UR|S2R|LDC|LDCU|CS2R"),
+    ("control", r"BRA|EXIT|NOP|BSSY|BSYNC|BAR|WARPSYNC|DEPBAR|RET|CALL|YIELD|BREAK|BMOV|ERRBAR|MEMBAR|ACQBULK"),
+    ("alu", r""),
+)
+AMD_KINDS: Final = (
+    ("exponential", r"v_s?_?exp_"),
+    ("special", r"v_(log|rcp|sqrt|rsq|sin|cos)_"),
+    ("packed float32", r"v_pk_(add|mul|fma)_f32"),
+    (
+        "float32",
+        r"v_(dual_)?(add|sub|subrev|mul|fma|fmac|mac|mad|fmaak|fmamk)_(legacy_)?(mix_)?f32|v_fma_mix|v_mad_mix",
+    ),
+    ("product", r"v_(mul_lo_u32|mul_hi|mad_u64|mad_i64)"),
+    ("load", r"(global|buffer|flat)_load"),
+    ("store", r"(global|buffer|flat)_store"),
+    ("local", r"scratch_"),
+    ("shared", r"ds_"),
+    ("control", r"s_(cbranch|branch|endpgm|nop|waitcnt|wait_|barrier|delay|clause|setprio|sleep|code_end|set_inst)"),
+    ("scalar", r"s_"),
+    ("alu", r""),
+)
+WIDTHS: Final = (  # bytes of a lane, by the mnemonic of a load or store
+    (r".*(\.128|x4\b|_b128)", 16), (r".*(x3\b|_b96)", 12), (r".*(\.64|x2\b|_b64)", 8),
+    (r".*(\.U16|\.S16|\.16\b|_ushort|_sshort|_short|_u16|_i16|_b16|_d16)", 2),
+    (r".*(\.U8|\.S8|_ubyte|_sbyte|_byte|_u8|_i8|_b8)", 1), (r"", 4),
+)  # fmt: skip
+
+SASS: Final = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
+AMD: Final = re.compile(r"^(?:([.\w$]+):|\s+([a-z]\w+)\s*([^;]*))")
+
+
+class Instruction(NamedTuple):
+    """One instruction: its mnemonic, its kind, and where it may go on."""
+
+    name: str
+    kind: str
+    target: int | None = None  # place in the code of what it branches to
+    falls: bool = True  # whether the next instruction may follow
+
+
+class Loop(NamedTuple):
+    """A loop that the kernel's source has: how often it runs, and those within."""
+
+    trips: int
+    inner: tuple[Loop, ...] = ()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many instructions of each kind a thread runs, and the bytes that its loads and stores move."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    loaded: float = 0.0
+    stored: float = 0.0
+
+    def over(self, outputs: float) -> Counts:
+        """By output, of so many a thread."""
+        kinds = Counter({kind: times / outputs for kind, times in self.kinds.items()})
+        return Counts(kinds, self.loaded / outputs, self.stored / outputs)
+
+    @property
+    def total(self) -> float:
+        """All instructions."""
+        return sum(self.kinds.values())
+
+
+def parse(assembly: str, amd: bool) -> list[Instruction]:
+    """Instructions of the first function of SASS or AMD's assembly.
+
+    Raises:
+        ValueError: it goes to where a register says.
+    """
+    lines = list(_amd_lines(assembly) if amd else _sass_lines(assembly))
+    places: dict[str, int] = {}
+    place = 0
+    for label, name, _, _ in lines:
+        if label:
+            places.setdefault(label, place)
+        place += bool(name)
+    found = []
+    for _, name, operands, conditional in lines:
+        if not name:
+            continue
+        if re.match(r"BRX|JMX|CALL\.ABS|s_setpc|s_swappc|s_call", name):
+            raise ValueError(f"{name} leads to where the code does not say")
+        branch, end = re.match(r"BRA|CALL|s_branch|s_cbranch", name), re.match(r"EXIT|RET|s_endpgm", name)
+        target = places.get(operands.replace("`(", " ").replace(")", " ").split()[-1]) if branch else None
+        falls = conditional or name.startswith("s_cbranch") if branch or end else True
+        found.append(Instruction(name, _kind(name, amd), target, falls))
+    return _without_subroutines(found)
+
+
+def _without_subroutines(code: list[Instruction]) -> list[Instruction]:
+    """The code with calls that return made into none: they are slow ways of a division, hardly ever taken.
+
+    Others stay what they are, which is branches: ptxas writes some like that.
+    """
+    following = [[place + 1] if (one.falls or "CALL" in one.name) and place + 1 < len(code) else []
+                 for place, one in enumerate(code)]  # fmt: skip
+    for place, one in enumerate(code):
+        if one.target is not None and "CALL" not in one.name:
+            following[place].append(one.target)
+    returns = {place for place, one in enumerate(code) if one.name.startswith("RET")}
+    return [
+        one._replace(target=None, falls=True)
+        if one.target is not None and "CALL" in one.name and _spread([one.target], following, frozenset()) & returns
+        else one
+        for one in code
+    ]
+
+
+def _sass_lines(assembly: str) -> Iterator[tuple[str, str, str, bool]]:
+    for line in assembly.partition("Function : ")[2].partition("Function : ")[0].splitlines():
+        match = SASS.match(line)
+        if match:
+            address, guard, name, operands = match.groups()
+            # A branch may have its condition among the operands, too.
+            conditional = guard is not None or bool(re.search(r"\bU?P\d", operands)) or name.startswith("BRA.DIV")
+            yield f"0x{int(address, 16):x}", name, operands, conditional
+
+
+def _amd_lines(assembly: str) -> Iterator[tuple[str, str, str, bool]]:
+    for line in assembly.splitlines():
+        match = AMD.match(line)
+        if line.startswith(".Lfunc_end"):
+            return
+        if match is None:
+            continue
+        label, name, operands = match.groups()
+        # A pair of RDNA's is two operations of one issue.
+        for part in f"{name} {operands}".split("::") if name else [""]:
+            first, _, rest = part.strip().partition(" ")
+            yield label or "", first, rest, False
+
+
+def _kind(name: str, amd: bool) -> str:
+    return next(kind for kind, pattern in (AMD_KINDS if amd else NVIDIA_KINDS) if re.match(pattern, name))
+
+
+def width(name: str) -> int:
+    """Bytes that a load or store moves for each lane."""
+    return next(size for pattern, size in WIDTHS if re.match(pattern, name))
+
+
+class Graph:
+    """The control flow of a function: which instructions follow which, and its natural loops."""
+
+    def __init__(self, code: Sequence[Instruction]) -> None:
+        self.code = code
+        self.successors: list[list[int]] = []
+        for place, instruction in enumerate(code):
+            following = [place + 1] if instruction.falls and place + 1 < len(code) else []
+            self.successors.append(following + ([] if instruction.target is None else [instruction.target]))
+        self.predecessors: list[list[int]] = [[] for _ in code]
+        for place, following in enumerate(self.successors):
+            for successor in following:
+                self.predecessors[successor].append(place)
+
+    def reached(self, removed: frozenset[int] = frozenset()) -> set[int]:
+        """Instructions that lie on a way from the start to an end, without those removed."""
+        ends = [place for place, following in enumerate(self.successors) if not following]
+        ahead = _spread([0], self.successors, removed)
+        return ahead & _spread([end for end in ends if end in ahead], self.predecessors, removed)
+
+    def loops(self) -> dict[int, set[int]]:
+        """The natural loops: their instructions, by the first one."""
+        reached = self.reached()
+        found: dict[int, set[int]] = {}
+        for place in sorted(reached):
+            for header in self.successors[place]:
+                # Going back, if every way to the branch leads over where it goes.
+                if header <= place and place not in _spread([0], self.successors, frozenset({header})):
+                    body = _spread([place], self.predecessors, frozenset({header})) | {header}
+                    found[header] = found.get(header, set()) | (body & reached)
+        return found
+
+
+def _spread(starts: Sequence[int], edges: Sequence[Sequence[int]], removed: frozenset[int]) -> set[int]:
+    found, todo = set(), [start for start in starts if start not in removed]
+    while todo:
+        place = todo.pop()
+        if place not in found:
+            found.add(place)
+            todo += [following for following in edges[place] if following not in removed]
+    return found
+
+
+def count(code: Sequence[Instruction], trips: dict[int, int] | None = None) -> Counts:
+    """Counts of what runs where each loop, by the place of its first instruction, runs so often; once without.
+
+    What is reached only by way of a loop of 0 trips does not run.
+    """
+    graph, trips = Graph(code), trips or {}
+    reached = graph.reached(frozenset(header for header, times in trips.items() if times == 0))
+    weights = dict.fromkeys(reached, 1)
+    for header, body in graph.loops().items():
+        for place in body & reached:
+            weights[place] *= trips.get(header, 1)
+    kinds: Counter[str] = Counter()
+    loaded = stored = 0
+    for place, times in weights.items():
+        instruction = code[place]
+        kinds[instruction.kind] += times
+        loaded += times * width(instruction.name) * (instruction.kind == "load")
+        stored += times * width(instruction.name) * (instruction.kind == "store")
+    return Counts(kinds, loaded, stored)
+
+
+def resolve(code: Sequence[Instruction], source: Sequence[Loop]) -> list[dict[int, int]]:
+    """Every way to give the loops of the code the trips of the source's.
+
+    They come in the source's order and nest as there; the compiler may have written some out.
+    """
+    bodies = Graph(code).loops()
+
+    def within(outer: set[int] | None) -> list[int]:
+        """Headers of the loops that lie in one, and in no other in between."""
+        inside = [header for header in bodies if outer is None or (header in outer and bodies[header] < outer)]
+        return sorted(h for h in inside if not any(bodies[h] < bodies[other] for other in inside))
+
+    def ways(headers: list[int], loops: Sequence[Loop]) -> Iterator[dict[int, int]]:
+        for chosen in combinations(loops, len(headers)):
+            partial: list[dict[int, int]] = [{}]
+            for header, loop in zip(headers, chosen, strict=True):
+                inner = list(ways(within(bodies[header]), loop.inner))
+                partial = [known | {header: loop.trips} | more for known in partial for more in inner]
+            yield from partial
+
+    return list(ways(within(None), source))
