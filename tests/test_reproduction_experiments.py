@@ -133,9 +133,9 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
         torch.rand(5)  # what else drew random numbers meanwhile changes nothing
         assert (folder / training.CHECKPOINT).exists() == (epochs > 0)
         assert not (folder / training.RESULT).exists()
-    told: list[int] = []
-    resumed = training.train(SETTINGS, parts(), folder, told.append)
-    assert told == [3, 4] and bits(resumed) == bits(whole)
+    before = steps
+    resumed = training.train(SETTINGS, parts(), folder)
+    assert steps - before == 2 * 3 and bits(resumed) == bits(whole)  # the third and the fourth epoch alone
     assert not (folder / training.CHECKPOINT).exists()
 
 
@@ -196,6 +196,15 @@ def test_an_epoch_is_balanced() -> None:
         assert sorted(index for index in indices if kinds[index] == "real") == list(range(10))
         assert len(list(itertools.groupby(people[index] for index in indices))) == 10  # each person's in one piece
     assert indices != training.sampled(kinds, people, torch.Generator().manual_seed(1)).tolist()
+
+
+def test_people_of_one_class_are_mixed_in_an_epoch() -> None:
+    kinds, people = ["real"] * 40 + ["a"] * 40, [str(index // 8) for index in range(80)]
+    for seed in range(5):
+        indices = training.sampled(kinds, people, torch.Generator().manual_seed(seed))
+        assert sorted(indices.tolist()) == list(range(80))
+        for batch in indices.tensor_split(5):
+            assert {kinds[index] for index in batch} == {"real", "a"}  # person by person a batch would hold one
 
 
 def test_gains_have_a_rate_of_their_own() -> None:

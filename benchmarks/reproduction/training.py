@@ -123,7 +123,7 @@ def create(settings: Settings) -> networks.Detector:
     return made.to(memory_format=torch.channels_last)  # which is twice as fast on CPUs, and no other arithmetic
 
 
-def train(settings: Settings, parts: Parts, folder: Path, progress: Callable[[int], object] | None = None) -> Run:
+def train(settings: Settings, parts: Parts, folder: Path) -> Run:
     """Train a network, or go on where a killed run stopped, or read what a run that is done has written.
 
     A checkpoint is written after every epoch. An epoch's random numbers are drawn from its number and the seed, so
@@ -133,7 +133,6 @@ def train(settings: Settings, parts: Parts, folder: Path, progress: Callable[[in
         settings: of the run.
         parts: the pictures of all kinds; those of ``settings.kinds`` are taken.
         folder: of this run alone.
-        progress: called with the number of epochs done, after each.
 
     Raises:
         ValueError: a part without real pictures, or without any of a kind.
@@ -158,8 +157,6 @@ def train(settings: Settings, parts: Parts, folder: Path, progress: Callable[[in
         seconds += time.process_time() - began
         held = {name: part.state_dict() for name, part in state.items()}
         replace(folder / CHECKPOINT, partial(torch.save, {**held, "epochs": epoch + 1, "seconds": seconds}))
-        if progress is not None:
-            progress(epoch + 1)
     return _finished(settings, detector, parts, folder, seconds)
 
 
