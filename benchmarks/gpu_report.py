@@ -9,7 +9,6 @@ run short, and lets one go on that was stopped.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import gpu_tables, timing
+from benchmarks import gpu_tables, harness, timing
 from benchmarks.gpu_code import Counts, Loop, count, parse, resolve
 from benchmarks.gpu_rates import A100, B200, DEVICES, H100, MI300X, Device
 from sia_layers.kernels.options import Options
@@ -281,18 +280,6 @@ def faults(rows: Iterable[Mapping[str, str]]) -> list[str]:
     return found
 
 
-def write(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Write the rows as CSV, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", newline="") as file:
-        fields = list(dict.fromkeys(name for row in rows for name in row))
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(path)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report; the exit code is 0 if there is no fault."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_report", description=__doc__.partition("\n")[0])
@@ -306,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = records(given.targets or (QUICK_TARGETS if given.quick else TARGETS), given.quick)
     print(report(rows))
     if given.csv is not None:
-        write(given.csv, rows)
+        harness.write(given.csv, rows)
         print(f"written: {given.csv}")
     if given.plot is not None:
         gpu_tables.plot(rows, given.plot)

@@ -55,15 +55,12 @@ def bound(row: Record) -> tuple[str, float]:
 
 def plot(rows: Iterable[Record], path: Path) -> None:
     """Bars of the bound that each pipe sets: a panel for each device, a group for each kernel of float32 in NCHW."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from benchmarks.plots import panels_of  # and Matplotlib
 
     chosen = [row for row in rows if _shown(row) and row["layout"] == "NCHW" and row["K"]]
     devices = [device for device in DEVICES if any(row["target"] == device.target for row in chosen)]
-    figure = Figure(figsize=(9, 2.6 * max(1, len(devices))), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(max(1, len(devices)), 1, squeeze=False)[:, 0]
-    for ax, device in zip(panels, devices, strict=False):
+    figure, panels = panels_of(len(devices), width=9, height=2.6, most=1)
+    for ax, device in zip(panels, devices, strict=True):
         found = [row for row in chosen if row["target"] == device.target]
         width = 0.85 / len(PIPES)
         for place, pipe in enumerate(PIPES):
@@ -72,7 +69,6 @@ def plot(rows: Iterable[Record], path: Path) -> None:
         ax.set_xticks(range(len(found)), [f"{row['kernel']}\nK = {row['K']}" for row in found], fontsize=8)
         ax.set_ylabel("ps by output", fontsize=8)
         ax.set_title(f"{device.name} ({device.target})", fontsize=9)
-        ax.spines[["top", "right"]].set_visible(False)
     panels[0].legend(fontsize=8, frameon=False, ncols=3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

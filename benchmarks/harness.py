@@ -85,24 +85,27 @@ class Table:
             print(f"drawn: {given.plot}")
 
     def write(self, path: Path) -> None:
-        """Write the rows as CSV, whole or not at all."""
-        rows = [{**row, **timing.machine(self.device)} for row in self.rows]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        with part.open("w", newline="") as file:
-            fields = list(dict.fromkeys(name for row in rows for name in row))
-            writer = csv.DictWriter(file, fields, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        part.replace(path)
+        """Write the rows as CSV, with the machine beside each."""
+        write(path, [{**row, **timing.machine(self.device)} for row in self.rows])
         print(f"\nwritten: {path}")
 
     def _aligned(self, name: str) -> str:
         return f"{'<' if self.columns[name].startswith('<') else '>'}{self.widths[name]}"
 
 
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(path)
+
+
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file that :meth:`Table.write` wrote."""
+    """The rows of a CSV file that :func:`write` wrote."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 

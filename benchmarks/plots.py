@@ -23,7 +23,7 @@ def speedups(rows: Rows, path: Path) -> None:
         if usual and isinstance(row.get("times"), int | float) and row["times"] != 1:
             panel = panels.setdefault(f"{row['map']}, {row['pass']}", {})
             panel.setdefault(row["provider"], {})[f"K = {row['K']}"] = row["times"]
-    figure, axes = _panels(len(panels))
+    figure, axes = panels_of(len(panels))
     for ax, (title, bars) in zip(axes, panels.items(), strict=True):
         _grouped(ax, bars)
         ax.set_yscale("log")
@@ -41,7 +41,7 @@ def added(rows: Rows, path: Path) -> None:
         if isinstance(row.get("added %"), int | float) and row["variant"] != "bare":
             panel = panels.setdefault(row["model"], {}).setdefault(f"{row['pass']}, batch {row['batch']}", {})
             panel[row["variant"]] = row["added %"]
-    figure, axes = _panels(len(panels))
+    figure, axes = panels_of(len(panels))
     for ax, (title, bars) in zip(axes, panels.items(), strict=True):
         _grouped(ax, bars)
         ax.axhline(0, color="black", linewidth=0.8)
@@ -60,7 +60,7 @@ def limits(rows: Rows, path: Path) -> None:
 def bars(rows: Rows, path: Path, group: str, values: Sequence[str]) -> None:
     """Some columns of the rows, grouped by another, a panel for each; the medians over what else differs."""
     rows = list(rows)
-    figure, axes = _panels(len(values))
+    figure, axes = panels_of(len(values))
     for ax, value in zip(axes, values, strict=True):
         by_group: dict[str, list[float]] = {}
         for row in rows:
@@ -79,7 +79,7 @@ def curves(rows: Rows, path: Path) -> None:
     axes_of: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
         axes_of.setdefault(row["axis"], {}).setdefault(row["provider"], []).append(row)
-    figure, panels = _panels(len(axes_of))
+    figure, panels = panels_of(len(axes_of))
     for ax, (axis, providers) in zip(panels, axes_of.items(), strict=True):
         for provider, found in providers.items():
             slope = found[-1].get("slope")
@@ -93,16 +93,18 @@ def curves(rows: Rows, path: Path) -> None:
     _save(figure, path)
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    columns = min(3, max(1, count))
+def panels_of(count: int, width: float = 4.6, height: float = 3.4, most: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, ``most`` of them side by side; width and height of each in inches."""
+    columns = min(most, max(1, count))
     rows = -(-max(1, count) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes[count:]:
         ax.remove()
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
     return figure, axes[:count]
 
 

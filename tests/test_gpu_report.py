@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton, which holds the compilers, is not installed")
 
-from benchmarks import gpu_report, gpu_tables
+from benchmarks import gpu_report, gpu_tables, harness
 from benchmarks.gpu_code import Graph, Loop, count, parse, resolve, width
 from benchmarks.gpu_rates import A100, DEVICES
 
@@ -241,10 +240,8 @@ def test_a_page_is_filled_between_its_marks(tmp_path: Path) -> None:
     assert gpu_tables.filled(once, rows, [A100]) == once
     with pytest.raises(ValueError, match="the page has no lines <!-- gpu -->"):
         gpu_tables.filled("no marks", rows, [A100])
-    gpu_report.write(tmp_path / "gpu.csv", rows)
-    with (tmp_path / "gpu.csv").open(newline="") as file:
-        found = list(csv.DictReader(file))
-    assert gpu_tables.tables(found) == gpu_tables.tables(rows)
+    harness.write(tmp_path / "gpu.csv", rows)
+    assert gpu_tables.tables(harness.read(tmp_path / "gpu.csv")) == gpu_tables.tables(rows)
 
 
 def test_the_plot_is_written(tmp_path: Path) -> None:

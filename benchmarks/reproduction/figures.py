@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Final
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks import harness
+from benchmarks.plots import panels_of
 
 CsvRow = Mapping[str, str]
 COLORS: Final = {"bare": "0.55", "SE": "C2", "CBAM": "C1", "SIA": "C0", "Norm": "0.55", "CDC": "C1", "Depthwise": "C0"}
@@ -32,7 +32,7 @@ def draw(results: Path, images: Path) -> list[Path]:
 def differences(rows: Sequence[CsvRow]) -> Figure:
     """AUC of every variant less that of the bare network, with its interval."""
     shown = [row for row in rows if row["kinds"] == "all" and row.get("AUC - bare")][::-1]
-    figure, (ax,) = _panels(1, width=6.4, height=0.8 + 0.28 * len(shown))
+    figure, (ax,) = panels_of(1, width=6.4, height=0.8 + 0.28 * len(shown))
     _points(ax, [row["network"] for row in shown], shown, "AUC - bare")
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_xlabel("AUC − bare, and its 95 % interval", fontsize=9)
@@ -43,7 +43,7 @@ def self_information(rows: Sequence[CsvRow]) -> Figure:
     """Accuracy over average self-information: a panel for each manipulation, a point for each trained network."""
     trained = [row for row in rows if (row["state"], row["behind"]) == ("trained", "layer")]
     kinds = list(dict.fromkeys(row["kinds"] for row in trained))
-    figure, axes = _panels(len(kinds))
+    figure, axes = panels_of(len(kinds), most=2)
     for ax, kind in zip(axes, kinds, strict=True):
         for name in dict.fromkeys(row["network"] for row in trained):
             held = [row for row in trained if (row["kinds"], row["network"]) == (kind, name)]
@@ -59,7 +59,7 @@ def self_information(rows: Sequence[CsvRow]) -> Figure:
 def robustness(rows: Sequence[CsvRow]) -> Figure:
     """AUC over the severity of each corruption, a curve for each network."""
     corruptions = list(dict.fromkeys(row["corruption"] for row in rows))
-    figure, axes = _panels(len(corruptions))
+    figure, axes = panels_of(len(corruptions), most=2)
     for ax, corruption in zip(axes, corruptions, strict=True):
         for name in dict.fromkeys(row["network"] for row in rows):
             held = [row for row in rows if (row["corruption"], row["network"]) == (corruption, name)
@@ -81,7 +81,7 @@ def bars(rows: Sequence[CsvRow]) -> Figure:
     """The paper's Figure 1: bare and SIA side by side under every corruption, the mean of the five severities."""
     held = [row for row in rows if row["severity"] == AVERAGE and row["network"] in ("bare", "SIA")]
     corruptions = list(dict.fromkeys(row["corruption"] for row in held))
-    figure, (ax,) = _panels(1, width=6.4)
+    figure, (ax,) = panels_of(1, width=6.4)
     for side, name in ((-0.2, "bare"), (0.2, "SIA")):
         of = {row["corruption"]: row for row in held if row["network"] == name}
         places = [index + side for index in range(len(corruptions))]
@@ -99,7 +99,7 @@ def localisation(rows: Sequence[CsvRow]) -> Figure:
     """Pixel AUC of every map on the fakes and on the real pictures under the same masks."""
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     panels = [[row for row in rows if (row["size"], row["kinds"]) == (size, "all")][::-1] for size in sizes]
-    figure, axes = _panels(len(sizes), width=5.6, height=0.9 + 0.3 * max(map(len, panels)))
+    figure, axes = panels_of(len(sizes), width=5.6, most=2, height=0.9 + 0.3 * max(map(len, panels)))
     for ax, size, held in zip(axes, sizes, panels, strict=True):
         names = [row["map"] for row in held]
         _points(ax, names, held, "real", color="0.55", label="real picture, same mask", shift=-0.15)
@@ -117,20 +117,6 @@ FIGURES: Final = {
     "fig1_bars": ("fig1", bars),
     "localise": ("localise", localisation),
 }
-
-
-def _panels(count: int, width: float = 4.2, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    columns = min(2, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for ax in axes[count:]:
-        ax.remove()
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8)
-    return figure, axes[:count]
 
 
 def _points(
