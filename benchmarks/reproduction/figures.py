@@ -106,7 +106,7 @@ def localisation(rows: Sequence[CsvRow]) -> Figure:
         _points(ax, names, held, "AUC", color="C0", label="fake", shift=0.15)
         ax.axvline(0.5, color="black", linewidth=0.8)
         ax.set_xlabel(f"pixel AUC at {size} pixels; chance is 0.5", fontsize=9)
-    axes[0].legend(fontsize=8, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
