@@ -21,10 +21,10 @@ needs_cpu_kernels = pytest.mark.skipif(backends.unavailable("cpu") is not None, 
 # Instructions a pixel of a map (2, 16, 32, 32), without vectors beyond AVX2, which callgrind does not know: a tenth
 # above what was counted. A change that raises them wants a look, one that lowers them a lower figure here.
 INSTRUCTIONS = {
-    ("forward", 3, 0): 49,
-    ("forward", 3, 1): 79,
-    ("forward", 7, 0): 128,
-    ("backward", 3, 0): 93,
+    ("forward", 3, 0): 46,
+    ("forward", 3, 1): 77,
+    ("forward", 7, 0): 126,
+    ("backward", 3, 0): 92,
     ("backward", 7, 0): 229,
 }
 PIXELS = 2 * 16 * 32 * 32
@@ -77,6 +77,8 @@ def test_instructions_of_the_c_kernels(case: tuple[str, int, int], driver: Path,
     assert counted > INSTRUCTIONS[case] / 2, f"{counted:.1f} instructions a pixel: lower the figure"
 
 
+# What is freed must go back to the system at once, or the peak depends on how the heap is cut up (glibc's settings).
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 PEAK = """
 import sys
 from pathlib import Path
@@ -102,14 +104,14 @@ print((resident("VmHWM") - before) / (x.numel() * 4))
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells peak memory, other systems do not")
-@pytest.mark.parametrize(("backend", "maps"), [("cpu", 1.5), ("reference", 14.0)])
+@pytest.mark.parametrize(("backend", "maps"), [("cpu", 1.1), ("reference", 6.0)])
 def test_peak_memory(backend: str, maps: float) -> None:
-    """Of the output and little else; the reference holds a dozen maps, some of them padded, where K^2 is 121."""
+    """Of the output and little else; the reference holds five maps, where K^2 is 121."""
     reason = backends.unavailable(backend)
     if reason is not None:
         pytest.skip(reason)
     command = [sys.executable, "-c", PEAK, backend, "11"]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | GIVEN_BACK
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert 0.5 < float(done.stdout) < maps

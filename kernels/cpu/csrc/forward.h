@@ -12,18 +12,26 @@ INLINE vf rows_in_window(const tile *t, int64_t row)
     return p->options->padding_mode == SIA_EXCLUDE ? load(rows) : splat((float)p->options->kernel_size);
 }
 
-/* Turns a row's sums of densities into I_intra. */
-static void densities_to_information(const tile *t, int64_t row)
+/* sum / size, from 1 / size: with fused operations as exact as a division, and much faster. */
+INLINE vf quotient(vf sum, vf size, vf inverse)
+{
+    const vf about = sum * inverse;
+    return VL > 4 ? about + (sum - about * size) * inverse : sum / size;
+}
+
+/* Divides a row's sums of densities by the sizes of their windows, exactly where all densities are 1. */
+static void average_densities(const tile *t, int64_t row)
 {
     const plan *p = t->p;
-    const vf rows = rows_in_window(t, row), log_full = log_positive(rows * (float)p->options->kernel_size);
+    const vf rows = rows_in_window(t, row), full = rows * (float)p->options->kernel_size, inverse = 1.0f / full;
     const int64_t margin = p->options->padding_mode == SIA_EXCLUDE ? p->radius : 0;
     float *e = t->e + ring_offset(t, row) + p->pad * VL;
     for (int64_t j = 0; j < p->w; j++) {
-        vf log_size = log_full;
-        if (j < margin || j >= p->w - margin)
-            log_size = log_positive(rows * (float)(smaller(j + margin, p->w - 1) - larger(j - margin, 0) + 1));
-        store(e + j * VL, at_least_zero(log_size - log_positive(load(e + j * VL))));
+        const vf sum = load(e + j * VL);
+        if (j >= margin && j < p->w - margin)
+            store(e + j * VL, quotient(sum, full, inverse));
+        else
+            store(e + j * VL, sum / (rows * (float)(smaller(j + margin, p->w - 1) - larger(j - margin, 0) + 1)));
     }
 }
 
@@ -37,7 +45,7 @@ INLINE void finish_rows(const forward_call *call, int mode, tile *t, int64_t fro
     const int at_once = all_whole(t, from, to) && is_flat(call->x, p->w) && is_flat(call->info, p->w) &&
                         is_flat(call->gated, p->w) && is_flat(call->grad, p->w);
     for (int64_t row = from; mode == DENSITIES && row < to; row++)
-        densities_to_information(t, row);
+        average_densities(t, row);
     for (int64_t row = from; row < to; row = at_once ? to : row + 1) {
         const int64_t pixels = at_once ? (to - row) * p->w : p->w, length = p->chunk * p->width + VL;
         const float *within = sums_alone(p, mode) ? NULL : t->e + ring_offset(t, row) + p->pad * VL;

@@ -23,7 +23,9 @@ typedef struct {
     int64_t x_stride, grad_stride, info_stride, gated_stride; /* between the elements of a vector, in elements */
     int64_t x_step, grad_step, info_step, gated_step;         /* from a vector to the next, in bytes */
     int grad_dtype;
-    vf scale, exponent, log_count; /* of the distance form; of the inter-channel densities; log(S + 1) */
+    int half;                         /* the weight is 1/2: the logarithm of both terms' product serves them */
+    vf scale, exponent;               /* of the distance form; of the inter-channel densities */
+    vf log_one, log_count;            /* log(1), which rounds like any other, and log(S + 1) */
     vf totals[2];
 } stream;
 
@@ -38,6 +40,7 @@ INLINE stream open_stream(const forward_call *call, int mode, int axis, int64_t 
     const plan *p = &call->p;
     stream s = {.pass = call->pass, .channel = call->channel, .neighbours = p->neighbours};
     s.weight = p->options->inter_weight;
+    s.half = s.weight == 0.5f && p->neighbours > 0;
     s.x = pixel(call->x, n, k, row);
     s.grad = pixel(call->grad, n, k, row);
     s.info = pixel(call->info, n, k, row);
@@ -51,6 +54,7 @@ INLINE stream open_stream(const forward_call *call, int mode, int axis, int64_t 
     s.info_step = bytes_to_next(call->info, axis);
     s.gated_step = bytes_to_next(call->gated, axis);
     s.grad_dtype = call->grad->dtype;
+    s.log_one = log_positive(splat(1));
     s.log_count = log_positive(splat((float)(p->neighbours + 1)));
     if (mode == DENSITIES) {
         const float *scale = call->scale + (p->n + n) * p->c + k;
@@ -66,14 +70,23 @@ INLINE vf add_channel(int mode, vf sum, vf d, vf exponent)
     return sum + (mode == DENSITIES ? exp2_of(d * exponent * d) : mode == SQUARES ? d * d : d);
 }
 
+/* I of the average density within the channel and the sum of those across. */
+INLINE vf information_of(const stream *s, vf density, vf across)
+{
+    if (s->half)
+        return 0.5f * at_least_zero(s->log_count - log_positive(density * density * across));
+    const vf within = at_least_zero(s->log_one - log_positive(density));
+    return s->neighbours ? within + s->weight * at_least_zero(s->log_count - log_positive(across)) : within;
+}
+
 /* Combines what came from within the channel and from the following channels, uses it, and moves on. */
 INLINE void take(stream *s, int mode, vf x, vf within, vf sum, int64_t count, int dtype)
 {
     vf value = within, extra = sum;
     if (mode == DIFFERENCES)
         value = absolute(within) + s->weight * absolute(sum);
-    else if (mode == DENSITIES && s->neighbours)
-        value += s->weight * at_least_zero(s->log_count - log_positive(sum));
+    else if (mode == DENSITIES)
+        value = information_of(s, within, sum);
     if (mode == DIFFERENCES && s->pass != EMIT) {
         vi finite = value - value == splat(0);
         if (s->pass == SUM_PRODUCTS) {
