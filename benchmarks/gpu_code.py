@@ -228,10 +228,15 @@ def count(code: Sequence[Instruction], trips: dict[int, int] | None = None) -> C
     return Counts(kinds, loaded, stored)
 
 
-def resolve(code: Sequence[Instruction], source: Sequence[Loop]) -> list[dict[int, int]]:
+def resolve(code: Sequence[Instruction], source: Sequence[Loop], fewer: bool = False) -> list[dict[int, int]]:
     """Every way to give the loops of the code the trips of the source's.
 
     They come in the source's order and nest as there; the compiler may have written some out.
+
+    Args:
+        code: of a function.
+        source: its loops, outermost first.
+        fewer: take in that the compiler has written out some trips of a loop and left fewer of it.
     """
     bodies = Graph(code).loops()
 
@@ -245,7 +250,8 @@ def resolve(code: Sequence[Instruction], source: Sequence[Loop]) -> list[dict[in
             partial: list[dict[int, int]] = [{}]
             for header, loop in zip(headers, chosen, strict=True):
                 inner = list(ways(within(bodies[header]), loop.inner))
-                partial = [known | {header: loop.trips} | more for known in partial for more in inner]
+                trips = range(1, loop.trips + 1) if fewer and loop.trips else (loop.trips,)
+                partial = [known | {header: each} | more for known in partial for each in trips for more in inner]
             yield from partial
 
     return list(ways(within(None), source))

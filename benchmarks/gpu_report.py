@@ -79,9 +79,12 @@ class Row:
         except ValueError:
             return None
         outputs = self.built.outputs_per_thread * tiles(launch)
-        ways = [count(code, trips).over(outputs) for trips in resolve(code, loops(launch))]
-        found = [counts for counts in ways if expected.met(counts)]
-        return found[0] if found and all(counts == found[0] for counts in found) else None
+        for fewer in (False, True):
+            ways = [count(code, trips).over(outputs) for trips in resolve(code, loops(launch), fewer)]
+            found = [counts for counts in ways if expected.met(counts)]
+            if found:
+                return found[0] if all(counts == found[0] for counts in found) else None
+        return None
 
     @cached_property
     def once(self) -> Counts | None:

@@ -139,6 +139,14 @@ def test_a_loop_that_the_compiler_wrote_out_may_be_missing() -> None:
     assert ways == [{4: 2, 5: 3}, {4: 5, 5: 7}, {4: 5, 5: 9}]
 
 
+def test_a_loop_may_run_less_often_where_the_compiler_wrote_out_some_trips() -> None:
+    code = parse(SASS, amd=False)
+    nested = (Loop(2, (Loop(3),)),)
+    assert resolve(code, nested) == [{4: 2, 5: 3}]
+    assert resolve(code, nested, fewer=True) == [{4: i, 5: j} for i in (1, 2) for j in (1, 2, 3)]
+    assert resolve(code, (Loop(0, (Loop(1),)),), fewer=True) == [{4: 0, 5: 1}]
+
+
 def test_code_that_goes_where_a_register_says_is_refused() -> None:
     with pytest.raises(ValueError, match="BRX leads to where the code does not say"):
         parse(SASS.replace("BRA 0xc0", "BRX R2"), amd=False)
