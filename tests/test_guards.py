@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness import GIVEN_BACK
 from sia_layers.kernels import backends
 from sia_layers.kernels.cpu import library
 
@@ -77,8 +78,6 @@ def test_instructions_of_the_c_kernels(case: tuple[str, int, int], driver: Path,
     assert counted > INSTRUCTIONS[case] / 2, f"{counted:.1f} instructions a pixel: lower the figure"
 
 
-# What is freed must go back to the system at once, or the peak depends on how the heap is cut up (glibc's settings).
-GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 PEAK = """
 import sys
 from pathlib import Path
