@@ -126,17 +126,16 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
     kernel, arguments = launch.kernel, for_target(launch.arguments, nvidia=gpu.backend == "cuda")
     signature = {item.name: _type(item.is_constexpr, arguments[item.name]) for item in kernel.params}
     constants = {name: arguments[name] for name, kind in signature.items() if kind == "constexpr"}
-    num_warps = launch.num_warps
-    built = triton.compile(ASTSource(kernel, signature, constants), target=gpu, options={"num_warps": num_warps})
+    options = launch.compile_options(nvidia=gpu.backend == "cuda")
+    built = triton.compile(ASTSource(kernel, signature, constants), target=gpu, options=options)
     if gpu.backend == "cuda":
         registers, spills, assembly = _inspect_cubin(built.asm["cubin"])
     else:
         assembly = built.asm["amdgcn"]
         registers = _amd_figure(assembly, "vgpr_count")
         spills = _amd_figure(assembly, "vgpr_spill_count") + _amd_figure(assembly, "sgpr_spill_count")
-    return Compiled(
-        kernel.__name__, target, launch, num_warps, gpu.warp_size, registers, spills, built.metadata.shared, assembly
-    )
+    shared, name, num_warps = built.metadata.shared, kernel.__name__, launch.num_warps
+    return Compiled(name, target, launch, num_warps, gpu.warp_size, registers, spills, shared, assembly)
 
 
 def _type(constant: bool, value: Any) -> str:

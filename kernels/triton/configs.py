@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+import torch
+
 ELEMENTS: Final = 512  # outputs of a program whose tile has a window
 FLAT_ELEMENTS: Final = 1024  # outputs of a program that works pixel by pixel
 COLUMNS: Final = (32, 16)  # of a tile of NCHW, at most and at least
@@ -25,6 +27,10 @@ VECTOR: Final = 4  # channels that a lane loads at once, where the map is aligne
 OUTPUTS_PER_THREAD: Final = 4
 FLAT_OUTPUTS_PER_THREAD: Final = 8
 LARGEST_WARPS: Final = 8
+# Registers that ptxas may take, by kernel, K and dtype, for densities in channels_last. Left to itself it stops at 64
+# and 80 of these on sm_90, and spills two; told how many there are, it takes what it needs. To tell it so everywhere
+# would cost other kernels warps.
+MOST_REGISTERS: Final = {("information", 5, torch.float32): 96, ("gather", 5, torch.bfloat16): 128}
 SPREAD_TILES: Final = 4  # tiles that a program of the bandwidth's reduction adds up
 FINISH_ENTRIES: Final = 1024  # partial sums that a program adds up
 FINISH_BLOCK: Final = (64, 16)  # partial sums, rows: of a tile of them

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sia_layers.kernels.triton.configs import ceil_div, warps
+from sia_layers.kernels.triton.configs import MOST_REGISTERS, ceil_div, warps
 
 WIDEST_GRID = 2**22  # programs along the first grid axis: AMD allows 2^32 threads
 
@@ -28,6 +28,14 @@ class Launch(NamedTuple):
     def num_warps(self) -> int:
         """Warps of a program."""
         return warps(self.elements, windowed="K" in self.arguments)
+
+    def compile_options(self, nvidia: bool) -> dict[str, int]:
+        """What the compiler is told beside the arguments."""
+        given, options = self.arguments, {"num_warps": self.num_warps}
+        if nvidia and given.get("CHANNELS_LAST") and "K" in given and not given.get("DISTANCE"):
+            most = MOST_REGISTERS.get((self.kernel.__name__, given["K"], given["x"].dtype))
+            options |= {"maxnreg": most} if most else {}
+        return options
 
 
 _notes: ContextVar[list[Launch] | None] = ContextVar("notes", default=None)
@@ -56,10 +64,12 @@ def launch(kernel: Any, device: torch.device, programs: int, elements: int, **ar
     if notes is not None:
         notes.append(planned)
         return
-    arguments = for_target(arguments, nvidia=torch.version.cuda is not None, interpreted=interpreted())
+    nvidia = torch.version.cuda is not None
+    options = planned.compile_options(nvidia and not interpreted())
+    arguments = for_target(arguments, nvidia, interpreted())
     columns = min(programs, WIDEST_GRID)
     with _on(device), _exact(arguments) if interpreted() else nullcontext(arguments) as arguments:
-        kernel[(columns, ceil_div(programs, columns))](**arguments, num_warps=planned.num_warps)
+        kernel[(columns, ceil_div(programs, columns))](**arguments, **options)
 
 
 def for_target(arguments: dict[str, Any], nvidia: bool, interpreted: bool = False) -> dict[str, Any]:
