@@ -135,8 +135,9 @@ def test_what_ptxas_spills_unless_it_is_told_how_many_registers_there_are() -> N
     groups = [
         Group(("sm_90",), ("self_information",), 5, "float32", channels_last=True),
         Group(("sm_90",), BACKWARD, 5, "bfloat16", channels_last=True),
+        Group(("sm_80",), BACKWARD, 5, "float32", channels_last=True, estimator="distance"),
     ]
-    assert_no_spills(Compiler.run(*groups), {"spread", "finish", "information", "shares", "gather"})
+    assert_no_spills(Compiler.run(*groups), {"spread", "distances", "finish", "information", "shares", "gather"})
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])

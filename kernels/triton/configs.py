@@ -27,10 +27,11 @@ VECTOR: Final = 4  # channels that a lane loads at once, where the map is aligne
 OUTPUTS_PER_THREAD: Final = 4
 FLAT_OUTPUTS_PER_THREAD: Final = 8
 LARGEST_WARPS: Final = 8
-# Registers that ptxas may take, by kernel, K and dtype, for densities in channels_last. Left to itself it stops at 64
-# and 80 of these on sm_90, and spills two; told how many there are, it takes what it needs. To tell it so everywhere
-# would cost other kernels warps.
+# Registers that ptxas may take. Left to itself it stops early, for the sake of more warps, and spills two or four: on
+# sm_90 of two kernels of densities in channels_last, by name, K and dtype, and of those of distances here and there. To
+# tell it so everywhere would cost the others warps.
 MOST_REGISTERS: Final = {("information", 5, torch.float32): 96, ("gather", 5, torch.bfloat16): 128}
+DISTANCE_REGISTERS: Final = 255
 SPREAD_TILES: Final = 4  # tiles that a program of the bandwidth's reduction adds up
 FINISH_ENTRIES: Final = 1024  # partial sums that a program adds up
 FINISH_BLOCK: Final = (64, 16)  # partial sums, rows: of a tile of them

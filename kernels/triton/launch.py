@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sia_layers.kernels.triton.configs import MOST_REGISTERS, ceil_div, warps
+from sia_layers.kernels.triton.configs import DISTANCE_REGISTERS, MOST_REGISTERS, ceil_div, warps
 
 WIDEST_GRID = 2**22  # programs along the first grid axis: AMD allows 2^32 threads
 
@@ -31,11 +31,20 @@ class Launch(NamedTuple):
 
     def compile_options(self, nvidia: bool) -> dict[str, int]:
         """What the compiler is told beside the arguments."""
-        given, options = self.arguments, {"num_warps": self.num_warps}
-        if nvidia and given.get("CHANNELS_LAST") and "K" in given and not given.get("DISTANCE"):
-            most = MOST_REGISTERS.get((self.kernel.__name__, given["K"], given["x"].dtype))
-            options |= {"maxnreg": most} if most else {}
-        return options
+        options = {"num_warps": self.num_warps}
+        return options | {"maxnreg": self._most_registers} if nvidia and self._most_registers else options
+
+    @property
+    def _most_registers(self) -> int | None:
+        """What ptxas may take for a thread; None leaves it to ptxas."""
+        given, name = self.arguments, self.kernel.__name__
+        if name == "distances" or given.get("DISTANCE"):
+            return DISTANCE_REGISTERS
+        return (
+            MOST_REGISTERS.get((name, given["K"], given["x"].dtype))
+            if given.get("CHANNELS_LAST") and "K" in given
+            else None
+        )
 
 
 _notes: ContextVar[list[Launch] | None] = ContextVar("notes", default=None)
