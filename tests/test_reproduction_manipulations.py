@@ -1,0 +1,220 @@
+"""The four manipulations, and the pipeline that real and fake pictures pass alike."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+EXTRA = "pip install 'sia-layers[reproduction]'"
+np = pytest.importorskip("numpy", reason=EXTRA)
+cv2 = pytest.importorskip("cv2", reason=EXTRA)
+Image = pytest.importorskip("PIL.Image", reason=EXTRA)
+for module in ("scipy", "sklearn", "tqdm"):
+    pytest.importorskip(module, reason=EXTRA)
+
+from drawn_faces import drawn_face, forge, write_faces  # noqa: E402
+from sklearn.linear_model import LogisticRegression  # noqa: E402
+from sklearn.metrics import roc_auc_score  # noqa: E402
+from sklearn.model_selection import GroupKFold, cross_val_predict  # noqa: E402
+from sklearn.pipeline import make_pipeline  # noqa: E402
+from sklearn.preprocessing import StandardScaler  # noqa: E402
+
+from benchmarks.reproduction import data  # noqa: E402
+from benchmarks.reproduction.data import landmarks, manipulate, pipeline  # noqa: E402
+
+PHOTOGRAPHS = os.environ.get("SIA_FACES")
+needs_photographs = pytest.mark.skipif(not PHOTOGRAPHS, reason="SIA_FACES is not set to a folder of landmarked faces")
+
+
+# Manipulations
+
+
+def test_layouts_name_landmarks_that_there_are():
+    for count, layout in landmarks.LAYOUTS.items():
+        for group in (layout.face, layout.brows, *layout.eyes, layout.nose, layout.mouth):
+            assert len(set(group)) == len(group) and set(group) <= set(range(count)) and set(group) <= set(layout.face)
+    with pytest.raises(ValueError, match="189 or 68 a face, got 5"):
+        landmarks.layout(np.zeros((5, 2)))
+
+
+@pytest.mark.parametrize("kind", data.MANIPULATIONS)
+@pytest.mark.parametrize("seed", range(4))
+def test_only_what_the_mask_covers_is_changed(kind, seed):
+    target, donor = drawn_face(1), drawn_face(2)
+    before = target[0].copy()
+    picture, mask = forge(kind, target, donor, seed)
+    assert np.array_equal(target[0], before)
+    assert picture.shape == before.shape and picture.dtype == np.uint8
+    assert mask.shape == before.shape[:2] and mask.dtype == bool
+    assert 0.02 < mask.mean() < 0.5
+    seam = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3)), iterations=6).astype(bool)
+    assert np.array_equal(picture[~seam], before[~seam])
+    changed = (picture != before).any(2)
+    assert changed[mask].mean() > 0.6
+    assert changed[mask].mean() > 10 * changed[~mask].mean()
+
+
+@pytest.mark.parametrize("kind", data.MANIPULATIONS)
+def test_a_forgery_is_decided_by_its_seed(kind):
+    target, donor = drawn_face(1), drawn_face(2)
+    first, again, other = (forge(kind, target, donor, seed) for seed in (5, 5, 8))
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+    assert not np.array_equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_swap_carries_the_donor(seed):
+    target, (picture, points) = drawn_face(1), drawn_face(2)
+    marked, nose = picture.copy(), 30
+    cv2.circle(marked, np.round(points[nose]).astype(int).tolist(), 5, (0, 0, 0), -1)
+    plain, mask = manipulate.face_swap(*target, picture, points, np.random.default_rng(seed))
+    swapped, _ = manipulate.face_swap(*target, marked, points, np.random.default_rng(seed))
+    x, y = np.round(target[1][nose]).astype(int)
+    assert mask[y, x]
+    assert swapped[y - 1 : y + 2, x - 1 : x + 2].mean() < plain[y - 1 : y + 2, x - 1 : x + 2].mean() - 40
+
+
+def test_a_swap_ends_where_the_donors_picture_does():
+    target, (picture, points) = drawn_face(1), drawn_face(2)
+    half = picture[: picture.shape[0] // 2]
+    inside = np.flatnonzero(points[:, 1] < len(half) - 1)
+    assert 0 < len(inside) < len(points)
+    _, mask = manipulate.face_swap(*target, half, points, np.random.default_rng(0))
+    lowest = np.flatnonzero(mask.any(1)).max()
+    assert lowest < target[1][:, 1].max() - 20
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_resynthesis_keeps_the_strength_of_the_detail_and_not_its_structure(seed):
+    picture, points = drawn_face(3)
+    made, mask = manipulate.texture_resynthesis(picture, points, np.random.default_rng(seed))
+    core = cv2.erode(mask.astype(np.uint8), np.ones((9, 9))).astype(bool)
+
+    def detail(image):
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(float)
+        return (grey - cv2.GaussianBlur(grey, (0, 0), 2))[core]
+
+    assert 0.7 < detail(made).std() / detail(picture).std() < 1.4
+    assert np.corrcoef(detail(made), detail(picture))[0, 1] < 0.9
+
+
+def test_reenactment_moves_mouth_and_eyes_and_leaves_the_nose():
+    picture, points = drawn_face(3)
+    for seed in range(4):
+        _, mask = manipulate.reenactment(picture, points, np.random.default_rng(seed))
+        marked = mask[tuple(np.round(points).astype(int).T[::-1])]
+        layout = landmarks.layout(points)
+        assert marked[list(layout.mouth)].mean() > 0.8
+        assert marked[list(layout.brows)].mean() > 0.8
+        assert marked[list(layout.nose)].mean() < 0.5
+
+
+# The pipeline
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(20, 200),
+    st.integers(20, 200),
+    st.lists(st.tuples(st.floats(-20, 220), st.floats(-20, 220)), min_size=2),
+)
+def test_boxes_lie_in_the_picture(height, width, points):
+    for box in (pipeline.face_box(np.array(points), (height, width, 3)), pipeline.centre_box((height, width, 3))):
+        assert box.side >= 1
+        assert box.x >= 0 and box.y >= 0 and box.x + box.side <= width and box.y + box.side <= height
+
+
+def test_finish_crops_picture_and_mask_alike():
+    picture, mask = np.zeros((60, 80, 3), np.uint8), np.zeros((60, 80), bool)
+    picture[20:40, 30:50] = 255
+    mask[20:40, 30:50] = True
+    made, covered = pipeline.finish(picture, mask, pipeline.Box(20, 10, 40), 32, "HQ")
+    assert made.shape == (32, 32, 3) and covered.shape == (32, 32)
+    assert covered.sum() == 16 * 16 and covered[8:24, 8:24].all()
+    assert np.array_equal(made.mean(2) > 127, covered)
+
+
+def test_lower_quality_is_a_smaller_file_that_is_further_off():
+    picture = drawn_face(1)[0]
+    files = {name: pipeline.encode(picture, quality) for name, quality in data.QUALITIES.items()}
+    errors = {name: np.abs(pipeline.decode(file).astype(int) - picture).mean() for name, file in files.items()}
+    assert len(files["LQ"]) < len(files["HQ"]) / 1.5
+    assert errors["HQ"] < errors["LQ"]
+
+
+def file_statistics(files):
+    """What can be told of a file without looking at the picture: (N, features)."""
+    rows = []
+    for file in files:
+        with Image.open(io.BytesIO(file)) as image:
+            tables = [value for table in image.quantization.values() for value in table]
+            known = [len(image.info), len(image.getexif()), len(image.getbands()), image.layers]
+            rows.append([len(file), image.width, image.height, *known, *tables])
+    return np.array(rows, dtype=float)
+
+
+def told_apart(files, labels, people):
+    """AUC of a classifier on file statistics, on people that it has not been trained on."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
+    folds = GroupKFold(6)
+    found = cross_val_predict(model, file_statistics(files), labels, groups=people, cv=folds, method="predict_proba")
+    return roc_auc_score(labels, found[:, 1])
+
+
+def margin(labels):
+    """Two standard errors of the AUC of chance (Hanley and McNeil, 1982, with no separation)."""
+    fake = int(np.sum(labels))
+    real = len(labels) - fake
+    return 2 * ((real + fake + 1) / (12 * real * fake)) ** 0.5
+
+
+def files_of(monkeypatch, root, quality, size):
+    """The JPEG file of each picture, as the pipeline writes it."""
+    files, encode = [], pipeline.encode
+
+    def recorded(picture, jpeg):
+        files.append(encode(picture, jpeg))
+        return files[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "encode", recorded)
+        parts = data.load("landmarked", root, size=size, quality=quality)
+    kinds = [kind for each in parts for kind in each.kinds]
+    return files, kinds, [person for each in parts for person in each.people]
+
+
+def check_file_statistics(files, kinds, people):
+    """Of each kind, and of all of them together."""
+    for some in (*((kind,) for kind in data.MANIPULATIONS), data.MANIPULATIONS):
+        chosen = [index for index, each in enumerate(kinds) if each in ("real", *some)]
+        labels = np.array([kinds[index] != "real" for index in chosen], dtype=int)
+        found = told_apart([files[index] for index in chosen], labels, [people[index] for index in chosen])
+        assert abs(found - 0.5) < margin(labels), f"{some}: AUC {found:.3f} from file statistics"
+
+
+@pytest.mark.parametrize("quality", data.QUALITIES)
+def test_file_statistics_tell_nothing(tmp_path, monkeypatch, quality):
+    files, kinds, people = files_of(monkeypatch, write_faces(tmp_path / "set", 45, first=100), quality, 96)
+    assert len(files) == len(kinds) == 45 * 5
+    check_file_statistics(files, kinds, people)
+
+
+def test_file_statistics_would_tell_if_there_were_something_to_tell():
+    pictures = [drawn_face(seed)[0] for seed in range(30)]
+    files = [pipeline.encode(picture, quality) for picture in pictures for quality in (90, 88)]
+    found = told_apart(files, np.tile([0, 1], 30), np.repeat(np.arange(30), 2))
+    assert found > 0.95
+
+
+# The photographs
+
+
+@needs_photographs
+@pytest.mark.parametrize("quality", data.QUALITIES)
+@pytest.mark.parametrize("size", [64, 128])
+def test_file_statistics_tell_nothing_of_the_photographs(monkeypatch, quality, size):
+    files, kinds, people = files_of(monkeypatch, Path(PHOTOGRAPHS), quality, size)
+    check_file_statistics(files, kinds, people)
