@@ -165,7 +165,8 @@ def test_nan_spoils_only_the_windows_that_hold_it(backend: Backend, estimator: s
     if backend.interpreted and layout != "contiguous":
         pytest.skip("too slow for Triton's interpreter")
     chosen = Options(3, adaptive=False, estimator=estimator, padding_mode=mode, inter_channels=1)
-    clean, dirty = (Map(shape(backend), layout=layout).make(backend.device) for _ in range(2))
+    clean = Map(shape(backend), layout=layout).make(backend.device)
+    dirty = clean.clone(memory_format=torch.preserve_format)
     dirty[-1, 1, 0, -2] = torch.nan
     depends = dependents(dirty.isnan().cpu(), chosen)
     before, after = (backend.kernels.self_information(x, chosen)[0].cpu() for x in (clean, dirty))
