@@ -1,6 +1,6 @@
 """Inject SIA into every model of a library, on meta tensors, and write down what came of it.
 
-``python -m benchmarks.zoo [--library timm|torchvision] [--pattern GLOB] [--jobs N]`` writes a line a model to
+``python -m benchmarks.zoo [--library NAME] [--pattern GLOB] [--jobs N]`` writes a line a model to
 docs/coverage.csv and a table by family to docs/coverage.md. Models that are in the CSV already are not walked again,
 so an interrupted walk goes on where it stopped; those that failed are. ``--fresh`` starts over.
 """
@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.zoo_libraries import LIBRARIES, make, models
 from sia_layers.injection import InjectionError, eject_sia, find_sites, inject_sia, sia_modules
-from sia_layers.injection.sites import as_inputs
-from sia_layers.injection.trial import entry
+from sia_layers.injection.families import entry
+from sia_layers.injection.inputs import inputs_for
 
 FIELDS = (
     "library",
@@ -44,7 +45,7 @@ SECONDS = 300  # a model that takes longer has failed
 def main(arguments: Sequence[str] | None = None) -> int:
     """Walk the models; the exit code is 0 if each was injected or refused for a reason."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__.partition("\n")[0])
-    parser.add_argument("--library", choices=("timm", "torchvision"), default="timm")
+    parser.add_argument("--library", choices=LIBRARIES, default="timm")
     parser.add_argument("--pattern", default="*", metavar="GLOB", help="of the models' names (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("docs/coverage.csv"), metavar="FILE")
@@ -66,42 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.output.with_suffix(".md").write_text(table)
     print(f"\n{table}")
     return int(any(row["outcome"] == "failed" for row in rows.values()))
-
-
-def models(library: str) -> list[str]:
-    """The names of a library's image models."""
-    if library == "timm":
-        import timm
-
-        return list(timm.list_models())
-    import torchvision
-
-    return [*torchvision.models.list_models(module=torchvision.models),
-            *torchvision.models.list_models(module=torchvision.models.segmentation),
-            *torchvision.models.list_models(module=torchvision.models.detection),
-            *torchvision.models.list_models(module=torchvision.models.video)]  # fmt: skip
-
-
-def make(library: str, name: str) -> nn.Module:
-    """A model without weights, on the meta device."""
-    if library == "timm":
-        import timm
-
-        with torch.device("meta"):
-            made: nn.Module = timm.create_model(name)
-        return made
-    import torchvision
-
-    # torchvision's regnets compute their widths with tensors, which need numbers.
-    with torch.device("cpu" if name.startswith("regnet") else "meta"):
-        extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        no_backbone = {"weights_backbone": None} if _has_backbone(name) else {}
-        made = torchvision.models.get_model(name, weights=None, **extra, **no_backbone)
-    return made.to("meta")
-
-
-def _has_backbone(name: str) -> bool:
-    return name.startswith(("deeplab", "fcn", "lraspp", "faster", "fcos", "keypoint", "mask", "retina", "ssd"))
 
 
 def examine(job: tuple[str, str]) -> dict[str, Any]:
@@ -157,7 +122,8 @@ def _check_injected(model: nn.Module, names: list[str], keys: list[str]) -> None
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        output = entry(model)(*as_inputs(model, None))
+        inputs = inputs_for(model)
+        output = model.get_submodule(entry(model))(*inputs.args, **inputs.kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -11,10 +11,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sia_layers.functional import average_self_information
-from sia_layers.injection.errors import LayoutError, NotInjectedError, UnknownStageError, nearest
-from sia_layers.injection.layouts import Layout, declared_prefixes, grid_of, layout_kind, patch_module
-from sia_layers.injection.site import InjectedSIAttention, is_size
-from sia_layers.injection.sites import choose, host_of, unwrapped
+from sia_layers.injection import proof
+from sia_layers.injection.errors import DryRunError, nearest
+from sia_layers.injection.hosts import host_of, unwrapped
+from sia_layers.injection.inputs import inputs_of_batch
+from sia_layers.injection.layouts import Grid, grids_in
+from sia_layers.injection.proof import Candidate, Said, Site
+from sia_layers.injection.site import patch_grid
+from sia_layers.injection.sites import StageRequest, as_requests, check_known, choose, complete
+from sia_layers.injection.stages import Stage, Stages, stages_of
+from sia_layers.injection.state_dict import found_sites
 from sia_layers.kernels.options import Options, as_choice
 
 
@@ -55,10 +61,7 @@ def capture_self_information(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         >>> {name: tuple(map.shape) for name, map in maps.items()}
         {'layer1.1.sia': (1, 64, 16, 16), 'layer2.1.sia': (1, 128, 8, 8), 'layer3.1.sia': (1, 256, 4, 4)}
     """
-    modules = unwrapped(model).named_modules()
-    found = {name: module for name, module in modules if isinstance(module, InjectedSIAttention)}
-    if not found:
-        raise NotInjectedError(f"this {type(model).__name__} holds no SIA; inject_sia(model) puts it in")
+    found = found_sites(unwrapped(model))
     maps: dict[str, Tensor] = {}
     before = {name: module.capture for name, module in found.items()}
     try:
@@ -85,6 +88,10 @@ def profile_self_information(
     batches: Iterable[Any],
     layers: str | int | Sequence[str | int] | None = None,
     *,
+    key: str | int | None = None,
+    layout: str | None = None,
+    grid: Sequence[int] | None = None,
+    prefix_tokens: int | None = None,
     reduction: str = "mean",
     progress: bool = True,
     **options: Any,
@@ -97,9 +104,14 @@ def profile_self_information(
 
     Args:
         model: any model, injected or not.
-        batches: tensors (N, C, H, W), or tuples and lists that begin with one, such as of a DataLoader.
+        batches: pictures (N, C, H, W) or videos (N, C, T, H, W); tuples and lists that begin with them, such as of a
+            DataLoader; or dicts, which the model takes by keyword, as one argument, or in part: the only picture.
         layers: names of modules, glob patterns or reductions, as for :func:`sia_layers.injection.find_sites`; None
-            for the stages that it would take.
+            for the stages that it would take. Of a layer that gives several maps, the first is read.
+        key: of a batch's entry that is the picture, where that cannot be told.
+        layout: of the layers' outputs, as for :func:`sia_layers.injection.find_sites`, like the two that follow.
+        grid: rows and columns of tokens.
+        prefix_tokens: tokens before those of the grid.
         reduction: over the channels, as for :func:`sia_layers.average_self_information`.
         progress: show a bar, where tqdm is installed.
         **options: of :func:`sia_layers.self_information`.
@@ -110,6 +122,8 @@ def profile_self_information(
     Raises:
         UnknownStageError, NoStagesError: layers that the model does not have, or does not tell of.
         LayoutError: a layer that gives no feature maps.
+        FiringError: a layer that does not run.
+        DryRunError: the model fails on the first batch.
         ValueError: no pictures at all.
 
     Example:
@@ -121,17 +135,24 @@ def profile_self_information(
     model = unwrapped(model)
     as_choice("reduction", reduction, ("mean", "sum"))
     _check_options(options)
-    names = _layers(model, layers)
-    watch = _Watch(model, names, reduction, options)
+    said = Said.checked(layout, grid, prefix_tokens, True)
+    plan = _Layers(model, as_requests(layers), said, key)
+    watch: _Watch | None = None
+    way, device = 0, _device(model)
     try:
         with _evaluating(model), torch.no_grad():
             for batch in _with_progress(batches, progress):
-                picture = batch[0] if isinstance(batch, (tuple, list)) else batch
+                if watch is None:
+                    sites, way = plan.read(batch)
+                    watch = _Watch(model, sites, reduction, options)
                 watch.grids.clear()
-                model(picture.to(_device(model)))
+                inputs = inputs_of_batch(model, batch, key)[way].mapped(lambda tensor: tensor.to(device))
+                model(*inputs.args, **inputs.kwargs)
     finally:
-        watch.remove()
-    return {name: _profile(name, sums) for name, sums in _added_up(watch.sums, _device(model)).items()}
+        if watch is not None:
+            watch.remove()
+    sums = {name: torch.zeros(3, dtype=torch.float64) for name in plan.names} if watch is None else watch.sums
+    return {name: _profile(name, found) for name, found in _added_up(sums, device).items()}
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -143,65 +164,74 @@ def _check_options(options: dict[str, Any]) -> None:
     Options.checked(**{"kernel_size": 3, **backend_less})
 
 
-def _layers(model: nn.Module, layers: str | int | Sequence[str | int] | None) -> list[str]:
-    if layers is None:
-        return [host_of(model, stage.name)[0] for stage in choose(model, None)]
-    names = list(dict.fromkeys(stage.name for stage in choose(model, layers)))
-    if not names:
-        raise UnknownStageError("layers is empty; name at least one, or leave it None for the model's stages")
-    return names
+class _Layers:
+    """The layers to profile, and how to read them, which the first batch tells."""
+
+    def __init__(
+        self, model: nn.Module, requests: list[StageRequest] | None, said: Said, key: str | int | None
+    ) -> None:
+        self.model, self.requests, self.said, self.key = model, requests, said, key
+        self.known = stages_of(model)
+        check_known(model, requests, self.known)
+        self.names = [] if self.known.features else self._names(self.known)
+
+    def _names(self, known: Stages) -> list[str]:
+        chosen = choose(self.model, self.requests, known)
+        own = self.requests is None  # a stage of the model's own is read at the block that ends it
+        return list(dict.fromkeys(host_of(self.model, stage.name)[0] if own else stage.name for stage in chosen))
+
+    def read(self, batch: Any) -> tuple[dict[str, Site], int]:
+        """Return how to read each layer, by its name, and which way of running the model on a batch is right."""
+        ways = inputs_of_batch(self.model, batch, self.key)
+        for way, inputs in enumerate(ways):
+            try:
+                known = complete(self.model, self.requests, self.known, inputs, self.said)
+                self.names = self._names(known)
+                candidates = [Candidate(Stage(name, 0), name, "output", True) for name in self.names]
+                sites = proof.read(self.model, candidates, inputs, self.said)
+                return dict(zip(self.names, sites, strict=True)), way
+            except DryRunError:
+                if way == len(ways) - 1:
+                    raise
+        raise AssertionError("there is always a way")
 
 
 class _Watch:
     """Hooks on the layers that add up their self-information: count, sum and sum of squares, in float64."""
 
-    def __init__(self, model: nn.Module, names: list[str], reduction: str, options: dict[str, Any]) -> None:
-        self.model, self.reduction, self.options = model, reduction, options
-        self.sums = {name: torch.zeros(3, dtype=torch.float64) for name in names}
-        self.grids: dict[str, tuple[int, int] | None] = {}
-        self.patches = {name: patch_module(model, name) for name in names}
+    def __init__(self, model: nn.Module, sites: dict[str, Site], reduction: str, options: dict[str, Any]) -> None:
+        self.reduction, self.options = reduction, options
+        self.sums = {name: torch.zeros(3, dtype=torch.float64) for name in sites}
+        self.grids: dict[str, Grid | None] = {}
         self.handles = []
-        for patches in {patches for patches in self.patches.values() if patches is not None}:
+        for patches in {site.patches for site in sites.values() if site.patches is not None}:
             self.handles.append(model.get_submodule(patches).register_forward_hook(self._grid_hook(patches)))
-        for name in names:  # after all other hooks: what the next layer gets
-            self.handles.append(model.get_submodule(name).register_forward_hook(self._hook(name)))
+        for name, site in sites.items():  # after all other hooks: what the next layer gets
+            hook = self._hook(name, site)
+            self.handles.append(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
 
     def remove(self) -> None:
         for handle in self.handles:
             handle.remove()
 
     def _grid_hook(self, patches: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self.grids[patches] = grid_of(module, inputs, output)
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self.grids[patches] = patch_grid(module, args, output)
 
         return hook
 
-    def _hook(self, name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            tokens = output[0] if isinstance(output, tuple) and len(output) == 2 and is_size(output[1]) else output
-            if not isinstance(tokens, Tensor):
-                raise LayoutError(f"{name!r} gives a {type(output).__name__}; name a module that gives feature maps")
-            size = output[1] if tokens is not output else next((value for value in inputs if is_size(value)), None)
-            grid = size or self.grids.get(self.patches[name] or "")
-            values = (
-                average_self_information(self._maps(name, tokens, grid), reduction=self.reduction, **self.options)
-                .double()
-                .cpu()
-            )
+    def _hook(self, name: str, site: Site) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            x = output if site.item is None else output[site.item]
+            order = None if site.layout.order is None else torch.tensor(site.layout.order, device=x.device)
+            grids = [*grids_in(args, kwargs, output), self.grids.get(site.patches or "")]
+            reading = site.layout.read(x, grids, order)
+            averages = average_self_information(reading.maps, reduction=self.reduction, **self.options)
+            values = averages.double().cpu().reshape(-1, reading.frames).mean(1)  # of a video, over its frames
             count = torch.tensor(len(values), dtype=torch.float64)
             self.sums[name] += torch.stack([count, values.sum(), values.square().sum()])
 
         return hook
-
-    def _maps(self, name: str, output: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        kind = layout_kind(self.model, name, output)
-        if kind != "NLC":
-            return Layout(kind).read(output, None)[0]
-        prefixes = declared_prefixes(self.model, name)
-        for stride in (1, 2, 4, 8):
-            if grid is not None and output.shape[1] - -(-grid[0] // stride) * -(-grid[1] // stride) in prefixes:
-                return Layout(kind, None, prefixes, stride).read(output, grid)[0]
-        raise LayoutError(f"{name!r} gives {output.shape[1]} tokens, whose rows and columns nothing tells")
 
 
 def _added_up(sums: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

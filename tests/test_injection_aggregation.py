@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sia_layers.injection import eject_sia, inject_sia, sia_modules, sia_parameters
+from sia_layers.injection.relay import relay_of
 from sia_layers.injection.site import InjectedSIAttention
 
 
@@ -268,7 +269,8 @@ def test_copies_share_nothing_and_carry_no_maps() -> None:
     optimizer.step()
     twin = copy.deepcopy(model)
     assert torch.equal(twin.eval()(x), model.eval()(x))
-    relays = [{id(module.relay) for module in sia_modules(m).values()} for m in (model, twin)]
+    hosts = [[m.get_submodule(name.removesuffix(".sia")) for name in sia_modules(m)] for m in (model, twin)]
+    relays = [{id(relay_of(host)) for host in found} for found in hosts]
     assert len(relays[0]) == len(relays[1]) == 1 and relays[0] != relays[1]
     eject_sia(twin)
     assert sia_modules(model) and not sia_modules(twin)

@@ -103,7 +103,7 @@ def test_profile_refuses() -> None:
     with pytest.raises(TypeError, match="kernel_size"):
         profile_self_information(tiny(), [x], ["a"], progress=False, kernel_sise=5)
     model = tiny()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(errors.DryRunError, match="to have 3 channels"):
         profile_self_information(model, [torch.rand(1, 5, 16, 16)], ["a"], progress=False)
     assert not any(module._forward_hooks for module in model.modules()) and model.training
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sia_layers.cli.checkpoint import injected_as, load, read_state
 from sia_layers.cli.common import Parser, Refusal, refusing
 from sia_layers.injection import InjectionError, inject_sia, sia_modules
-from sia_layers.injection.sites import as_inputs
+from sia_layers.injection.inputs import inputs_for
 from sia_layers.kernels.options import Options
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def make(given: argparse.Namespace) -> Backbone:
     if given.pretrained or state is not None:
         weights = "pretrained" if state is None else f"weights of {given.checkpoint.name}"
     with refusing(InjectionError):
-        size = as_inputs(model, None)[0].shape[1:]
+        size = inputs_for(model).picture.shape[1:]
     if given.image_size is not None:
         if given.image_size < 1:
             raise Refusal(f"image-size must be 1 or more, got {given.image_size}")

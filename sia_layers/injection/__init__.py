@@ -2,6 +2,7 @@
 
 from sia_layers.injection.errors import (
     AlreadyInjectedError,
+    ConfigError,
     DryRunError,
     FiringError,
     InjectionError,
@@ -16,11 +17,21 @@ from sia_layers.injection.errors import (
     UnsupportedModelError,
 )
 from sia_layers.injection.inject import eject_sia, inject_sia
-from sia_layers.injection.sites import Site, find_sites
-from sia_layers.injection.state import load_sia_state_dict, sia_modules, sia_parameters, sia_state_dict
+from sia_layers.injection.proof import Site
+from sia_layers.injection.sites import find_sites
+from sia_layers.injection.state_dict import (
+    disable_sia,
+    load_sia_state_dict,
+    reset_sia_parameters,
+    sia_config,
+    sia_modules,
+    sia_parameters,
+    sia_state_dict,
+)
 
 __all__ = [
     "AlreadyInjectedError",
+    "ConfigError",
     "DryRunError",
     "FiringError",
     "InjectionError",
@@ -34,10 +45,13 @@ __all__ = [
     "StateDictError",
     "UnknownStageError",
     "UnsupportedModelError",
+    "disable_sia",
     "eject_sia",
     "find_sites",
     "inject_sia",
     "load_sia_state_dict",
+    "reset_sia_parameters",
+    "sia_config",
     "sia_modules",
     "sia_parameters",
     "sia_state_dict",

@@ -50,6 +50,10 @@ class ReentrantCheckpointError(InjectionError):
     """The model is checkpointed in the reentrant way, which hides the graph from every hook."""
 
 
+class ConfigError(InjectionError, ValueError):
+    """A configuration that this version of the library cannot follow."""
+
+
 class DryRunError(InjectionError):
     """The model itself failed on the example input."""
 

@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sia_layers.injection import trial
-from sia_layers.injection.errors import FiringError, InjectionError, NotInjectedError
-from sia_layers.injection.relay import Relay
-from sia_layers.injection.site import CHILD, RELAY, InjectedSIAttention, input_hook, output_hook, patch_hook
-from sia_layers.injection.sites import Site, StageRequest, as_inputs, find_sites, unwrapped
+from sia_layers.injection.config import AGGREGATE_FORMS, Config, resolved
+from sia_layers.injection.errors import FiringError, InjectionError
+from sia_layers.injection.hosts import unwrapped
+from sia_layers.injection.inputs import inputs_for
+from sia_layers.injection.proof import Site
+from sia_layers.injection.relay import ATTRIBUTE, Relay
+from sia_layers.injection.site import (
+    CHILD,
+    PATCHES,
+    InjectedSIAttention,
+    LeadingSIAttention,
+    Place,
+    SiteGroup,
+    input_hook,
+    output_hook,
+    patch_hook,
+)
+from sia_layers.injection.sites import StageRequest, find_sites
+from sia_layers.injection.state_dict import not_injected
 
 Model = TypeVar("Model", bound=nn.Module)
 
-FROM_THE_HOST = ("channels", "device", "dtype")
+FROM_THE_HOST: Final = ("channels", "device", "dtype")
 
 
 def inject_sia(
     model: Model,
     stages: StageRequest | Sequence[StageRequest] | None = None,
     *,
-    aggregate: bool = True,
+    aggregate: bool | str = True,
     identity_init: bool = True,
     example_input: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    layout: str | None = None,
+    grid: Sequence[int] | None = None,
+    prefix_tokens: int | None = None,
+    allow_bypass: bool = False,
+    version: int | None = None,
     **sia_kwargs: Any,
 ) -> Model:
     """Inject Self-Information Attention into a model, in place.
@@ -35,13 +56,21 @@ def inject_sia(
     state dict stay as they are, with those of the new modules among them. All is checked before anything is changed.
 
     Args:
-        model: a model of timm or torchvision, or any module with ``stages`` and ``example_input`` given.
-        stages: where, as for :func:`find_sites`.
-        aggregate: hand the self-information of every site on to all later ones, projected to their channels: little
-            work beside an EfficientNet, but half as much again as a ResNet-50, whose maps have many channels.
+        model: as for :func:`find_sites`, as are ``stages``, the examples, ``layout``, ``grid``, ``prefix_tokens`` and
+            ``allow_bypass``.
+        stages: where; None for the reductions 4, 8 and 16.
+        aggregate: hand the self-information of every site on to all later ones, projected to their channels, as
+            published. It costs little in an EfficientNet, and half as much again in a ResNet-50, whose maps have many
+            channels; ``"pooled"`` is a cheap form with the same parameters, see :class:`sia_layers.SIAggregation`.
         identity_init: start from ``gain=0.0``, so that the model computes what it did before and learns from there.
             If False, SIA acts from the start, by its formulas, or by the ``gain`` that is given.
-        example_input: as for :func:`find_sites`.
+        example_input: what the model takes; None for what it declares.
+        example_kwargs: what it takes by keyword.
+        layout: of the stages' outputs; None to know or prove it.
+        grid: rows and columns of tokens, where the model does not tell.
+        prefix_tokens: tokens before those of the grid, where the model does not tell.
+        allow_bypass: take stages that a path from input to output leads around.
+        version: of a configuration, as :func:`sia_config` gives it.
         **sia_kwargs: of every :class:`sia_layers.SIAttention`. Channels, device and dtype are the host's.
 
     Returns:
@@ -61,15 +90,18 @@ def inject_sia(
     """
     target = unwrapped(model)
     options = _options(identity_init, sia_kwargs)
-    sites = find_sites(target, stages, example_input=example_input)
-    attentions = _made(target, sites, aggregate, options)
+    if aggregate not in AGGREGATE_FORMS:
+        raise ValueError(f"aggregate must be True, False or 'pooled', got {aggregate!r}")
+    where = {"layout": layout, "grid": grid, "prefix_tokens": prefix_tokens, "allow_bypass": allow_bypass}
+    Config.check_version(version)
+    sites = find_sites(target, stages, example_input=example_input, example_kwargs=example_kwargs, **where)  # type: ignore[arg-type]
+    config = Config.of((site.stage for site in sites), aggregate, identity_init, where, sia_kwargs)
+    attentions = _made(target, sites, AGGREGATE_FORMS[aggregate], options, config)
+    relay = Relay()
     try:
         for site, attention in zip(sites, attentions, strict=True):
-            _attach(target, site, attention)
-        ran = trial.run(target, as_inputs(target, example_input), [(site.name, "output") for site in sites])
-        for (name, _), firings in ran.firings.items():
-            if len(firings) != 1:
-                raise FiringError(f"{name!r} runs {len(firings)} times in a forward pass, where SIA must run once")
+            _attach(target, site, attention, relay)
+        _check_firings(target, sites, example_input, example_kwargs)
     except BaseException:
         _detach(target)
         raise
@@ -90,7 +122,7 @@ def eject_sia(model: Model) -> Model:
         NotInjectedError: it holds none.
     """
     if not _detach(unwrapped(model)):
-        raise NotInjectedError(f"this {type(model).__name__} holds no SIA; inject_sia(model) puts it in")
+        raise not_injected(model)
     _forget_compiled()
     return model
 
@@ -99,6 +131,7 @@ def _options(identity_init: bool, given: dict[str, Any]) -> dict[str, Any]:
     for name in FROM_THE_HOST:
         if name in given:
             raise TypeError(f"{name} is taken from each host; leave it out")
+    given = {name: resolved(name, value) for name, value in given.items()}
     if not identity_init:
         return given
     if given.get("gain") not in (None, 0.0):
@@ -108,25 +141,22 @@ def _options(identity_init: bool, given: dict[str, Any]) -> dict[str, Any]:
     return {**given, "gain": 0.0}
 
 
-def _made(model: nn.Module, sites: list[Site], aggregate: bool, options: dict[str, Any]) -> list[InjectedSIAttention]:
+def _made(
+    model: nn.Module, sites: list[Site], form: str | None, options: dict[str, Any], config: Config
+) -> list[InjectedSIAttention]:
     """A module for each site, as its host: on its device, in its dtype and mode."""
-    relay, channels = Relay(), [site.channels for site in sites]
-    attentions = []
+    channels = [site.channels for site in sites]
+    attentions: list[InjectedSIAttention] = []
     for position, site in enumerate(sites):
         host, last = model.get_submodule(site.host), position == len(sites) - 1
         like = _like(host, model)
-        attention = InjectedSIAttention(
-            site.channels,
-            site.layout,
-            relay,
-            position,
-            channels[:position] if aggregate else [],
-            hands_on=aggregate and not last,
-            last=last,
-            device=like.device,
-            dtype=like.dtype,
-            **options,
-        )
+        place = Place(site.layout, site.item, position, last, form is not None and not last, site.patches)
+        earlier = channels[:position] if form is not None else []
+        made = {"form": form or "published", "device": like.device, "dtype": like.dtype, **options}
+        if position == 0:
+            attention: InjectedSIAttention = LeadingSIAttention(site.channels, place, earlier, config=config, **made)
+        else:
+            attention = InjectedSIAttention(site.channels, place, earlier, **made)
         attentions.append(attention.train(host.training))
     return attentions
 
@@ -140,40 +170,65 @@ def _like(host: nn.Module, model: nn.Module) -> Tensor:
     return torch.empty(0)
 
 
-def _attach(model: nn.Module, site: Site, attention: InjectedSIAttention) -> None:
+def _attach(model: nn.Module, site: Site, attention: InjectedSIAttention, relay: Relay) -> None:
     host = model.get_submodule(site.host)
-    if CHILD in host._modules or hasattr(host, CHILD):
+    if site.patches is not None:
+        _watch_patches(model.get_submodule(site.patches), site.patches, relay)
+    group = host._modules.get(CHILD)
+    if not site.alone and isinstance(group, SiteGroup):
+        group[str(site.item)] = attention
+        return
+    if hasattr(host, CHILD):
         raise InjectionError(f"{site.host!r} has something called {CHILD!r} already; name another module")
-    host.add_module(CHILD, attention)
+    host.add_module(CHILD, attention if site.alone else SiteGroup({str(site.item): attention}))
+    setattr(host, ATTRIBUTE, relay)
     if site.side == "input":
         host.register_forward_pre_hook(input_hook)
     else:
-        host.register_forward_hook(output_hook, prepend=True)
-    if site.patches is not None:
-        patches = model.get_submodule(site.patches)
-        if not hasattr(patches, RELAY):
-            setattr(patches, RELAY, attention.relay)
-            patches.register_forward_hook(patch_hook, prepend=True)
+        host.register_forward_hook(output_hook, prepend=True, with_kwargs=True)
+
+
+def _watch_patches(patches: nn.Module, name: str, relay: Relay) -> None:
+    if not hasattr(patches, PATCHES):
+        setattr(patches, ATTRIBUTE, relay)
+        setattr(patches, PATCHES, name)
+        patches.register_forward_hook(patch_hook, prepend=True)
+
+
+def _check_firings(
+    model: nn.Module, sites: list[Site], example_input: Any, example_kwargs: Mapping[str, Any] | None
+) -> None:
+    inputs = inputs_for(model, example_input, example_kwargs)
+    ran = trial.run(model, inputs, [(site.name, "output") for site in sites])
+    counts = {name: len(firings) for (name, _), firings in ran.firings.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        uneven = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
+        raise FiringError(
+            f"{uneven[0]!r} runs {counts[uneven[0]]} times in a forward pass and {uneven[1]!r} {counts[uneven[1]]} "
+            "times, where all must run equally often; leave one of the two out of stages"
+        )
 
 
 def _detach(model: nn.Module) -> bool:
     """Take out every injected module and hook; whether there was any."""
     found = False
     for module in list(model.modules()):
-        for hooks, own in (
-            (module._forward_hooks, (output_hook, patch_hook)),
-            (module._forward_pre_hooks, (input_hook,)),
+        for hooks, options, own in (
+            (module._forward_hooks, module._forward_hooks_with_kwargs, (output_hook, patch_hook)),
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, (input_hook,)),
         ):
             for key in [key for key, hook in hooks.items() if hook in own]:
+                if hooks[key] is not patch_hook:
+                    found = True
+                    module._modules.pop(CHILD, None)
                 del hooks[key]
-        if isinstance(module._modules.get(CHILD), InjectedSIAttention):
-            del module._modules[CHILD]
-            found = True
-        module.__dict__.pop(RELAY, None)
+                options.pop(key, None)
+        for attribute in (ATTRIBUTE, PATCHES):
+            module.__dict__.pop(attribute, None)
     return found
 
 
 def _forget_compiled() -> None:
     """Have torch.compile trace anew: it does not notice that hooks come or go."""
     if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
+        torch.compiler.reset()

@@ -1,203 +1,170 @@
-"""Where a module's output has its channels, rows and columns, by the family that the module belongs to."""
+"""Read a site's output as feature maps (N, C, H, W), and write gated maps back as the output was."""
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple, cast
+import itertools
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sia_layers.injection.errors import LayoutError
 
-# timm's architectures, by the file that defines them. All others give NCHW maps and no tokens.
-NHWC_FAMILIES: Final = frozenset({
-    "hieradet_sam2", "mambaout", "sequencer", "swin_transformer", "swin_transformer_v2", "vision_transformer_sam",
-    "volo",
-})  # fmt: skip
-TOKEN_FAMILIES: Final = frozenset({
-    "beit", "cait", "coat", "convit", "deepseek_vit", "deit", "eva", "gemma4_vit", "levit", "mlp_mixer", "mvitv2",
-    "naflexvit", "pit", "qwen3_vit", "twins", "vision_transformer", "vision_transformer_hybrid",
-    "vision_transformer_relpos", "vitamin", "xcit",
-})  # fmt: skip
-# Blocks whose layout is not that of their stage.
-NHWC_BLOCKS: Final = frozenset({"GlobalContextVitBlock", "SwinTransformerV2CrBlock", "TinyVitBlock"})
-# torchvision, by the class of the model's file.
-TORCHVISION_NHWC: Final = frozenset({"swin_transformer"})
-TORCHVISION_TOKENS: Final = frozenset({"vision_transformer"})
+KINDS: Final = {"NCHW": 4, "NHWC": 4, "NLC": 3, "NCTHW": 5, "NTHWC": 5}  # and the axes that each has
+Grid = tuple[int, ...]  # rows and columns of tokens, with the frames of a video before them
 
-# Files that define what goes around a backbone.
-WRAPPERS: Final = frozenset({
-    "_features", "_features_fx", "_utils", "backbone_utils", "deeplabv3", "faster_rcnn", "fcn", "fcos",
-    "feature_extraction", "generalized_rcnn", "keypoint_rcnn", "lraspp", "mask_rcnn", "retinanet", "ssd", "ssdlite",
-})  # fmt: skip
 
-REFUSED_FAMILIES: Final = {
-    "hiera": "its tokens are ordered by mask unit, not by rows and columns",
-    "nest": "inside of a level its tokens are cut into blocks; name the level",
-}
-# Where a model's patches come from, nearest first: their grid is the tokens' grid.
-PATCH_MODULES: Final = ("patch_embed", "patch_embed1", "embeds", "stem", "conv_proj")
+class Reading(NamedTuple):
+    """A site's output, read.
+
+    Attributes:
+        maps: (N, C, H, W); of video, each frame is a sample: (N·T, C, H, W).
+        frames: T of a video; 1 for pictures.
+        prefix: the tokens before those of the grid, (N, P, C); None without any.
+    """
+
+    maps: Tensor
+    frames: int = 1
+    prefix: Tensor | None = None
 
 
 class Layout(NamedTuple):
-    """How to read a site's output as maps (N, C, H, W).
+    """How a site's output holds its feature maps.
 
     Attributes:
-        kind: ``"NCHW"``, ``"NHWC"`` or ``"NLC"`` (tokens).
-        grid: of tokens, rows and columns at the size that was tried; None for maps.
-        prefixes: how many tokens may come before those of the grid (class, registers).
+        kind: ``"NCHW"`` and ``"NHWC"`` for maps, ``"NCTHW"`` and ``"NTHWC"`` for video, ``"NLC"`` for tokens.
+        grid: of tokens in the dry run, rows and columns (frames, rows and columns for video); None for maps.
+        prefixes: possible numbers of prefix tokens (class, registers).
         stride: rows of the patches to one row of this site's tokens.
+        fixed: whether the model takes no picture that gives as many tokens in another grid, so that ``grid`` may be
+            relied on where a forward pass does not tell.
+        order: position of each grid cell's token, row by row, where tokens are not in reading order.
     """
 
     kind: str
-    grid: tuple[int, int] | None = None
+    grid: Grid | None = None
     prefixes: tuple[int, ...] = (0,)
     stride: int = 1
+    fixed: bool = False
+    order: tuple[int, ...] | None = None
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the channels."""
+        return 1 if self.kind in ("NCHW", "NCTHW") else -1
 
     def channels(self, output: Tensor) -> int:
-        """The number of channels."""
-        return output.shape[1 if self.kind == "NCHW" else -1]
+        """Return the number of channels."""
+        return output.shape[self.channel_axis]
 
-    def read(self, output: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
-        """The output as maps (N, C, H, W), without a copy, and the tokens that come before the grid."""
+    def read(self, output: Tensor, grids: Iterable[Grid | None] = (), order: Tensor | None = None) -> Reading:
+        """Read an output as maps, without a copy unless it is a video.
+
+        Args:
+            output: of the host, in this layout.
+            grids: what this forward pass tells of the tokens' grid, most specific first.
+            order: ``self.order`` as a tensor on the output's device.
+
+        Raises:
+            LayoutError: the output has other axes than the layout, or tokens fit no grid.
+        """
+        if output.dim() != KINDS[self.kind]:
+            raise LayoutError(
+                f"a site of layout {self.kind} got a tensor of shape {tuple(output.shape)}; run the model as it was "
+                "when SIA was injected, or inject again"
+            )
         if self.kind == "NCHW":
-            return output, None
+            return Reading(output)
         if self.kind == "NHWC":
-            return output.permute(0, 3, 1, 2), None
-        rows, columns = self.fitting(output, grid)
-        prefix = output.shape[1] - rows * columns
-        tokens = output[:, prefix:] if prefix else output
-        maps = tokens.reshape(output.shape[0], rows, columns, output.shape[2]).permute(0, 3, 1, 2)
-        return maps, output[:, :prefix] if prefix else None
+            return Reading(output.permute(0, 3, 1, 2))
+        if self.kind == "NCTHW":
+            return Reading(output.transpose(1, 2).flatten(0, 1), output.shape[2])
+        if self.kind == "NTHWC":
+            return Reading(output.flatten(0, 1).permute(0, 3, 1, 2), output.shape[1])
+        return self._tokens(output, grids, order)
 
-    def write(self, maps: Tensor, prefix: Tensor | None) -> Tensor:
-        """Maps (N, C, H, W) as the output was."""
+    def write(self, reading: Reading, output: Tensor, inverse: Tensor | None = None) -> Tensor:
+        """Write gated maps as the output was.
+
+        Args:
+            reading: as :meth:`read` gave it, with the gated maps.
+            output: what was read.
+            inverse: the inverse of ``self.order`` as a tensor on the output's device.
+        """
+        maps, frames, prefix = reading
         if self.kind == "NCHW":
             return maps
         if self.kind == "NHWC":
             return maps.permute(0, 2, 3, 1)
-        tokens = maps.permute(0, 2, 3, 1).flatten(1, 2)
+        if self.kind == "NCTHW":
+            video = maps.reshape(output.shape[0], frames, *maps.shape[1:]).transpose(1, 2)
+            return video.contiguous() if output.is_contiguous() else video
+        if self.kind == "NTHWC":
+            return maps.permute(0, 2, 3, 1).reshape(output.shape)
+        cells = frames * maps.shape[2] * maps.shape[3]
+        tokens = maps.permute(0, 2, 3, 1).reshape(output.shape[0], cells, output.shape[2])
+        if inverse is not None:
+            tokens = tokens.index_select(1, inverse)
         return tokens if prefix is None else torch.cat([prefix, tokens], 1)
 
-    def fitting(self, output: Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
-        """The grid that the tokens have: that of this forward pass, else the one that was tried."""
-        length = output.shape[1]
-        passed = None if grid is None else (-(-grid[0] // self.stride), -(-grid[1] // self.stride))
-        for rows_columns in (passed, self.grid):
-            if rows_columns is not None and length - rows_columns[0] * rows_columns[1] in self.prefixes:
-                return rows_columns
+    def _tokens(self, output: Tensor, grids: Iterable[Grid | None], order: Tensor | None) -> Reading:
+        *before, rows, columns = self.fitting(output.shape[1], grids)
+        frames = before[0] if before else 1
+        prefix = output.shape[1] - frames * rows * columns
+        tokens = output[:, prefix:] if prefix else output
+        if order is not None:
+            tokens = tokens.index_select(1, order)
+        maps = tokens.reshape(output.shape[0] * frames, rows, columns, output.shape[2]).permute(0, 3, 1, 2)
+        return Reading(maps, frames, output[:, :prefix] if prefix else None)
+
+    def fitting(self, length: int, grids: Iterable[Grid | None]) -> Grid:
+        """Return the grid of so many tokens: one that this forward pass tells, or the only one that there can be.
+
+        Raises:
+            LayoutError: no grid is known to be this pass's; none is ever guessed.
+        """
+        told = [strided(grid, self.stride) for grid in grids if grid is not None]
+        for grid in [*told, *([self.grid] if self.fixed and self.grid is not None else [])]:
+            if self.fits(length, grid):
+                return grid
+        expected = f"grid of {' x '.join(map(str, told[0]))}" if told else "grid that this forward pass tells"
         raise LayoutError(
-            f"{length} tokens are no grid of {passed or self.grid} with {' or '.join(map(str, self.prefixes))} tokens "
-            "before it; run the model as a whole, from its patches on, so that the grid is known"
+            f"{length} tokens are no {expected} with {' or '.join(map(str, self.prefixes))} prefix tokens; run the "
+            "model as a whole, from its patches on, or inject with grid=(rows, columns) where it never changes"
         )
 
-
-class Family(NamedTuple):
-    """The file that defines an architecture, and the library it is of: "timm", "torchvision" or ""."""
-
-    library: str
-    name: str
-
-    @property
-    def nhwc(self) -> bool:
-        """Whether its maps of four dimensions end in the channels."""
-        return self.name in (NHWC_FAMILIES if self.library == "timm" else TORCHVISION_NHWC if self.library else ())
-
-    @property
-    def tokens(self) -> bool:
-        """Whether its outputs of three dimensions are tokens (N, L, C)."""
-        return self.name in (TOKEN_FAMILIES if self.library == "timm" else TORCHVISION_TOKENS if self.library else ())
+    def fits(self, length: int, grid: Grid) -> bool:
+        """Tell whether so many tokens are this grid with prefix tokens before it."""
+        cells = 1
+        for side in grid:
+            cells *= side
+        return length - cells in self.prefixes
 
 
-def family_of(module: nn.Module) -> Family:
-    """The family of a module's class."""
-    parts = type(module).__module__.split(".")
-    if parts[:2] == ["timm", "models"] and len(parts) > 2:
-        return Family("timm", parts[2])
-    if parts[:2] == ["torchvision", "models"] and len(parts) > 2:
-        return Family("torchvision", parts[2] if parts[2] == "video" else parts[-1])
-    return Family("", "")
+def strided(grid: Grid, stride: int) -> Grid:
+    """Return the grid of every ``stride``-th row and column; the frames of a video stay."""
+    *frames, rows, columns = grid
+    return *frames, -(-rows // stride), -(-columns // stride)
 
 
-def ancestors(model: nn.Module, name: str) -> list[nn.Module]:
-    """The modules on the way from the model to the named one, outermost first."""
-    found = [model]
-    for part in name.split(".") if name else []:
-        found.append(found[-1]._modules[part])  # type: ignore[arg-type]
+def is_grid(value: object) -> bool:
+    """Tell whether a value is rows and columns, or frames, rows and columns, as some blocks are told beside tokens."""
+    return isinstance(value, (tuple, list)) and len(value) in (2, 3) and all(_is_count(number) for number in value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def grids_in(arguments: tuple[object, ...], keywords: dict[str, object], output: object) -> list[Grid]:
+    """List what a block's output and arguments tell of its tokens' grid: (rows, columns), or rows, columns."""
+    found: list[Grid] = []
+    for values in (output if isinstance(output, (tuple, list)) else (), arguments, tuple(keywords.values())):
+        for value in values:
+            several = value if isinstance(value, (tuple, list)) and not is_grid(value) else (value,)
+            found += [tuple(grid) for grid in several if is_grid(grid)]
+        found += [
+            (one, next_one) for one, next_one in itertools.pairwise(values) if _is_count(one) and _is_count(next_one)
+        ]
     return found
-
-
-def family_at(model: nn.Module, name: str) -> Family:
-    """The family of the innermost model around a module: of the outermost module that a library defines."""
-    for module in ancestors(model, name):
-        family = family_of(module)
-        if family.library and family.name not in WRAPPERS:
-            return family
-    return Family("", "")
-
-
-def layout_kind(model: nn.Module, name: str, output: Tensor) -> str:
-    """The layout of a module's output.
-
-    Raises:
-        LayoutError: it has none that is known.
-    """
-    host, family = ancestors(model, name)[-1], family_at(model, name)
-    shape = tuple(output.shape)
-    if family.library == "timm" and family.name in REFUSED_FAMILIES and type(host).__name__ != "NestLevel":
-        raise LayoutError(f"{name!r} cannot be read as maps: {REFUSED_FAMILIES[family.name]}")
-    if output.dim() == 4:
-        return "NHWC" if family.nhwc or type(host).__name__ in NHWC_BLOCKS else "NCHW"
-    if output.dim() == 3 and family.tokens:
-        return "NLC"
-    raise LayoutError(
-        f"{name!r} gives a tensor of shape {shape}, which cannot be read as feature maps; "
-        "name a module that gives maps (N, C, H, W)"
-    )
-
-
-def patch_module(model: nn.Module, name: str) -> str | None:
-    """The name of the module that cuts the picture into the patches which a module's tokens stand for."""
-    parts = name.split(".")
-    around = ancestors(model, name)
-    for depth in range(len(parts) - 1, -1, -1):
-        for attribute in PATCH_MODULES:
-            if isinstance(around[depth]._modules.get(attribute), nn.Module):
-                return ".".join([*parts[:depth], attribute])
-    return None
-
-
-def declared_prefixes(model: nn.Module, name: str) -> tuple[int, ...]:
-    """How many tokens the model says it puts before those of the grid; before it does, there are none."""
-    for module in reversed(ancestors(model, name)):
-        for attribute in ("num_prefix_tokens", "num_tokens"):
-            number = getattr(module, attribute, None)
-            if isinstance(number, int):
-                return (number, 0) if number else (0,)
-    around = ancestors(model, name)
-    tokens = [getattr(module, token, None) for module in around for token in ("cls_token", "class_token")]
-    return (1, 0) if any(token is not None for token in tokens) or family_at(model, name).name == "coat" else (0,)
-
-
-def grid_of(module: nn.Module, inputs: tuple[object, ...], output: object) -> tuple[int, int] | None:
-    """Rows and columns of the patches that a patch module has just made; None if it does not tell."""
-    first, *rest = output if isinstance(output, (tuple, list)) else (output,)
-    for value in rest:
-        if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(number, int) for number in value):
-            return value[0], value[1]
-    if not isinstance(first, Tensor):
-        return None
-    if first.dim() == 4:
-        nhwc = str(getattr(module, "output_fmt", "NCHW")).endswith("NHWC")
-        return (first.shape[1], first.shape[2]) if nhwc else (first.shape[2], first.shape[3])
-    sizes = [value.shape[-2:] for value in inputs if isinstance(value, Tensor) and value.dim() == 4]
-    patch = getattr(module, "patch_size", None)
-    if sizes and patch is not None:
-        if hasattr(module, "dynamic_feat_size"):
-            grid = cast(Any, module).dynamic_feat_size(tuple(sizes[0]))
-        else:
-            rows, columns = patch if isinstance(patch, (tuple, list)) else (patch, patch)
-            grid = (sizes[0][0] // rows, sizes[0][1] // columns)
-    else:
-        grid = getattr(module, "grid_size", None)
-    return (int(grid[0]), int(grid[1])) if grid is not None else None

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sia_layers.aggregation import SIAggregation
 from sia_layers.attention import SIAttention
-from sia_layers.injection.layouts import Layout, grid_of
-from sia_layers.injection.relay import Passed, Relay, is_proxy
+from sia_layers.injection.config import Config
+from sia_layers.injection.layouts import Grid, Layout, Reading, grids_in
+from sia_layers.injection.relay import ATTRIBUTE, Passed, Relay, relay_of
 
-CHILD = "sia"
-RELAY = "_sia_relay"
+CHILD: Final = "sia"  # the name of the module that a host is given
+PATCHES: Final = "_sia_patches"  # the attribute that tells a module that makes patches its own full name
+Item = int | str | None  # of a host's output: a position or a key; None for the output itself
+
+
+class Place(NamedTuple):
+    """Where a site stands among the others of its model.
+
+    Attributes:
+        layout: of what is gated.
+        item: which item of the host's output it is.
+        position: in the order of a forward pass, from 0.
+        last: whether no site comes after this one.
+        hands_on: whether a later site takes this one's self-information.
+        patches: full name of the module that makes its patches, for tokens.
+    """
+
+    layout: Layout
+    item: Item = None
+    position: int = 0
+    last: bool = True
+    hands_on: bool = False
+    patches: str | None = None
 
 
 class InjectedSIAttention(SIAttention):
@@ -22,12 +45,9 @@ class InjectedSIAttention(SIAttention):
 
     Args:
         channels: of the host's output.
-        layout: of the host's output.
-        relay: shared by the sites of one model.
-        position: of this site among them, from 0.
+        place: where the site stands.
         earlier: channels of the earlier sites whose maps are aggregated here.
-        hands_on: whether a later site takes this one's self-information.
-        last: whether no site comes after this one.
+        form: of :class:`sia_layers.SIAggregation`.
         device: of the parameters.
         dtype: of the parameters.
         options: of :class:`sia_layers.SIAttention`.
@@ -36,95 +56,225 @@ class InjectedSIAttention(SIAttention):
     def __init__(
         self,
         channels: int,
-        layout: Layout,
-        relay: Relay,
-        position: int,
-        earlier: Sequence[int],
-        hands_on: bool,
-        last: bool,
-        device: torch.device,
-        dtype: torch.dtype,
+        place: Place,
+        earlier: Sequence[int] = (),
+        *,
+        form: str = "published",
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
         super().__init__(channels, device=device, dtype=dtype, **options)
-        self.layout, self.relay, self.position = layout, relay, position
-        self.hands_on, self.last = hands_on, last
+        self.place = place
         self.aggregation = SIAggregation(earlier, channels, device=device, dtype=dtype) if earlier else None
         self.capture: Callable[[Tensor], None] | None = None
+        self.enabled = True
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:  # type: ignore[override]
-        """Gate the host's output.
+    @property
+    def layout(self) -> Layout:
+        """The layout of what is gated."""
+        return self.place.layout
+
+    def reset_parameters(self) -> None:
+        """Initialise the parameters anew, those of the aggregation included."""
+        super().reset_parameters()
+        for module in () if self.aggregation is None else self.aggregation.modules():
+            if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+                module.reset_parameters()
+
+    def forward(self, output: Any, relay: Relay | None = None, grids: Sequence[Grid] = ()) -> Any:  # type: ignore[override]
+        """Gate the host's output, or the item of it that is this site's.
 
         Args:
-            x: in the host's layout.
-            size: rows and columns of tokens, where the host was told them.
+            output: what the host gave.
+            relay: the host's; without one there are no earlier maps.
+            grids: rows and columns of tokens, as far as the host tells them.
         """
-        if is_proxy(x):  # torch.fx: one call in its graph, as of a layer of torch's own
-            tracer = x.tracer  # type: ignore[attr-defined]
-            return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), {})  # type: ignore[no-any-return]
-        passed = self._passed()
-        maps, prefix = self.layout.read(x, size or passed.grid)
-        aggregate = None if self.aggregation is None else self._aggregated(passed, maps)
-        if self.hands_on or self.capture is not None:
-            gated, info = self.attend(maps, aggregate)
+        if not self.enabled:
+            return output
+        item, relay = self.place.item, Relay() if relay is None else relay
+        x = output if item is None else output[item]
+        passed = self._passed(relay)
+        relay.remember(passed, x)
+        order, inverse = self._orders(x.device)
+        reading = self.layout.read(x, (*grids, passed.grid_of(self.place.patches)), order)
+        aggregate = None if self.aggregation is None else self._aggregated(passed, reading)
+        if self.place.hands_on or self.capture is not None:
+            gated, info = self.attend(reading.maps, aggregate)
         else:
-            gated, info = super().forward(maps, aggregate), None
+            gated, info = super().forward(reading.maps, aggregate), None
         if self.capture is not None and info is not None:
             self.capture(info)
-        output = self.layout.write(gated, prefix)
-        if self.last:
-            self.relay.leave(None, output)
-        elif self.hands_on and info is not None:
-            self.relay.leave(Passed(passed.grid, (*passed.maps, info)), output)
-        return output
+        gated = self.layout.write(reading._replace(maps=gated), x, inverse)
+        if self.place.last:
+            relay.leave(None, gated)
+        elif self.place.hands_on and info is not None:
+            relay.leave(passed.with_map(info, reading.frames), gated)
+        return gated if item is None else with_item(output, item, gated)
 
-    def _passed(self) -> Passed:
-        """What this forward pass has handed on so far."""
-        if self.position == 0:  # a new pass: whatever another one left behind is gone
-            passed = None if self.layout.kind != "NLC" else self.relay.take(0)
-            return Passed(None if passed is None else passed.grid)
-        return self.relay.take(0 if self.aggregation is None else self.position) or Passed()
+    def _passed(self, relay: Relay) -> Passed:
+        """What this forward pass has handed on so far; the first site begins it, whatever another one left behind."""
+        if self.place.position > 0:
+            return relay.take(0 if self.aggregation is None else self.place.position) or Passed()
+        passed = None if self.place.patches is None else relay.take(0)
+        return Passed() if passed is None else passed.until(0)
 
-    def _aggregated(self, passed: Passed, maps: Tensor) -> Tensor:
+    def _aggregated(self, passed: Passed, reading: Reading) -> Tensor:
         assert self.aggregation is not None
-        infos = passed.maps
-        if len(infos) != self.position or infos[0].shape[0] != maps.shape[0]:
+        position, samples = self.place.position, reading.maps.shape[0] // reading.frames
+        if len(passed.maps) != position or passed.maps[0].shape[0] != samples * passed.frames[0]:
             raise RuntimeError(
-                f"site {self.position} aggregates the maps of {self.position} earlier sites, which this forward pass "
-                f"has not been through (it has {len(infos)}); run the model from its input on, checkpoint with "
-                "use_reentrant=False, or inject with aggregate=False"
+                f"site {position} aggregates the maps of {position} earlier sites, which this forward pass has not "
+                f"been through (it has {len(passed.maps)}); run the model from its input on. With checkpointing, use "
+                "use_reentrant=False, and compile the whole model rather than checkpointed parts of it; or inject "
+                "with aggregate=False"
             )
-        result: Tensor = self.aggregation(infos, size=maps.shape[2:])
+        infos = [pooled_in_time(*handed, reading.frames) for handed in zip(passed.maps, passed.frames, strict=True)]
+        result: Tensor = self.aggregation(infos, size=reading.maps.shape[2:])
         return result
 
+    def _orders(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """Where each grid cell's token stands, and each token's grid cell; None for tokens in reading order."""
+        if self.layout.order is None:
+            return None, None
+        order = torch.tensor(self.layout.order, device=device)
+        return order, order.argsort()
 
-def output_hook(host: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(
+            "torch.jit.script cannot compile an injected site; use torch.jit.trace, torch.export or torch.onnx.export, "
+            "or call eject_sia(model) first"
+        )
+
+
+class LeadingSIAttention(InjectedSIAttention):
+    """The first site of a model: its state also carries the configuration of the whole injection.
+
+    Args:
+        args: of :class:`InjectedSIAttention`, as are those by keyword.
+        config: of the injection.
+    """
+
+    def __init__(self, *args: Any, config: Config, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.config = config
+
+    def get_extra_state(self) -> Tensor:
+        """The configuration, for the state dict."""
+        return self.config.to_tensor()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Warn where a state dict is of a model that was injected otherwise."""
+        saved = Config.from_tensor(state)
+        differences = {} if saved is None else self.config.differences(saved)
+        if differences:
+            listed = ", ".join(f"{name}={theirs!r} for {own!r}" for name, (own, theirs) in sorted(differences.items()))
+            warnings.warn(
+                f"sia_layers: the weights are of a model that was injected with {listed}; inject_sia(model, **config) "
+                "with the saved configuration gives the same model",
+                stacklevel=2,
+            )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *rest: list[str],
+    ) -> None:
+        """Load as any module does, and do without the configuration where an older state dict has none."""
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
+        key = f"{prefix}_extra_state"
+        if key in missing_keys:
+            missing_keys.remove(key)
+
+
+class SiteGroup(nn.ModuleDict):
+    """The sites of one host that gives several maps, by the item that each gates."""
+
+    def forward(self, output: Any, relay: Relay | None = None, grids: Sequence[Grid] = ()) -> Any:
+        """Gate the items of the host's output, one after the other."""
+        for site in self.values():
+            output = site(output, relay=relay, grids=grids)
+        return output
+
+
+def with_item(output: Any, item: int | str, value: Tensor) -> Any:
+    """Return a tuple, list or mapping with one item replaced."""
+    if isinstance(output, Mapping):
+        return type(output)({**output, item: value})  # type: ignore[call-arg]
+    items = [value if index == item else other for index, other in enumerate(output)]
+    if isinstance(output, tuple):
+        return type(output)(*items) if hasattr(output, "_fields") else tuple(items)
+    return items
+
+
+def pooled_in_time(info: Tensor, frames: int, wanted: int) -> Tensor:
+    """Max-pool the self-information of a video's frames, (N·T, C, H, W), to another number of frames."""
+    if frames == wanted:
+        return info
+    video = info.reshape(info.shape[0] // frames, frames, *info.shape[1:])
+    spans = [(index * frames // wanted, -(-(index + 1) * frames // wanted)) for index in range(wanted)]
+    return torch.stack([video[:, first:end].amax(1) for first, end in spans], 1).flatten(0, 1)
+
+
+def is_site(module: nn.Module | None) -> bool:
+    """Tell whether a module is an injected site."""
+    return isinstance(module, InjectedSIAttention)
+
+
+def output_hook(host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Forward hook of a host whose output is gated."""
-    attention = host._modules[CHILD]
-    assert attention is not None
-    size = next((value for value in inputs if is_size(value)), None)
-    if isinstance(output, tuple):  # tokens and their grid
-        return (attention(output[0], size=output[1] if is_size(output[1]) else size), *output[1:])
-    return attention(output) if size is None else attention(output, size=size)
+    return _gated(host, output, grids_in(args, kwargs, output))
 
 
-def input_hook(host: nn.Module, inputs: tuple[Any, ...]) -> Any:
+def input_hook(host: nn.Module, args: tuple[Any, ...]) -> Any:
     """Forward pre-hook of a host whose input is gated."""
-    attention = host._modules[CHILD]
-    assert attention is not None
-    return (attention(inputs[0]), *inputs[1:])
+    return (_gated(host, args[0], []), *args[1:])
 
 
-def patch_hook(host: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-    """Forward hook of the module that makes the patches: note their grid for the sites."""
+def _gated(host: nn.Module, value: Any, grids: Sequence[Grid]) -> Any:
+    sites = host._modules[CHILD]
+    assert sites is not None
+    if isinstance(value, torch.fx.Proxy):  # torch.fx: one call in its graph, as of a layer of torch's own
+        path = value.tracer.path_of_module(sites)  # type: ignore[attr-defined]
+        relay = value.tracer.create_proxy("get_attr", f"{path.rpartition('.')[0]}.{ATTRIBUTE}", (), {})
+        return value.tracer.create_proxy("call_module", path, (value, relay), {})
+    return sites(value, relay=relay_of(host), grids=grids)
+
+
+def patch_hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Forward hook of a module that makes patches: note their grid for the sites."""
     first = output[0] if isinstance(output, (tuple, list)) else output
-    if not isinstance(first, Tensor):  # torch.fx traces
+    grid = patch_grid(module, args, output)
+    if not isinstance(first, Tensor) or grid is None:  # torch.fx traces
         return
-    relay: Relay = getattr(host, RELAY)
+    relay = relay_of(module)
     passed = relay.take(0) or Passed()  # a site may lie before the patches
-    relay.leave(passed._replace(grid=grid_of(host, inputs, output)), first)
+    relay.leave(passed.with_grid(getattr(module, PATCHES), grid), first)
 
 
-def is_size(value: Any) -> bool:
-    """Whether it is rows and columns, as some blocks are told beside their tokens."""
-    return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(number, int) for number in value)
+def patch_grid(module: nn.Module, args: tuple[Any, ...], output: Any) -> Grid | None:
+    """Return rows and columns of the patches that a module has just made; None if nothing tells."""
+    for grid in grids_in((), {}, output):
+        return grid
+    first = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(first, Tensor):
+        return None
+    if first.dim() == 5:
+        return tuple(first.shape[2:])
+    if first.dim() == 4:
+        nhwc = str(getattr(module, "output_fmt", "NCHW")).endswith("NHWC")
+        return tuple(first.shape[1:3]) if nhwc else tuple(first.shape[2:])
+    sizes = [value.shape[-2:] for value in args if isinstance(value, Tensor) and value.dim() == 4]
+    patch = getattr(module, "patch_size", None)
+    if not sizes or patch is None:
+        size = getattr(module, "grid_size", None)
+        return None if size is None else (size[0], size[1])
+    if hasattr(module, "dynamic_feat_size"):
+        rows, columns = module.dynamic_feat_size(tuple(sizes[0]))  # type: ignore[operator]
+        return rows, columns
+    height, width = patch if isinstance(patch, (tuple, list)) else (patch, patch)
+    return sizes[0][0] // height, sizes[0][1] // width

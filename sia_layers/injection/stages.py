@@ -1,13 +1,14 @@
-"""Where a model's stages are: what timm's models say themselves, and a table for torchvision's."""
+"""Where a model's stages are: what timm's models say themselves, and tables for other libraries."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from torch import nn
 
-from sia_layers.injection.layouts import family_of
+from sia_layers.injection.families import Family, config_of, entry, family_of
 
 DEFAULT_REDUCTIONS: Final = (4, 8, 16)
 
@@ -53,6 +54,21 @@ RENAMED: Final[dict[str, tuple[str, str]]] = {
     "mvitv2": (r"^block\.", "stages."),
     "pit": (r"^(transformers\.\d+)$", r"\1.blocks"),  # the stage gives its class token apart from its map
     "twins": (r"^block\.", "blocks."),
+    "efficientvim": (r"^(stages\.\d+)$", r"\1.blocks"),  # what a stage gives first goes to no later one
+}
+# transformers: the list that holds the stages, or the blocks of a plain vision transformer; the first that is there.
+TRANSFORMERS_LISTS: Final = (
+    "encoder.stages", "model.stages", "stages", "encoder.block", "encoder.blocks", "encoder.layers", "encoder.layer",
+    "model.layer", "layers", "layer",
+)  # fmt: skip
+# Other libraries, by package and file.
+FOREIGN_LISTS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
+    ("open_clip", "transformer"): ("transformer.resblocks",),
+    ("dinov2", "vision_transformer"): ("blocks",),
+}
+FOREIGN_TABLES: Final[dict[tuple[str, str], dict[str, int]]] = {
+    ("open_clip", "modified_resnet"): TORCHVISION["resnet"],
+    ("segmentation_models_pytorch", "mix_transformer"): {"block1": 4, "block2": 8, "block3": 16, "block4": 32},
 }
 # Families whose feature lies within a block that a shortcut leads around: the block before it ends the stage.
 INSIDE_A_BLOCK: Final[dict[str, str]] = {
@@ -61,35 +77,109 @@ INSIDE_A_BLOCK: Final[dict[str, str]] = {
 }
 
 
-def stages_of(model: nn.Module) -> list[Stage]:
-    """The stages of a model, or of the first module in it that has some; an empty list if nothing tells."""
-    for prefix, module in model.named_modules():
+class Stages(NamedTuple):
+    """What a model tells of its stages.
+
+    Attributes:
+        scope: full name of the module that tells, the backbone; "" for the model itself.
+        stages: in the order of a forward pass; a reduction of 0 is not known before it is measured.
+        features: whether the stages are the modules whose outputs the scope returns as features, which a dry run
+            has to find.
+    """
+
+    scope: str = ""
+    stages: tuple[Stage, ...] = ()
+    features: bool = False
+
+
+def stages_of(model: nn.Module) -> Stages:
+    """Return what a model, or the first module in it that tells, says of its stages; no stages if nothing tells."""
+    part = entry(model)
+    for prefix, module in model.get_submodule(part).named_modules(prefix=part):
         stages = _own_stages(module)
         if stages:
-            return [stage._replace(name=f"{prefix}.{stage.name}" if prefix else stage.name) for stage in stages]
-    return []
+            return Stages(prefix, _within(prefix, stages))
+        if _returns_features(module):
+            return Stages(prefix, features=True)
+    return Stages()
+
+
+def _returns_features(module: nn.Module) -> bool:
+    """Tell whether this is an encoder of segmentation_models_pytorch of its own making: it returns its features."""
+    return type(module).__module__.startswith("segmentation_models_pytorch.encoders") and hasattr(module, "get_stages")
+
+
+def _within(prefix: str, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    return tuple(stage._replace(name=f"{prefix}.{stage.name}") if prefix else stage for stage in stages)
 
 
 def _own_stages(module: nn.Module) -> list[Stage]:
-    family, names = family_of(module), dict(module.named_modules(remove_duplicate=False))
+    family = family_of(module)
     info: Any = getattr(module, "feature_info", None)
     info = getattr(info, "info", info)
     if isinstance(info, (list, tuple)) and info and all(isinstance(entry, dict) for entry in info):
-        found = []
-        for entry in info:
-            declared = entry.get("module", "")
-            name = _present(_renamed(declared, family.name), names) or _present(declared, names)
-            if name is not None:
-                channels = None if family.name in INSIDE_A_BLOCK and name != declared else entry.get("num_chs")
-                found.append(Stage(name, int(entry["reduction"]), channels))
-        return found
+        return _of_feature_info(module, info, family.name)
     if family.library == "torchvision":
-        return _of_torchvision(module, family.name, names)
+        return _of_torchvision(module, family, dict(module.named_modules(remove_duplicate=False)))
+    if family.library == "transformers" and sees_pictures(module):
+        return _in_lists(module, TRANSFORMERS_LISTS)
+    if family.library == "ultralytics":
+        return _of_ultralytics(module)
+    table = FOREIGN_TABLES.get((family.library, family.name), {})
+    return _in_lists(module, FOREIGN_LISTS.get((family.library, family.name), ())) or _in_table(
+        table, dict(module.named_modules()) if table else {}
+    )
+
+
+def _of_feature_info(module: nn.Module, info: Sequence[dict[str, Any]], family: str) -> list[Stage]:
+    """timm's models say themselves."""
+    names, found = dict(module.named_modules(remove_duplicate=False)), []
+    for told in info:
+        declared = told.get("module", "")
+        name = _present(_renamed(declared, family), names) or _present(declared, names)
+        if name is not None:
+            channels = None if family in INSIDE_A_BLOCK and name != declared else told.get("num_chs")
+            found.append(Stage(name, int(told["reduction"]), channels))
+    return found
+
+
+def sees_pictures(module: nn.Module) -> bool:
+    """Tell whether one of transformers' models has a configuration that speaks of pictures."""
+    config = config_of(module)
+    return any(hasattr(config, attribute) for attribute in ("num_channels", "image_size", "patch_size"))
+
+
+def _in_lists(module: nn.Module, paths: Sequence[str]) -> list[Stage]:
+    """The members of the first of these lists that the module has, or those modules themselves."""
+    for path in paths:
+        try:
+            found = module.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(found, (nn.ModuleList, nn.Sequential)):
+            inner = [f"{path}.{name}.blocks" if _has_blocks(child) else f"{path}.{name}"
+                     for name, child in found.named_children()]  # fmt: skip
+            return [Stage(name, 0) for name in inner]
     return []
 
 
-def _of_torchvision(module: nn.Module, family: str, names: dict[str, nn.Module]) -> list[Stage]:
+def _has_blocks(child: nn.Module) -> bool:
+    """Whether a stage holds its blocks apart from what merges patches after them."""
+    return isinstance(child._modules.get("blocks"), nn.ModuleList)
+
+
+def _of_ultralytics(module: nn.Module) -> list[Stage]:
+    """The layers of the backbone; the neck and the head follow in the same sequence."""
+    layers, yaml = module._modules.get("model"), getattr(module, "yaml", None)
+    if not isinstance(layers, nn.Sequential) or not isinstance(yaml, dict) or "backbone" not in yaml:
+        return []
+    return [Stage(f"model.{index}", 0) for index in range(len(yaml["backbone"]))]
+
+
+def _of_torchvision(module: nn.Module, family: Family, names: dict[str, nn.Module]) -> list[Stage]:
     kind = type(module).__name__
+    if family.video:
+        return _of_video(module, kind, names)
     if kind == "VisionTransformer":
         blocks, reduction = module.get_submodule("encoder.layers"), int(getattr(module, "patch_size", 16))
         return [Stage(f"encoder.layers.{name}", reduction) for name, _ in blocks.named_children()]
@@ -99,9 +189,21 @@ def _of_torchvision(module: nn.Module, family: str, names: dict[str, nn.Module])
         return _in_sequence("features.0.", module.get_submodule("features.0"))
     if kind == "SSDFeatureExtractorVGG":
         return _in_sequence("features.", module.get_submodule("features"))
-    if family in SEQUENCES and SEQUENCES[family] in module._modules:
-        return _in_sequence(f"{SEQUENCES[family]}.", module.get_submodule(SEQUENCES[family]))
-    return _in_table(TORCHVISION.get(family, {}), names)
+    if family.name in SEQUENCES and SEQUENCES[family.name] in module._modules:
+        return _in_sequence(f"{SEQUENCES[family.name]}.", module.get_submodule(SEQUENCES[family.name]))
+    return _in_table(TORCHVISION.get(family.name, {}), names)
+
+
+def _of_video(module: nn.Module, kind: str, names: dict[str, nn.Module]) -> list[Stage]:
+    if kind == "VideoResNet":
+        return [Stage(f"layer{number}", 0) for number in (1, 2, 3, 4)]
+    if kind == "MViT":
+        return [Stage(f"blocks.{name}", 0) for name, _ in module.get_submodule("blocks").named_children()]
+    if kind == "S3D":
+        return [Stage(f"features.{name}", 0) for name, _ in module.get_submodule("features").named_children()]
+    if kind == "SwinTransformer3d":  # between the stages its features hold what merges patches
+        return _in_table({"features.0": 4, "features.2": 8, "features.4": 16, "features.6": 32}, names)
+    return []
 
 
 def _in_table(table: dict[str, int], names: dict[str, nn.Module]) -> list[Stage]:

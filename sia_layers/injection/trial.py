@@ -1,10 +1,11 @@
-"""The dry run: a forward pass on fake tensors that tells what the sites give and whether they lie on the trunk."""
+"""The dry run: a forward pass on fake tensors that tells what modules give and what the output depends on."""
 
 from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,24 +14,50 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from sia_layers.injection.errors import DryRunError, ReentrantCheckpointError
+from sia_layers.injection.families import entry
+from sia_layers.injection.inputs import Inputs
 
 Node = Any  # of autograd's graph
+Key = tuple[str, str]  # a module's name, and "output" or "input"
 
 
 class Firing(NamedTuple):
     """One run of a watched module.
 
     Attributes:
-        inputs: the positional arguments of its forward.
-        output: what it gave, or for the input side of a module what it was given.
-        node: where that output begins in autograd's graph; None if it has no gradient.
+        args: the positional arguments of its forward.
+        kwargs: the others.
+        value: what it gave, or for the input side its first argument.
+        nodes: where each floating tensor of the value begins in autograd's graph, in the value's order.
         order: how many watched modules ran before.
     """
 
-    inputs: tuple[Any, ...]
-    output: Any
-    node: Node
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    value: Any
+    nodes: tuple[Node, ...]
     order: int
+
+
+class Part(NamedTuple):
+    """A module as a part of the graph: nodes of its inputs and outputs over all of its runs."""
+
+    starts: frozenset[Node]
+    ends: tuple[Node, ...]
+
+    def decided_by(self, barrier: Iterable[Node]) -> bool:
+        """Tell whether some output depends on the inputs through these nodes alone."""
+        nodes = frozenset(barrier)
+        for end in self.ends:
+            seen = reachable(end, nodes)
+            if not self.starts & (seen - nodes) and nodes & seen:
+                return True
+        return False
+
+    def depends_on(self, nodes: Iterable[Node]) -> bool:
+        """Tell whether some output depends on one of these nodes."""
+        wanted = frozenset(nodes)
+        return any(wanted & reachable(end, frozenset()) for end in self.ends)
 
 
 class Trial(NamedTuple):
@@ -38,139 +65,304 @@ class Trial(NamedTuple):
 
     Attributes:
         firings: of each watched module and side.
-        outputs: where each tensor of the model's output ends in autograd's graph.
-        start: where the model's input is in it.
+        parts: of each module that was asked for as a part, "" being all that was run.
+        shapes: of the outputs of each module whose shape was asked for: shape and order of each run.
+        makers: for each tensor that a part returned, the outermost module that gave it; by the part's name.
     """
 
-    firings: dict[tuple[str, str], list[Firing]]
-    outputs: list[Node]
-    start: Node
-
-    def decides(self, node: Node) -> bool:
-        """Whether some output of the model depends on its input through this node alone."""
-        for output in self.outputs:
-            without = reachable(output, node)
-            if self.start not in without and node in without:
-                return True
-        return False
+    firings: dict[Key, list[Firing]]
+    parts: dict[str, Part]
+    shapes: dict[str, list[tuple[tuple[int, ...], int]]]
+    makers: dict[str, list[str]]
 
 
-def reachable(output: Node, barrier: Node) -> set[Node]:
-    """The nodes that an output was computed from, as far as they are not behind the barrier."""
+def reachable(end: Node, barrier: frozenset[Node]) -> set[Node]:
+    """Return the nodes that an output was computed from, as far as they are not behind the barrier."""
     seen: set[Node] = set()
-    waiting = [output]
+    waiting = [end]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node is not barrier:
+        if node not in barrier:
             waiting.extend(following for following, _ in node.next_functions)
     return seen
 
 
-def run(model: nn.Module, inputs: tuple[Any, ...], watched: Sequence[tuple[str, str]]) -> Trial:
+def run(
+    model: nn.Module,
+    inputs: Inputs,
+    watched: Iterable[Key],
+    parts: Iterable[str] = (),
+    shapes: Iterable[str] = (),
+    features: Iterable[str] = (),
+) -> Trial:
     """Run the model once on fake tensors.
 
     Nothing of the model changes: no statistics, modes, hooks or gradients, nor any generator of random numbers.
 
     Args:
         model: any model.
-        inputs: the positional arguments of its forward; shapes, dtypes and devices count.
-        watched: names of modules with ``"output"`` or ``"input"``.
+        inputs: shapes, dtypes and devices of their tensors count.
+        watched: names of modules, with ``"output"`` or ``"input"``.
+        parts: names of modules that the model's output may be judged by in place of the whole.
+        shapes: names of modules whose output's shape is wanted.
+        features: names of parts whose outputs are to be traced to the modules that gave them.
 
     Raises:
         DryRunError: the model failed.
         ReentrantCheckpointError: part of it hides its graph.
     """
-    firings: dict[tuple[str, str], list[Firing]] = {key: [] for key in watched}
-    handles, count = [], [0]
-
-    def noted(key: tuple[str, str], arguments: tuple[Any, ...], value: Any) -> Any:
-        first = value[0] if isinstance(value, tuple) and value else value
-        node = None
-        if isinstance(first, Tensor) and first.is_floating_point():
-            first = first * 1  # a node of its own, whatever is done to the tensor in place
-            node = first.grad_fn
-            value = (first, *value[1:]) if isinstance(value, tuple) else first
-        firings[key].append(Firing(arguments, value, node, count[0]))
-        count[0] += 1
-        return value
-
-    def after(key: tuple[str, str]) -> Callable[..., Any]:
-        return lambda module, arguments, output: noted(key, arguments, output)
-
-    def before(key: tuple[str, str]) -> Callable[..., Any]:
-        return lambda module, arguments: (noted(key, arguments, arguments[0]), *arguments[1:])
-
-    modules = dict(model.named_modules(remove_duplicate=False))
+    asked = model, tuple(watched), tuple(parts), tuple(shapes), tuple(features)
     try:
-        for key in watched:
-            module = modules[key[0]]
-            if key[1] == "output":
-                handles.append(module.register_forward_hook(after(key), prepend=True))
-            else:
-                handles.append(module.register_forward_pre_hook(before(key)))
-        outputs, start = _forward(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if any(node.name() == "CheckpointFunctionBackward" for end in outputs for node in reachable(end, None)):
+        recorder, whole = _recorded(asked, inputs, training=False)
+    except _ValuesNeededError as refusal:
+        try:  # heads that turn maps into boxes in evaluation mode give the maps themselves in training mode
+            recorder, whole = _recorded(asked, inputs, training=True)
+        except DryRunError:
+            raise refusal from refusal.__cause__
+    ends = [end for part in (whole, *recorder.parts.values()) for end in part.ends]
+    if any(node.name() == "CheckpointFunctionBackward" for end in ends for node in reachable(end, frozenset())):
         raise ReentrantCheckpointError(
             "the model is checkpointed with use_reentrant=True, whose parts run twice and without a graph; "
             "checkpoint with use_reentrant=False"
         )
-    return Trial(firings, outputs, start)
+    found = {"": whole, **recorder.parts}
+    return Trial(recorder.firings, found, recorder.shapes, recorder.makers)
 
 
-def _forward(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Node], Node]:
+class _ValuesNeededError(DryRunError):
+    """The forward pass depends on values, which fake tensors do not have."""
+
+
+def _recorded(asked: tuple[Any, ...], inputs: Inputs, training: bool) -> tuple[_Recorder, Part]:
+    recorder = _Recorder(*asked)
+    try:
+        recorder.attach()
+        return recorder, _forward(asked[0], inputs, recorder, training)
+    finally:
+        recorder.remove()
+
+
+class _Recorder:
+    """Hooks that note what a dry run is asked for."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        watched: Iterable[Key],
+        parts: Iterable[str],
+        shapes: Iterable[str],
+        features: Iterable[str],
+    ) -> None:
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.firings: dict[Key, list[Firing]] = {key: [] for key in watched}
+        self.part_names, self.feature_names = [name for name in parts if name], list(features)
+        self.parts = {name: Part(frozenset(), ()) for name in self.part_names}
+        self.shapes: dict[str, list[tuple[tuple[int, ...], int]]] = {name: [] for name in shapes}
+        self.makers: dict[str, list[str]] = {}
+        self.given: list[tuple[str, Tensor]] = []
+        self.handles: list[Any] = []
+        self.count = 0
+
+    def attach(self) -> None:
+        for name in self.part_names:
+            self._before(name, self._part_begins(name))
+        for name, side in self.firings:
+            if side == "output":
+                self._after(name, self._fired((name, side)))
+            else:
+                self._before(name, self._given((name, side)))
+        for name in self.shapes:
+            self._after(name, self._shaped(name))
+        for name in self.part_names:
+            self._after(name, self._part_ends(name), prepend=False)
+        for scope in self.feature_names:
+            for name in self.modules:
+                if name != scope and (not scope or name.startswith(f"{scope}.")):
+                    self._after(name, self._made(name), prepend=False)
+            self._after(scope, self._traced(scope), prepend=False)
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def complete(self) -> bool:
+        """Tell whether every part has run, so that a failure after it takes nothing away."""
+        return bool(self.part_names) and all(part.ends for part in self.parts.values())
+
+    def _after(self, name: str, hook: Callable[..., Any], prepend: bool = True) -> None:
+        module = self.modules[name]
+        self.handles.append(module.register_forward_hook(hook, prepend=prepend, with_kwargs=True))
+
+    def _before(self, name: str, hook: Callable[..., Any]) -> None:
+        self.handles.append(self.modules[name].register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _fired(self, key: Key) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            return self._note(key, args, kwargs, output)
+
+        return hook
+
+    def _given(self, key: Key) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return (self._note(key, args, kwargs, args[0]), *args[1:]), kwargs
+
+        return hook
+
+    def _note(self, key: Key, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
+        value, nodes = _with_nodes(value)
+        self.firings[key].append(Firing(args, kwargs, value, nodes, self.count))
+        self.count += 1
+        return value
+
+    def _part_begins(self, name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            (args, kwargs), nodes = _with_nodes((args, kwargs))
+            part = self.parts[name]
+            self.parts[name] = part._replace(starts=part.starts | frozenset(nodes))
+            return args, kwargs
+
+        return hook
+
+    def _part_ends(self, name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            part = self.parts[name]
+            self.parts[name] = part._replace(ends=(*part.ends, *_ends(output)))
+
+        return hook
+
+    def _shaped(self, name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if isinstance(output, Tensor):
+                self.shapes[name].append((tuple(output.shape), self.count))
+
+        return hook
+
+    def _made(self, name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            passes_on = any(output is argument for argument in args) and not getattr(module, "inplace", False)
+            if isinstance(output, Tensor) and not passes_on:
+                self.given.append((name, output))
+
+        return hook
+
+    def _traced(self, scope: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            by_id = {id(tensor): name for name, tensor in self.given}  # the outermost module comes last
+            self.makers[scope] = [by_id[id(tensor)] for tensor in _tensors(output) if id(tensor) in by_id]
+
+        return hook
+
+
+def _with_nodes(value: Any) -> tuple[Any, tuple[Node, ...]]:
+    """Give every floating tensor a node of its own, whatever is done to it in place afterwards."""
+    nodes: list[Node] = []
+
+    def marked(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        leaf = leaf * 1
+        nodes.append(leaf.grad_fn)
+        return leaf
+
+    return pytree.tree_map(marked, value), tuple(nodes)
+
+
+def _forward(model: nn.Module, inputs: Inputs, recorder: _Recorder, training: bool) -> Part:
     tensors = [*model.parameters(), *model.buffers()]
+    _refuse_lazy(model)
     on_meta = bool(tensors) and all(tensor.is_meta for tensor in tensors)
-    with _unchanged(model), torch.inference_mode(False), torch.enable_grad():
+    picture = inputs.picture
+    starts: list[Node] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_unchanged(model, training))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if "torch._dynamo" in sys.modules:  # parts that torch.compile has wrapped run as they are
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         mode = contextlib.nullcontext() if on_meta else FakeTensorMode(allow_non_fake_inputs=True)
-        with mode:
+        stack.enter_context(mode)
 
-            def stand_in(value: Any) -> Any:
-                if not isinstance(value, Tensor):
-                    return value
-                device = "meta" if on_meta else value.device
-                fake = torch.empty(value.shape, dtype=value.dtype, device=device)
-                return fake.requires_grad_() if fake.is_floating_point() else fake
+        def stand_in(tensor: Tensor) -> Tensor:
+            device = "meta" if on_meta else tensor.device
+            fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            if not fake.is_floating_point():
+                return fake
+            fake = fake.requires_grad_() * 1  # models may work on their input in place, which a leaf does not allow
+            if tensor is picture:
+                starts.append(fake.grad_fn)
+            return fake
 
-            fakes = pytree.tree_map(stand_in, inputs)
-            leaf = next((fake for fake in pytree.tree_leaves(fakes) if isinstance(fake, Tensor)), None)
-            if leaf is None or not leaf.requires_grad:
-                raise DryRunError("example_input must be a floating tensor, or a tuple that begins with one")
-            first = leaf * 1  # models may work on their input in place, which a leaf does not allow
-            fakes = pytree.tree_map(lambda value: first if value is leaf else value, fakes)
-            try:
-                with torch.random.fork_rng(devices=[]):
-                    output = nn.Module._call_impl(entry(model), *fakes)  # type: ignore[no-untyped-call]
-            except Exception as error:
-                raise DryRunError(_why(model, inputs, error)) from error
-    return [tensor.grad_fn for tensor in _tensors(output) if tensor.grad_fn is not None], first.grad_fn
+        fakes = inputs.mapped(stand_in)
+        if not on_meta:
+            stack.enter_context(_materialized(model))
+        try:
+            with torch.random.fork_rng(devices=[]):
+                part = model.get_submodule(entry(model))
+                output = nn.Module._call_impl(part, *fakes.args, **fakes.kwargs)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            if recorder.complete() and _depends_on_values(error):
+                return Part(frozenset(starts), ())
+            refusal = _ValuesNeededError if _depends_on_values(error) else DryRunError
+            raise refusal(_why(model, inputs, error)) from error
+    return Part(frozenset(starts), tuple(_ends(output)))
 
 
-def _why(model: nn.Module, inputs: tuple[Any, ...], error: Exception) -> str:
-    """Why a dry run failed, in a line."""
+def _refuse_lazy(model: nn.Module) -> None:
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(parameter):
+            raise DryRunError(
+                f"{name!r} has no shape before the first forward pass (a lazy module); run the model once on a real "
+                "input, and inject then"
+            )
+
+
+@contextlib.contextmanager
+def _materialized(model: nn.Module) -> Iterator[None]:
+    """Stand fake tensors in for the parameters that lie on meta while others do not, as offloading leaves them."""
+    kept: list[tuple[dict[str, Any], str, Tensor]] = []
+    for module in model.modules():
+        own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        kept += [
+            (held, name, value) for held in own for name, value in held.items() if value is not None and value.is_meta
+        ]
+    device = next((tensor.device for tensor in model.parameters() if not tensor.is_meta), torch.device("cpu"))
+    try:
+        for held, name, tensor in kept:
+            fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            held[name] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+        yield
+    finally:
+        for held, name, tensor in kept:
+            held[name] = tensor
+
+
+def _depends_on_values(error: Exception) -> bool:
+    """Tell whether a forward pass stopped because fake tensors have no values."""
+    kind = type(error).__name__
+    return kind.startswith(("DataDependent", "DynamicOutputShape", "GuardOnDataDependent")) or "FakeTensor" in str(
+        error
+    )
+
+
+def _why(model: nn.Module, inputs: Inputs, error: Exception) -> str:
+    """Say in a line why a dry run failed."""
     kind, lines = type(error).__name__, str(error).strip().splitlines()
-    if kind.startswith(("DataDependent", "DynamicOutputShape")):
+    if _depends_on_values(error):
         return (
             f"the forward of {type(model).__name__} depends on values ({lines[0] if lines else kind}), and the dry run "
             "has none; inject into the part of the model that does not, such as its backbone"
         )
-    shapes = ", ".join(str(tuple(value.shape)) for value in pytree.tree_leaves(inputs) if isinstance(value, Tensor))
     return (
-        f"{type(model).__name__} failed on an input of shape {shapes}: {kind}: {lines[0] if lines else ''}; "
-        "give an example_input that it takes"
+        f"{type(model).__name__} failed on an input of shape {inputs.described()}: {kind}: "
+        f"{lines[0] if lines else ''}; give an example_input that it takes"
     )
 
 
-def entry(model: nn.Module) -> nn.Module:
-    """What the dry run runs: of torchvision's detectors and segmenters the backbone alone."""
-    backbone = model._modules.get("backbone")
-    headed = type(model).__module__.startswith(("torchvision.models.detection.", "torchvision.models.segmentation."))
-    return backbone if headed and backbone is not None else model
+def _ends(output: Any) -> list[Node]:
+    return [tensor.grad_fn for tensor in _tensors(output) if tensor.grad_fn is not None]
 
 
 def _tensors(output: Any) -> list[Tensor]:
@@ -186,13 +378,14 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode, and leave modules, their modes and caches, and Python's random numbers as they were."""
+def _unchanged(model: nn.Module, training: bool) -> Iterator[None]:
+    """Run in one mode, and leave modules, their modes and caches, and Python's random numbers as they were."""
     before = [(module, _contents(module.__dict__)) for module in model.modules()]
     state = random.getstate()
     try:
         for module, _ in before:
-            module.training = False
+            module.training = training
+            module.__dict__.pop("_compiled_call_impl", None)  # a part compiled in place runs as it is
         yield
     finally:
         for module, contents in before:

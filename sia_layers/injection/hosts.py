@@ -1,0 +1,119 @@
+"""The module that ends a stage: where a hook gets the stage's whole output, whatever wraps or skips containers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import nn
+
+from sia_layers.injection.errors import AlreadyInjectedError, UnknownStageError, UnsupportedModelError
+from sia_layers.injection.site import is_site
+
+DENSE_BLOCKS: Final = frozenset({"DenseBlock", "_DenseBlock", "DenseStage"})  # their last layer is not their output
+CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+ITERATORS: Final = frozenset({"children", "named_children", "_modules", "modules"})
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside of what torch.compile or DataParallel put around it, or the model itself."""
+    while True:
+        inner = model.module if isinstance(model, nn.DataParallel) else getattr(model, "_modules", {}).get("_orig_mod")
+        if inner is None:
+            return model
+        model = inner
+
+
+def check_supported(model: nn.Module) -> None:
+    """Refuse what cannot be changed in place, or has been.
+
+    Raises:
+        UnsupportedModelError, AlreadyInjectedError: it is so.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                f"{name or 'the model'!r} is a ScriptModule, which takes no hooks; inject first, script or export after"
+            )
+        if is_site(module):
+            raise AlreadyInjectedError(f"the model holds SIA at {name!r} already; call eject_sia(model) first")
+        kind = type(module).__name__
+        if kind in ("DistributedDataParallel", "FullyShardedDataParallel") or kind.startswith("FSDP"):
+            raise UnsupportedModelError(
+                f"the model is wrapped in {kind}, which would not see new parameters; inject first and wrap after"
+            )
+
+
+def host_of(model: nn.Module, name: str) -> tuple[str, str]:
+    """The module that ends a stage, and its side.
+
+    Containers are descended to their last real block: checkpointing passes over a Sequential, and a container that
+    goes through its children would run one more.
+    """
+    module = model.get_submodule(name)
+    while True:
+        if type(module).__name__ in DENSE_BLOCKS:
+            return _transition(model, name), "input"
+        child = _last_block(module) if iterates(module) else _activation(module)
+        if child is None:
+            return name, "output"
+        name, module = f"{name}.{child}", module._modules[child]  # type: ignore[assignment]
+
+
+def iterates(module: nn.Module) -> bool:
+    """Whether the module runs, or is, a list of its children, so that one more would be run as well."""
+    if isinstance(module, CONTAINERS):
+        return bool(module._modules)
+    code = getattr(type(module).forward, "__code__", None)
+    return bool(module._modules) and code is not None and not ITERATORS.isdisjoint(code.co_names)
+
+
+def _last_block(module: nn.Module) -> str | None:
+    children = [name for name, child in module._modules.items() if child is not None]
+    for name in reversed(children):
+        if not _is_trimming(module._modules[name]):  # type: ignore[arg-type]
+            return name
+    return children[-1] if children else None
+
+
+def _is_trimming(module: nn.Module) -> bool:
+    """Whether it is a layer that merely follows a block: a norm, a dropout, nothing."""
+    if isinstance(module, (nn.Identity, nn.Dropout)) or type(module).__name__ == "DropPath":
+        return True
+    convolves = any(isinstance(child, nn.modules.conv._ConvNd) for child in module.modules())
+    return "Norm" in type(module).__name__ and not convolves
+
+
+def _activation(module: nn.Module) -> str | None:
+    """The activation in a batch norm that has one: converting to synchronised batch norms drops the norm's hooks."""
+    activation = module._modules.get("act") if isinstance(module, nn.modules.batchnorm._BatchNorm) else None
+    return None if activation is None or isinstance(activation, nn.Identity) else "act"
+
+
+def _transition(model: nn.Module, name: str) -> str:
+    """The first convolution or norm, but no batch norm, of what follows a dense block: all of its maps go in there."""
+    path = name
+    while path:
+        parent, _, own = path.rpartition(".")
+        siblings = list(model.get_submodule(parent)._modules)
+        following = siblings[siblings.index(own) + 1 :]
+        if following:
+            path = f"{parent}.{following[0]}" if parent else following[0]
+            break
+        path = parent
+    else:
+        raise UnknownStageError(f"nothing follows the dense block {name!r}; name the stage before it, or its last norm")
+    module = model.get_submodule(path)
+    while module._modules:
+        inner = {
+            child: value
+            for child, value in module._modules.items()
+            if value is not None and not isinstance(value, (nn.modules.batchnorm._BatchNorm, nn.ReLU))
+        }
+        if not inner:
+            break
+        child, module = next(iter(inner.items()))
+        path = f"{path}.{child}"
+    return path

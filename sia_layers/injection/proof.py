@@ -1,0 +1,406 @@
+"""Prove sites on dry runs: what a stage gives, in which layout, and that the model's output depends on it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from sia_layers.injection import trial
+from sia_layers.injection.errors import (
+    DryRunError,
+    FiringError,
+    InjectionError,
+    LayoutError,
+    OffTrunkError,
+    OutputTypeError,
+)
+from sia_layers.injection.families import MAP_ITEMS, UNREADABLE_FAMILIES, family_at, known_kind
+from sia_layers.injection.inputs import Inputs
+from sia_layers.injection.layouts import KINDS, Grid, Layout
+from sia_layers.injection.site import Item
+from sia_layers.injection.stages import Stage
+from sia_layers.injection.tokens import Tokens, patch_module
+from sia_layers.kernels.options import as_bool, as_choice, as_int
+
+# The axes that change with the picture's rows and columns, and the layout that this proves.
+CHANGED: Final[dict[tuple[int, ...], str]] = {(2, 3): "NCHW", (1, 2): "NHWC", (1,): "NLC"}
+CHANGED_VIDEO: Final[dict[tuple[int, ...], str]] = {(3, 4): "NCTHW", (2, 3): "NTHWC"}
+
+
+class Site(NamedTuple):
+    """A place in a model for Self-Information Attention.
+
+    Attributes:
+        host: full name of the module whose output is gated.
+        side: ``"output"``, or ``"input"`` if what the host is given is gated instead.
+        stage: full name of the stage that the site ends.
+        channels: of the feature map.
+        reduction: rows of the picture to a row of the map, as measured.
+        layout: of what is gated.
+        patches: full name of the module that makes the patches, for tokens.
+        item: which item of the host's output is gated, a position or a key; None for an output that is one tensor.
+        alone: whether no other item of the host's output is gated as well.
+        bypassed: whether some path from input to output leads around the site.
+    """
+
+    host: str
+    side: str
+    stage: str
+    channels: int
+    reduction: int
+    layout: Layout
+    patches: str | None = None
+    item: Item = None
+    alone: bool = True
+    bypassed: bool = False
+
+    @property
+    def name(self) -> str:
+        """Full name of the SIA module there."""
+        own = f"{self.host}.sia" if self.host else "sia"
+        return own if self.alone else f"{own}.{self.item}"
+
+
+class Candidate(NamedTuple):
+    """A stage and the module that ends it, not yet proved; ``declared`` if the model itself tells of the stage."""
+
+    stage: Stage
+    host: str
+    side: str
+    declared: bool
+
+    @property
+    def key(self) -> trial.Key:
+        """What a dry run watches."""
+        return self.host, self.side
+
+
+class Said(NamedTuple):
+    """What the caller says of the sites, so that it need not be proved."""
+
+    layout: str | None = None
+    grid: Grid | None = None
+    prefix_tokens: int | None = None
+    allow_bypass: bool = False
+
+    @classmethod
+    def checked(
+        cls, layout: str | None, grid: Sequence[int] | None, prefix_tokens: int | None, allow_bypass: bool
+    ) -> Said:
+        """Check a caller's arguments.
+
+        Raises:
+            TypeError, ValueError: one of the wrong type or out of its range.
+        """
+        if layout is not None:
+            as_choice("layout", layout, tuple(KINDS))
+        if grid is not None:
+            grid = tuple(as_int("grid", side) for side in grid)
+            if len(grid) not in (2, 3) or min(grid) < 1:
+                raise ValueError(f"grid must be (rows, columns) or (frames, rows, columns), each 1 or more, got {grid}")
+        if prefix_tokens is not None and as_int("prefix_tokens", prefix_tokens) < 0:
+            raise ValueError(f"prefix_tokens must be 0 or more, got {prefix_tokens}")
+        if layout not in (None, "NLC") and (grid is not None or prefix_tokens is not None):
+            raise ValueError(f"grid and prefix_tokens are of tokens, layout='NLC'; got layout={layout!r}")
+        return cls(layout, grid, prefix_tokens, as_bool("allow_bypass", allow_bypass))
+
+
+class Proved(NamedTuple):
+    """A site, and when it runs."""
+
+    order: int
+    site: Site
+
+
+def prove(model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, said: Said, scope: str = "") -> list[Site]:
+    """Return the sites of all candidates in the order in which they run.
+
+    Raises:
+        InjectionError: the first candidate's that is no site.
+    """
+    found: list[Proved] = []
+    for _, outcome in each(model, candidates, inputs, said, scope):
+        if isinstance(outcome, InjectionError):
+            raise outcome
+        found += outcome
+    return [site for _, site in sorted(found, key=lambda proved: proved.order)]
+
+
+def each(
+    model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, said: Said, scope: str = ""
+) -> list[tuple[Candidate, list[Proved] | InjectionError]]:
+    """Return each candidate with its sites, or with why it is none.
+
+    Raises:
+        DryRunError: the model fails on the inputs.
+    """
+    survey = _Survey(model, candidates, inputs, said, scope)
+    outcomes: list[tuple[Candidate, list[Proved] | InjectionError]] = []
+    for candidate in candidates:
+        try:
+            outcomes.append((candidate, survey.sites(candidate)))
+        except InjectionError as refusal:
+            outcomes.append((candidate, refusal))
+    return outcomes
+
+
+def read(model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, said: Said) -> list[Site]:
+    """Return how to read the first feature map that each candidate gives, wherever it lies in the model.
+
+    Raises:
+        InjectionError: a candidate does not run, or gives nothing that can be read.
+    """
+    survey = _Survey(model, candidates, inputs, said, "")
+    return [survey.readable(candidate) for candidate in candidates]
+
+
+class _Reading(NamedTuple):
+    """An item of a host's output that can be read as maps."""
+
+    item: Item
+    tensor: Tensor
+    node: int  # place of its node among those of the output
+    layout: Layout
+    patches: str | None
+
+
+class _Survey:
+    """Dry runs of a model and what they tell of its candidates."""
+
+    def __init__(
+        self, model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, said: Said, scope: str
+    ) -> None:
+        self.model, self.candidates, self.inputs, self.said, self.scope = model, candidates, inputs, said, scope
+        patches = {patch_module(model, candidate.host) for candidate in candidates} - {None}
+        self.watched = {candidate.key for candidate in candidates} | {(str(name), "output") for name in patches}
+        self.convs = [
+            name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Conv3d)) and name
+        ]
+        self.first = trial.run(model, inputs, self.watched, parts=[scope], shapes=self.convs)
+        self.others: dict[tuple[int, ...], trial.Trial | None] = {}
+        self.tokens = Tokens(model, self.first, inputs.picture, said.grid, said.prefix_tokens, self.at)
+
+    def at(self, *size: int) -> trial.Trial | None:
+        """Return a dry run at another (frames,) height and width; None if the model does not take it."""
+        if size not in self.others:
+            try:
+                inputs = self.inputs.resized(*size)
+                self.others[size] = trial.run(self.model, inputs, self.watched)
+            except DryRunError:
+                self.others[size] = None
+        return self.others[size]
+
+    def sites(self, candidate: Candidate) -> list[Proved]:
+        """Return the sites of a candidate.
+
+        Raises:
+            InjectionError: it has none.
+        """
+        self._check_firings(candidate)
+        firing = self.first.firings[candidate.key][0]
+        readings, bypassed = self._gated(candidate, self._readings(candidate, firing))
+        alone = len(readings) == 1
+        return [Proved(firing.order, self._site(candidate, reading, alone, bypassed)) for reading in readings]
+
+    def readable(self, candidate: Candidate) -> Site:
+        """Return the first feature map that a candidate gives, on the trunk or not.
+
+        Raises:
+            InjectionError: it does not run, or gives none.
+        """
+        firings = self.first.firings[candidate.key]
+        if not firings:
+            raise FiringError(f"{candidate.host!r} does not run in a forward pass; name a module that does")
+        return self._site(candidate, self._readings(candidate, firings[0])[0], True, False)
+
+    def _site(self, candidate: Candidate, reading: _Reading, alone: bool, bypassed: bool) -> Site:
+        channels, expected = reading.layout.channels(reading.tensor), candidate.stage.channels
+        if expected not in (None, channels) and candidate.side == "output" and reading.item is None:
+            raise LayoutError(
+                f"{candidate.host!r} gives {tuple(reading.tensor.shape)}, with {channels} channels as "
+                f"{reading.layout.kind}, but the model declares {expected}; name the module that gives them"
+            )
+        tried = reading.layout._replace(stride=1)  # whose grid is the tokens' own, not that of the patches
+        maps = tried.read(reading.tensor, [tried.grid]).maps
+        return Site(
+            host=candidate.host,
+            side=candidate.side,
+            stage=candidate.stage.name,
+            channels=channels,
+            reduction=max(1, round(self.inputs.picture.shape[-2] / max(1, maps.shape[-2]))),
+            layout=reading.layout,
+            patches=reading.patches,
+            item=reading.item,
+            alone=alone,
+            bypassed=bypassed,
+        )
+
+    def _check_firings(self, candidate: Candidate) -> None:
+        counts = {other.host: len(self.first.firings[other.key]) for other in self.candidates}
+        count = counts[candidate.host]
+        what = f"{candidate.host!r}, which ends the stage {candidate.stage.name!r},"
+        if not count:
+            raise FiringError(f"{what} does not run in a forward pass; name a module that does")
+        ran = {host: number for host, number in counts.items() if number}
+        other = next((host for host, number in ran.items() if number != count), None)
+        if other is not None:
+            raise FiringError(
+                f"{what} runs {count} times in a forward pass and {other!r} {ran[other]} times; all sites must run "
+                "equally often, so leave one of them out of stages, or inject into the two parts of the model apart"
+            )
+        firings = [(firing.order, key) for key in self.watched for firing in self.first.firings[key]
+                   if key in {other.key for other in self.candidates}]  # fmt: skip
+        in_order = [key for _, key in sorted(firings)]
+        if in_order != in_order[: len(ran)] * count:
+            raise FiringError(
+                f"{what} runs {count} times in a forward pass, not in turn with the other sites; SIA hands maps from "
+                "the first site to the last, so run the backbone once after the other, or inject with one stage alone"
+            )
+
+    def _readings(self, candidate: Candidate, firing: trial.Firing) -> list[_Reading]:
+        """Return the items of a host's output that can be read as maps."""
+        wanted = MAP_ITEMS.get(family_at(self.model, candidate.host).name)
+        items = [entry for entry in items_of(firing.value) if wanted is None or entry[0] in (None, wanted)]
+        if not items:
+            raise OutputTypeError(
+                f"{candidate.host!r} gives {described(firing.value)}, where SIA needs a feature map; name a module "
+                "that gives a tensor"
+            )
+        found: list[_Reading] = []
+        refusals: list[LayoutError] = []
+        for item, tensor, node in items:
+            try:
+                kind = self._kind(candidate, item, tensor)
+                layout, patches = Layout(kind), None
+                if kind == "NLC":
+                    layout, patches = self.tokens.layout(candidate.host, candidate.stage, tensor, firing)
+                found.append(_Reading(item, tensor, node, layout, patches))
+            except LayoutError as refusal:
+                refusals.append(refusal)
+        if not found:
+            raise refusals[0]
+        return found
+
+    def _kind(self, candidate: Candidate, item: Item, tensor: Tensor) -> str:
+        """The kind of layout: as the caller says, as the family has it, or proved at another resolution."""
+        host, shape = candidate.host, tuple(tensor.shape)
+        family = family_at(self.model, host)
+        if self.said.layout is not None:
+            if tensor.dim() != KINDS[self.said.layout]:
+                raise LayoutError(
+                    f"layout={self.said.layout!r} was given, but {host!r} gives a tensor of shape {shape}"
+                )
+            return self.said.layout
+        whole_level = type(self.model.get_submodule(host)).__name__ == "NestLevel"
+        if family.library == "timm" and family.name in UNREADABLE_FAMILIES and not whole_level:
+            raise LayoutError(f"{host!r} cannot be read as maps: {UNREADABLE_FAMILIES[family.name]}")
+        known = known_kind(self.model, host, tensor)
+        return known if known is not None else self._proved_kind(candidate, item, tensor)
+
+    def _proved_kind(self, candidate: Candidate, item: Item, tensor: Tensor) -> str:
+        """The channels are the axis that does not change with the resolution."""
+        host, shape, axes = candidate.host, tuple(tensor.shape), range(1, tensor.dim())
+        height, width = self.inputs.picture.shape[-2:]
+        for size in ((2 * height, 2 * width), (height, 2 * width), (height + height // 2, width + width // 2)):
+            other = self._again(candidate, item, size)
+            if other is None or len(other) != len(shape):
+                continue
+            changed = tuple(axis for axis in axes if other[axis] != shape[axis])
+            kind = CHANGED.get(changed) if size[0] != height else None
+            if kind is not None and KINDS[kind] == len(shape):
+                return kind
+            if size[0] == height and changed in ((3,), (2,)) and len(shape) == 4:
+                return "NCHW" if changed == (3,) else "NHWC"
+            if len(shape) == 5:
+                return self._proved_video(candidate, item, shape, changed)
+        raise LayoutError(
+            f"{host!r} gives a tensor of shape {shape}, and nothing proves which axis has the channels (the model "
+            "takes no other resolution, or the shape does not follow it); say layout='NCHW', 'NHWC' or 'NLC', or name "
+            "a module that gives feature maps"
+        )
+
+    def _proved_video(self, candidate: Candidate, item: Item, shape: tuple[int, ...], changed: tuple[int, ...]) -> str:
+        picture = self.inputs.picture
+        kind = CHANGED_VIDEO.get(changed)
+        if kind is not None and picture.dim() == 5:
+            size = (2 * picture.shape[-3], *picture.shape[-2:])
+            longer = self._again(candidate, item, size)
+            time = [axis for axis in range(1, 5) if longer is not None and longer[axis] != shape[axis]]
+            if longer is None or time == [2 if kind == "NCTHW" else 1]:
+                return kind
+        raise LayoutError(
+            f"{candidate.host!r} gives a tensor of shape {shape}, and nothing proves which axis is time; say "
+            "layout='NCTHW' or 'NTHWC'"
+        )
+
+    def _again(self, candidate: Candidate, item: Item, size: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The shape of an item at another size; None if the model does not take that."""
+        other = self.at(*size)
+        firings = other.firings[candidate.key] if other is not None else []
+        found = [tensor for key, tensor, _ in items_of(firings[0].value) if key == item] if firings else []
+        return tuple(found[0].shape) if found else None
+
+    def _gated(self, candidate: Candidate, readings: list[_Reading]) -> tuple[list[_Reading], bool]:
+        """Choose the items to gate so that the output depends on them alone; whether some path bypasses them."""
+        judges = [self.first.parts[""], *([self.first.parts[self.scope]] if self.scope else [])]
+        firings = self.first.firings[candidate.key]
+
+        def nodes(chosen: Iterable[_Reading]) -> list[Any]:
+            found = [firing.nodes[reading.node] for reading in chosen for firing in firings]
+            return [node for node in found if node is not None]
+
+        used = [one for one in readings if any(judge.depends_on(nodes([one])) for judge in judges)]
+        for chosen in [*([reading] for reading in used), used]:
+            if any(judge.decided_by(nodes(chosen)) for judge in judges):
+                return chosen, False
+        if candidate.declared or self.said.allow_bypass:
+            of_channels = [one for one in used if one.layout.channels(one.tensor) == candidate.stage.channels]
+            if used:
+                return (of_channels or used)[:1], True
+        raise OffTrunkError(self._why_off_trunk(candidate, nodes(readings)))
+
+    def _why_off_trunk(self, candidate: Candidate, nodes: list[Any]) -> str:
+        host = candidate.host
+        if not any(part.depends_on(nodes) for part in self.first.parts.values()):
+            return f"the model's output does not depend on the output of {host!r}; name a module that it depends on"
+        parents = [host.rsplit(".", depth)[0] for depth in range(host.count("."), 0, -1)]
+        around = trial.run(self.model, self.inputs, [candidate.key], parts=parents)
+        again = [node for firing in around.firings[candidate.key] for node in firing.nodes if node is not None]
+        advice = "name a module that the whole signal goes through, such as a whole block or stage"
+        for parent in parents:
+            if around.parts[parent].decided_by(again):
+                advice = (
+                    f"it decides the output of {parent!r}, so inject into that part: inject_sia(model.{parent}, ...)"
+                )
+                break
+        return (
+            f"the output of {host!r} does not decide the model's output: a path leads around it; {advice}, or insist "
+            "with allow_bypass=True"
+        )
+
+
+def items_of(value: Any) -> list[tuple[Item, Tensor, int]]:
+    """List the floating tensors of an output: where each is in it, and its place among all of them."""
+    if isinstance(value, Tensor):
+        return [(None, value, 0)] if value.is_floating_point() else []
+    entries = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else []
+    )
+    found: list[tuple[Item, Tensor, int]] = []
+    index = 0
+    for key, entry in entries:
+        floating = [leaf for leaf in pytree.tree_leaves(entry) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        if isinstance(entry, Tensor) and floating:
+            found.append((key, entry, index))
+        index += len(floating)
+    return found
+
+
+def described(value: Any) -> str:
+    """An output in words."""
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)} ({', '.join(described(entry) for entry in value)})"
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -1,0 +1,165 @@
+"""The grid of tokens: how many rows and columns, how many prefix tokens, and which module's patches tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from torch import Tensor, nn
+
+from sia_layers.injection import trial
+from sia_layers.injection.errors import LayoutError
+from sia_layers.injection.families import PREFIX_FIRST, ancestors, declared_prefixes, family_at, token_order
+from sia_layers.injection.layouts import Grid, Layout, grids_in, strided
+from sia_layers.injection.site import patch_grid
+from sia_layers.injection.stages import Stage
+
+# Where a model's patches come from, nearest first: their grid is the tokens' grid.
+PATCH_MODULES: Final = ("patch_embed", "patch_embed1", "embeds", "stem", "conv_proj", "pixel_embed")
+MOST_PREFIXES: Final = 16
+SPECIAL_TOKENS: Final = ("cls_token", "class_token", "class_embedding", "register", "dist_token", "distillation_token",
+                         "storage_tokens")  # fmt: skip
+
+
+class Tokens:
+    """What a dry run tells of a model's tokens.
+
+    Args:
+        model: the model.
+        found: the dry run, with the shapes of all convolutions.
+        picture: what was run.
+        grid: as the caller says.
+        prefix_tokens: as the caller says.
+        at: runs the model at another height and width; None where it does not take that.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        found: trial.Trial,
+        picture: Tensor,
+        grid: Grid | None,
+        prefix_tokens: int | None,
+        at: Callable[[int, int], trial.Trial | None],
+    ) -> None:
+        self.model, self.found, self.picture, self.at = model, found, picture, at
+        self.grid, self.prefix_tokens = grid, prefix_tokens
+
+    def layout(self, host: str, stage: Stage, tokens: Tensor, firing: trial.Firing) -> tuple[Layout, str | None]:
+        """Return the layout of a host's tokens, and the module whose patches tell their grid in a forward pass.
+
+        Raises:
+            LayoutError: nothing tells the grid, or how many tokens come before it.
+        """
+        length = tokens.shape[1]
+        ordered = token_order(self.model, host, length)
+        if ordered is not None:
+            return Layout("NLC", ordered[1], (0,), fixed=True, order=ordered[0]), None
+        if self.grid is not None:
+            return self._as_said(host, length, self.grid), None
+        prefixes = self._prefixes(host)
+        for grid in grids_in(firing.args, firing.kwargs, firing.value):
+            layout = Layout("NLC", grid, self._with_measured(host, prefixes, length, grid))
+            if layout.fits(length, grid):
+                return layout, None
+        return self._by_patch_module(host, stage, length, prefixes) or self._by_convolution(
+            host, length, prefixes, firing
+        )
+
+    def _as_said(self, host: str, length: int, grid: Grid) -> Layout:
+        cells = 1
+        for side in grid:
+            cells *= side
+        prefix = length - cells if self.prefix_tokens is None else self.prefix_tokens
+        if prefix < 0 or cells + prefix != length:
+            raise LayoutError(
+                f"{host!r} gives {length} tokens, which grid={grid} with prefix_tokens="
+                f"{'any' if self.prefix_tokens is None else prefix} does not make"
+            )
+        return Layout("NLC", grid, (prefix,), fixed=True)
+
+    def _prefixes(self, host: str) -> tuple[int, ...]:
+        return (self.prefix_tokens,) if self.prefix_tokens is not None else declared_prefixes(self.model, host)
+
+    def _with_measured(self, host: str, prefixes: tuple[int, ...], length: int, grid: Grid) -> tuple[int, ...]:
+        """The prefixes, with the number that the grid leaves where a library is known to put them all first."""
+        cells = 1
+        for side in grid:
+            cells *= side
+        left = length - cells
+        first = family_at(self.model, host).library in PREFIX_FIRST or left == self._special_tokens()
+        measured = first and self.prefix_tokens is None and 0 <= left <= MOST_PREFIXES
+        return (left,) if measured and left not in prefixes else prefixes
+
+    def _special_tokens(self) -> int:
+        """How many class and register tokens the model has parameters for."""
+        count = 0
+        for name, parameter in self.model.named_parameters():
+            own = name.rpartition(".")[2]
+            if own.startswith(SPECIAL_TOKENS) and parameter.dim() <= 3:
+                count += parameter.shape[-2] if parameter.dim() > 1 else 1
+        return count
+
+    def _by_patch_module(
+        self, host: str, stage: Stage, length: int, prefixes: tuple[int, ...]
+    ) -> tuple[Layout, str | None] | None:
+        patches = patch_module(self.model, host)
+        firings = self.found.firings[patches, "output"] if patches is not None else []
+        if patches is None or not firings:
+            return None
+        grid = patch_grid(self.model.get_submodule(patches), firings[0].args, firings[0].value)
+        if grid is None:
+            return None
+        base = max(1, round(self.picture.shape[-2] / grid[-2]))
+        declared = stage.reduction // base if stage.reduction else 0
+        for stride in dict.fromkeys([max(1, declared), 1, 2, 4, 8]):
+            layout = Layout("NLC", strided(grid, stride), prefixes, stride)
+            if layout.fits(length, strided(grid, stride)):
+                return layout._replace(fixed=self._only_grid(grid)), patches
+        return None
+
+    def _by_convolution(
+        self, host: str, length: int, prefixes: tuple[int, ...], firing: trial.Firing
+    ) -> tuple[Layout, str | None]:
+        """The last convolution before the host whose map has as many pixels as there are tokens, less the prefixes."""
+        best: tuple[int, Layout, str] | None = None
+        for name, runs in self.found.shapes.items():
+            for shape, order in runs:
+                grid = shape[2:]
+                if order > firing.order or len(grid) + 2 != self.picture.dim():
+                    continue
+                layout = Layout("NLC", grid, self._with_measured(host, prefixes, length, grid))
+                if layout.fits(length, grid) and (best is None or order >= best[0]):
+                    best = order, layout, name
+        if best is None:
+            raise LayoutError(
+                f"{host!r} gives {length} tokens, and nothing tells their rows and columns; say grid=(rows, columns) "
+                "and, if there are class or register tokens, prefix_tokens="
+            )
+        _, layout, name = best
+        assert layout.grid is not None
+        return layout._replace(fixed=self._only_grid(layout.grid)), name
+
+    def _only_grid(self, grid: Grid) -> bool:
+        """Tell whether the model refuses a picture whose patches are as many in another grid."""
+        if len(grid) != 2:
+            return False
+        rows, columns = grid
+        other = next((r for r in range(rows - 1, 0, -1) if (rows * columns) % r == 0), None)
+        if other is None:
+            other = next((r for r in range(rows + 1, rows * columns + 1) if (rows * columns) % r == 0), None)
+        if other is None:
+            return True  # one token
+        height, width = self.picture.shape[-2:]
+        return self.at(height // rows * other, width // columns * (rows * columns // other)) is None
+
+
+def patch_module(model: nn.Module, name: str) -> str | None:
+    """Return the name of the module that cuts the picture into the patches which a module's tokens stand for."""
+    parts = name.split(".")
+    around = ancestors(model, name)
+    for depth in range(len(parts) - 1, -1, -1):
+        for attribute in PATCH_MODULES:
+            if isinstance(around[depth]._modules.get(attribute), nn.Module):
+                return ".".join([*parts[:depth], attribute])
+    return None
