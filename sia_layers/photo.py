@@ -94,7 +94,7 @@ def read(path: str | os.PathLike[str]) -> Photo:
         raise PhotoError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # decoders raise whatever a damaged file leads them to
         raise PhotoError(f"cannot decode {path}: {_first_line(error)}") from error
-    return Photo(_printable(os.path.basename(path)), pixels)
+    return Photo(printable(os.path.basename(path)), pixels)
 
 
 def suffixes() -> frozenset[str]:
@@ -214,6 +214,6 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A file's name without what no page and no terminal can show."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)
