@@ -9,6 +9,8 @@ import decimal
 import fractions
 import os
 import pathlib
+import pickle
+import re
 import sys
 import types
 import uuid
@@ -194,6 +196,19 @@ def test_the_names_of_what_is_harmless_are_right() -> None:
             assert hasattr(__import__(module, fromlist=[attribute]), attribute), name
 
 
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        (lambda state, file: torch.save(state, file, pickle_protocol=4), "is pickled otherwise than torch.save does"),
+        (lambda state, file: file.write_bytes(pickle.dumps(state)), "or is no checkpoint, and is not loaded"),
+        (lambda state, file: file.touch(), "cannot read .*saved.pth: EOFError"),
+    ],
+)
+def test_what_is_no_checkpoint(save: Callable[[dict[str, Tensor], Path], None], message: str, file: Path) -> None:
+    save(Backbone().state_dict(), file)
+    assert re.search(message, refused(file, Backbone()))
+
+
 # Where the weights lie.
 
 
@@ -264,7 +279,7 @@ def test_wrappers_in_any_order(wraps: list[str]) -> None:
     saved = state
     for wrap in wraps:
         saved = WRAPS[wrap](saved)
-    checkpoint = fitting([Checkpoint(Path("a.pth"), (), saved, saved)], model := Backbone())
+    checkpoint = fitting([Checkpoint(Path("a.pth"), (), saved)], model := Backbone())
     load(model, checkpoint)
     assert same(model, state)
     assert checkpoint.ignored == (("n_averaged",) if "averaged" in wraps else ())
@@ -348,3 +363,11 @@ def test_gains_of_both_shapes(shape: tuple[int, ...], file: Path) -> None:
     loaded(file, model := Backbone())
     gains = [value for key, value in model.state_dict().items() if key.endswith(".gain")]
     assert len(gains) == 2 and all(gain.item() == 0.5 for gain in gains)
+
+
+def test_what_modules_keep_of_their_own_need_not_fit(file: Path) -> None:
+    state = injected().state_dict()
+    host = next(key for key in state if key.endswith(".sia.gain")).removesuffix(".gain")
+    torch.save({**state, f"{host}._extra_state": torch.zeros(200, dtype=torch.uint8)}, file)
+    loaded(file, model := Backbone())
+    assert model.state_dict().keys() >= state.keys()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ PREFIXES: Final = (
     *("base_model.", "_model.", "_module.", "_forward_module."),
 )
 WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+EXTRA: Final = "._extra_state"  # what modules keep of their own, which load_state_dict need not find
 BOOKKEEPING: Final = frozenset({"n_averaged"})  # AveragedModel counts the models in its average
 
 
@@ -36,14 +37,12 @@ class Checkpoint:
     Attributes:
         path: the file.
         within: the keys that lead to the state dict in it; none if the file is the state dict.
-        held: what lies there, as it was saved.
         state: the tensors by the names that a model has for them, as far as it has any.
         ignored: what wrappers saved of their own.
     """
 
     path: Path
     within: tuple[str, ...]
-    held: Mapping[Any, Any]
     state: dict[str, Tensor]
     ignored: tuple[str, ...] = ()
 
@@ -56,25 +55,22 @@ class Checkpoint:
 
 def read_checkpoints(path: Path) -> list[Checkpoint]:
     """The state dicts in a file, at least one; no code that the file names is run."""
-    found = [Checkpoint(path, within, held, state) for within, held, state in _state_dicts(read_file(path), (), set())]
+    found: list[Checkpoint] = []
+    left: list[tuple[tuple[str, ...], dict[Any, Any]]] = [((), read_file(path))]
+    seen: set[int] = set()
+    while left:
+        within, held = left.pop()
+        if id(held) in seen:  # a file may hold what holds itself
+            continue
+        seen.add(id(held))
+        items = [(key, value) for key, value in dict.items(held) if isinstance(key, str)]
+        state = {key: value for key, value in items if isinstance(value, Tensor)}
+        if state:
+            found.append(Checkpoint(path, within, state))
+        left += [((*within, key), value) for key, value in reversed(items) if isinstance(value, dict)]
     if not found:
         raise Refusal(f"{path} holds no state dict: no tensors by name")
     return found
-
-
-def _state_dicts(
-    held: Mapping[Any, Any], within: tuple[str, ...], seen: set[int]
-) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any], dict[str, Tensor]]]:
-    """Every mapping that holds tensors by name, and where it lies."""
-    if id(held) in seen:  # a file may hold what holds itself
-        return
-    seen.add(id(held))
-    state = {key: value for key, value in held.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if state:
-        yield within, held, state
-    for key, value in held.items():
-        if isinstance(value, dict) and isinstance(key, str):
-            yield from _state_dicts(value, (*within, key), seen)
 
 
 def fitting(checkpoints: Iterable[Checkpoint], model: nn.Module) -> Checkpoint:
@@ -130,6 +126,7 @@ def inject_as_saved(model: nn.Module, checkpoint: Checkpoint) -> None:
 
 def injected_as(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The arguments of inject_sia that give a model the parameters in a checkpoint; None if it holds no SIA."""
+    # A configuration that checkpoint.state holds goes first, before the guess.
     return _guessed(model, checkpoint.state)
 
 
@@ -154,10 +151,14 @@ def _guessed(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Any] | Non
 
 def load(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Load a state dict that must fit in every key and shape."""
-    own, path = model.state_dict(), checkpoint.path
+    own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    path = checkpoint.path
     _check_names(checkpoint, own)
     state = {}
     for key, value in checkpoint.state.items():
+        if key.endswith(EXTRA):
+            state[key] = value
+            continue
         if value.shape != own[key].shape and not value.numel() == own[key].numel() == 1:
             raise Refusal(f"{path} has {key!r} as {tuple(value.shape)}, the model as {tuple(own[key].shape)}")
         if ".sia." in key and value.is_floating_point() and not torch.isfinite(value).all():
@@ -170,7 +171,7 @@ def load(model: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def _check_names(checkpoint: Checkpoint, own: Collection[str]) -> None:
-    path, state = checkpoint.path, checkpoint.state
+    path, state = checkpoint.path, [key for key in checkpoint.state if not key.endswith(EXTRA)]
     unknown = [key for key in state if key not in own]
     if len(unknown) == len(state):
         raise Refusal(
@@ -178,7 +179,7 @@ def _check_names(checkpoint: Checkpoint, own: Collection[str]) -> None:
             f"that this model has; {nearest(unknown[0], own)}"
         )
     # Batch norms of old checkpoints do not count their batches.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    missing = [key for key in own if key not in checkpoint.state and not key.endswith(("num_batches_tracked", EXTRA))]
     if unknown:
         raise Refusal(f"{path} has {unknown[0]!r}, which the model has not; {nearest(unknown[0], own)}")
     if missing:

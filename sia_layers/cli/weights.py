@@ -114,8 +114,8 @@ def _pickled(path: Path) -> dict[Any, Any]:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
             raise Refusal(
-                f"{path} holds more than tensors, or is no checkpoint, and is not loaded; "
-                "save it again as torch.save(model.state_dict(), ...)"
+                f"{path} holds more than tensors, is pickled otherwise than torch.save does it, or is no checkpoint, "
+                "and is not loaded; save it again as torch.save(model.state_dict(), ...)"
             ) from error
         raise Refusal(
             f"{path} holds more than tensors: loading it would run {found[1]}, which may do anything, so it is not "
@@ -123,7 +123,11 @@ def _pickled(path: Path) -> dict[Any, Any]:
             "torch.save(model.state_dict(), ...)"
         ) from error
     except Exception as error:  # whatever a file that is no checkpoint leads the reader to
-        raise Refusal(f"cannot read {path}: {str(error).partition(chr(10))[0]}") from error
+        if "TorchScript" in str(error):
+            raise Refusal(
+                f"{path} holds a TorchScript program; save the weights alone, torch.save(model.state_dict(), ...)"
+            ) from error
+        raise Refusal(f"cannot read {path}: {str(error).partition(chr(10))[0] or type(error).__name__}") from error
     if not isinstance(held, dict):
         raise Refusal(f"{path} holds a {type(held).__name__}, not a state dict")
     return held
