@@ -322,6 +322,11 @@ def test_weights_of_another_library_are_refused(file: Path) -> None:
     assert "the weights of another model, or of another library's: it has 'vit.emb" in refused(file, Backbone())
 
 
+def test_nothing_but_bookkeeping_is_refused(file: Path) -> None:
+    torch.save({"module.n_averaged": torch.tensor(3)}, file)
+    assert "lacks 'model.0.weight', which the model has" in refused(file, Backbone())
+
+
 # Parameters of SIA.
 
 

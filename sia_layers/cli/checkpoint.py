@@ -173,7 +173,7 @@ def load(model: nn.Module, checkpoint: Checkpoint) -> None:
 def _check_names(checkpoint: Checkpoint, own: Collection[str]) -> None:
     path, state = checkpoint.path, [key for key in checkpoint.state if not key.endswith(EXTRA)]
     unknown = [key for key in state if key not in own]
-    if len(unknown) == len(state):
+    if unknown and len(unknown) == len(state):
         raise Refusal(
             f"{path} has the weights of another model, or of another library's: it has {unknown[0]!r} and nothing "
             f"that this model has; {nearest(unknown[0], own)}"
