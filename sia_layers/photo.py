@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from dataclasses import dataclass
+from typing import BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
+
+# Formats that Pillow, or an older one, leaves to plugins: module and package, and the brands that files begin with.
+PLUGINS: Final = {"AVIF": ("pillow_avif", "pillow-avif-plugin"), "HEIC": ("pillow_heif", "pillow-heif")}
+BRANDS: Final = {
+    "AVIF": {b"avif", b"avis"},
+    "HEIC": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"},
+}
+TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class PhotoError(Exception):
@@ -46,23 +64,27 @@ class Photo:
 
 
 def read(path: str | os.PathLike[str]) -> Photo:
-    """Read a photograph in any format that Pillow knows.
+    """Read a photograph in any format that Pillow knows, and HEIC where pillow-heif is installed.
 
-    The EXIF orientation is applied, transparency is laid over white, and of an animation the first frame is taken.
-    Grey stays one channel, with 16 bits where it has them; everything else becomes red, green and blue.
+    The EXIF orientation is applied where it makes sense, transparency is laid over white, and of an animation the
+    first frame is taken. Grey stays one channel, with 16 bits where it has them; everything else becomes red, green
+    and blue.
 
     Raises:
         PhotoError: the file is missing, is no image, is damaged, or has more pixels than Pillow holds safe.
     """
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of EXIF that makes no sense
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
+            with _opened(file) as image:
+                deep = _keeps_both_bytes(image)
                 image.load()
-                upright = ImageOps.exif_transpose(image)
-            pixels = _pixels(upright)
-    except UnidentifiedImageError:
-        raise PhotoError(f"{path} is not an image that Pillow can read") from None
+                upright = _upright(image)
+            pixels = _grey_over_white(np.asarray(upright)) if deep else _pixels(upright)
+    except UnidentifiedImageError as error:
+        advice = error.args[0] if isinstance(error, _MissingPluginError) else "is not an image that Pillow can read"
+        raise PhotoError(f"{path} {advice}") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise PhotoError(
             f"{path} has more than the {Image.MAX_IMAGE_PIXELS} pixels that Pillow holds safe to decode; scale it down"
@@ -72,7 +94,12 @@ def read(path: str | os.PathLike[str]) -> Photo:
         raise PhotoError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # decoders raise whatever a damaged file leads them to
         raise PhotoError(f"cannot decode {path}: {_first_line(error)}") from error
-    return Photo(_printable(os.path.basename(path)), pixels)
+    return Photo(printable(os.path.basename(path)), pixels)
+
+
+def suffixes() -> frozenset[str]:
+    """The endings of names, in small letters and with the dot, of the files that :func:`read` may be able to read."""
+    return frozenset(Image.registered_extensions()) | {".avif", ".avifs", ".heic", ".heif", ".hif"}
 
 
 def example() -> Photo:
@@ -86,17 +113,82 @@ def example() -> Photo:
     return Photo("astronaut", _eight_bits(data.astronaut()))  # type: ignore[no-untyped-call]
 
 
+class _MissingPluginError(UnidentifiedImageError):
+    """A format that Pillow would read with a plugin that is not installed."""
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    """The image in a file, with the plugin for its format where Pillow does not read it by itself."""
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        name = _format_of(file)
+        if name is None:
+            raise
+        module, package = PLUGINS[name]
+        try:
+            plugin = importlib.import_module(module)  # that for AVIF registers itself
+        except ImportError:
+            raise _MissingPluginError(
+                f"is {name}, which Pillow does not read here by itself; pip install {package}"
+            ) from None
+        if name == "HEIC":
+            plugin.register_heif_opener()
+        file.seek(0)
+        return Image.open(file)
+
+
+def _format_of(file: BinaryIO) -> str | None:
+    """The name of a format that needs a plugin, as the brands at a file's beginning tell it."""
+    file.seek(0)
+    head = file.read(64)
+    if head[4:8] != b"ftyp":
+        return None
+    size = min(int.from_bytes(head[:4], "big"), len(head))
+    brands = {head[8:12], *(head[start : start + 4] for start in range(16, size, 4))}
+    return next((name for name, known in BRANDS.items() if brands & known), None)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF says, or as it is where EXIF makes no sense."""
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # EXIF may be anything, and its reader fails in any way
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
 def _pixels(image: Image.Image) -> Tensor:
     """An upright image as (1, C, H, W) in [0, 1]."""
     if image.mode.startswith(("I", "F")):
-        return _many_bits(np.asarray(image))
+        values, clear = np.asarray(image), image.info.get("transparency")
+        return _many_bits(values if clear is None else np.where(values == clear, 65535, values))
     grey = image.mode in ("1", "L", "LA")
     if image.has_transparency_data:
         # Files name transparent grey levels and palette entries in ways that only the conversion to RGBA knows.
-        clear = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+        opaque = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
         image = image.getchannel(0) if grey else image
     return _eight_bits(np.array(image.convert("L" if grey else "RGB")))
+
+
+def _keeps_both_bytes(image: Image.Image) -> bool:
+    """Whether the image is 16-bit grey with alpha, made to decode into pixels (high grey, low grey, high alpha, low).
+
+    Pillow has no mode for it and would drop the lower bytes. Its own mode for such a file is RGBA, so that its four
+    bytes a pixel find their place there if they are taken as they are.
+    """
+    if not isinstance(image, PngImagePlugin.PngImageFile) or [tile[3] for tile in image.tile] != ["LA;16B"]:
+        return False
+    codec, extents, offset, _ = image.tile[0]
+    image.tile = [(codec, extents, offset, "RGBA")]  # type: ignore[list-item] # a plain tuple before Pillow 11
+    return True
+
+
+def _grey_over_white(values: npt.NDArray[np.uint8]) -> Tensor:
+    """16-bit grey with alpha (H, W, 4), as :func:`_keeps_both_bytes` leaves it, laid over white."""
+    grey, alpha = np.moveaxis(np.ascontiguousarray(values).view(">u2").astype(np.float64), 2, 0) / 65535
+    return torch.from_numpy(grey * alpha + (1 - alpha)).to(torch.float32)[None, None]
 
 
 def _eight_bits(values: npt.NDArray[np.uint8]) -> Tensor:
@@ -122,6 +214,6 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A file's name without what no page and no terminal can show."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)

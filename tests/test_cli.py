@@ -146,7 +146,10 @@ def nothing(photo: Path) -> None:
 
 REFUSED = {
     "missing photo": (nothing, "missing.png", "missing.png: No such file or directory"),
-    "folder as photo": (nothing, ".", "cannot read .: Is a directory"),
+    "empty folder": (lambda photo: Path("empty").mkdir(), "empty", "empty holds no image"),
+    "figure for a folder": (nothing, ". -o map.png", ". is a folder, and map.png must be one"),
+    "figures into the folder": (nothing, ". -o .", ". is the folder of the photographs; choose another"),
+    "figures into no folder": (nothing, ". -o no/maps", "there is no folder no"),
     "no image": (no_photo("text.png"), "text.png", "text.png is not an image that Pillow can read"),
     "empty file": (lambda photo: Path("empty.png").touch(), "empty.png", "empty.png is not an image"),
     "truncated": (truncate, "cut.png", "cut.png"),

@@ -19,7 +19,7 @@ np = pytest.importorskip("numpy")
 Image = pytest.importorskip("PIL.Image")
 timm = pytest.importorskip("timm")
 
-SMALL = ["--model", "resnet10t", "--image-size", "64"]
+SMALL = ["--model", "test_resnet", "--image-size", "64"]
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def seeded(**options: object) -> nn.Module:
     """The model as the commands make it without a checkpoint."""
     torch.manual_seed(0)
-    model: nn.Module = timm.create_model("resnet10t", **options)
+    model: nn.Module = timm.create_model("test_resnet", **options)
     return model.eval()
 
 
@@ -78,7 +78,7 @@ def test_map_of_a_model(photo_file: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["map", "photo.png", *SMALL, "-o", "sites.png", "--dpi", "50"]) == 0
     printed = capsys.readouterr().out
     assert "photo.png, 120 x 80 pixels, seen as 64 x 64" in printed
-    assert "timm resnet10t, random weights" in printed
+    assert "timm test_resnet, random weights" in printed
     model = inject_sia(seeded(), aggregate=False)
     with torch.no_grad(), capture_self_information(model) as maps:
         model(as_seen(photo_file))
@@ -143,11 +143,11 @@ def saved(model: nn.Module, path: str) -> None:
 @pytest.mark.parametrize("path", ["plain.pth", "wrapped.pth", "model.safetensors"])
 def test_checkpoints(path: str, photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(7)
-    model = timm.create_model("resnet10t", num_classes=2).eval()
+    model = timm.create_model("test_resnet", num_classes=2).eval()
     saved(model, path)
     assert main(["map", "photo.png", *SMALL, "--checkpoint", path, "--dpi", "30"]) == 0
     printed = capsys.readouterr().out
-    assert f"weights of {path}" in printed
+    assert f"weights of {path}{' (state_dict)' if path == 'wrapped.pth' else ''}\n" in printed
     with torch.no_grad(), capture_self_information(inject_sia(model, aggregate=False)) as maps:
         model(as_seen(photo_file))
     rows = table(printed, "\nsite")
@@ -174,6 +174,10 @@ def test_checkpoints_that_hold_sia(
     assert [f"{name}.sia" for name in rows] == list(sia_modules(model))
     for cells, info in zip(rows.values(), maps.values(), strict=True):
         assert float(cells[4]) == pytest.approx(info.mean().item(), abs=0.02)
+
+
+def test_stages_beside_a_checkpoint_that_holds_sia(photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(inject_sia(seeded()), "sia.pth")
     message = refused(["map", "photo.png", *SMALL, "--checkpoint", "sia.pth", "--stages", "layer1"], capsys)
     assert "leave --stages out" in message
 
@@ -217,7 +221,7 @@ CHECKPOINTS = {
     "no tensors": (lambda: torch.save({"epoch": 3}, "d.pth"), "d.pth", "no tensors by name"),
     "unknown key": (lambda: altered("more"), "altered.pth", "which the model has not; did you mean 'layer1.0.conv"),
     "missing key": (lambda: altered("less"), "altered.pth", "lacks 'layer1.0.conv1.weight'"),
-    "shape": (lambda: altered("shape"), "altered.pth", "the model as (64, 64, 3, 3)"),
+    "shape": (lambda: altered("shape"), "altered.pth", "the model as (32, 32, 3, 3)"),
 }
 
 
@@ -235,19 +239,19 @@ REFUSED = {
     "map photo.png --model timm/alexnet": "no model is called 'timm/alexnet'",
     "map photo.png --checkpoint a.pth": "--checkpoint is about a model; name one with --model",
     "map photo.png --stages layer1": "--stages is about a model",
-    "map photo.png --model resnet10t --stages layer9": "no module 'layer9'; did you mean 'layer",
-    "map photo.png --model resnet10t --stages 3": "no stage has the reduction 3",
-    "map photo.png --model resnet10t --image-size 0": "image-size must be 1 or more, got 0",
-    "map photo.png --model nasnetalarge": "does not decide the model's output",
-    "map photo.png --model resnet10t --pretrained --checkpoint a.pth": "not allowed with argument",
-    "map photo.png --model resnet10t --kernel-size 4": "kernel_size must be a positive odd number",
-    "map no.png --model resnet10t": "cannot read no.png",
+    "map photo.png --model test_resnet --stages layer9": "no module 'layer9'; did you mean 'layer",
+    "map photo.png --model test_resnet --stages 3": "no stage has the reduction 3",
+    "map photo.png --model test_resnet --image-size 0": "image-size must be 1 or more, got 0",
+    "map photo.png --model test_resnet --stages layer2.0.bn2": "does not decide the model's output",
+    "map photo.png --model test_resnet --pretrained --checkpoint a.pth": "not allowed with argument",
+    "map photo.png --model test_resnet --kernel-size 4": "kernel_size must be a positive odd number",
+    "map no.png --model test_resnet": "cannot read no.png",
     "profile photo.png": "the following arguments are required: --model",
-    "profile --model resnet10t": "the following arguments are required: PHOTO",
-    "profile no.png --model resnet10t": "cannot read no.png",
-    "profile . --model resnet10t --layers layer9": "no module 'layer9'",
-    "profile empty --model resnet10t": "empty holds no image",
-    "profile photo.png --model resnet10t --batch-size 0": "batch-size must be 1 or more, got 0",
+    "profile --model test_resnet": "the following arguments are required: PHOTO",
+    "profile no.png --model test_resnet": "cannot read no.png",
+    "profile . --model test_resnet --layers layer9": "no module 'layer9'",
+    "profile empty --model test_resnet": "empty holds no image",
+    "profile photo.png --model test_resnet --batch-size 0": "batch-size must be 1 or more, got 0",
 }
 
 

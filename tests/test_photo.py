@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import struct
+import sys
+import tempfile
+import types
+import warnings
+import zlib
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sia_layers.kernels import reference
 from sia_layers.kernels.options import Options
@@ -17,10 +25,11 @@ Image = pytest.importorskip("PIL.Image")
 
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.transforms import Bbox  # noqa: E402
+from PIL import ImageFile, features  # noqa: E402
 
 from sia_layers import photo as reading  # noqa: E402
 from sia_layers import visualize  # noqa: E402
-from sia_layers.photo import Photo  # noqa: E402
+from sia_layers.photo import Photo, PhotoError  # noqa: E402
 
 
 @pytest.fixture
@@ -75,6 +84,166 @@ def test_sixteen_bits_are_kept(name: str, folder: Path) -> None:
     values = np.array([[0, 1, 2], [256, 65534, 65535]], dtype=np.uint16)
     photo = saved(Image.fromarray(values), name)
     assert torch.equal(photo.pixels, torch.from_numpy(values / 65535)[None, None].float())
+
+
+def png(values: np.ndarray, colours: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of 16 bits, as the standard has it: grey is 0, grey with alpha 4."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colours, 0, 0, 0)
+    parts = [(b"IHDR", head), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def test_sixteen_bits_are_kept_beside_alpha(folder: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (5, 7, 2), dtype=np.uint16)
+    values[0, :3] = [[258, 65535], [258, 0], [513, 65535]]
+    Path("deep.png").write_bytes(png(values, 4))
+    photo = reading.read("deep.png")
+    grey, alpha = np.moveaxis(values / 65535, 2, 0)
+    assert photo.channels == ("grey",)
+    assert torch.equal(photo.pixels, torch.from_numpy(grey * alpha + 1 - alpha)[None, None].float())
+    assert photo.pixels[0, 0, 0, :3].tolist() == pytest.approx([258 / 65535, 1, 513 / 65535])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Path("turned.png").write_bytes(png(values, 4, (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))))
+    assert torch.equal(reading.read("turned.png").pixels, photo.pixels.rot90(-1, (2, 3)))
+
+
+def test_a_transparent_level_of_sixteen_bits_is_white(folder: Path) -> None:
+    values = np.array([[0, 4660, 4661]], dtype=np.uint16)
+    Path("deep.png").write_bytes(png(values, 0, (b"tRNS", struct.pack(">H", 4660))))
+    assert torch.equal(reading.read("deep.png").pixels, torch.tensor([[[[0, 65535, 4661]]]]) / 65535)
+
+
+# EXIF that makes no sense, in what a camera would write as little-endian TIFF: a header, and entries of 12 bytes.
+
+
+def entry(tag: int, kind: int, count: int, value: bytes) -> bytes:
+    return struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
+
+
+def entries(*found: bytes) -> bytes:
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(found)) + b"".join(found) + b"\0" * 4
+
+
+SENSELESS = {
+    "empty": b"Exif\0\0",
+    "no TIFF": b"Exif\0\0garbage",
+    "no header": b"garbage",
+    "offset": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+    "truncated": entries(entry(0x0112, 3, 1, b"\6"))[:-12],
+    "orientation 0": entries(entry(0x0112, 3, 1, b"\0")),
+    "orientation 9": entries(entry(0x0112, 3, 1, b"\x09")),
+    "text": entries(entry(0x0112, 2, 2, b"a")),
+    "unknown kind": entries(entry(0x0112, 99, 1, b"\6")),
+    "none": entries(entry(0x0112, 3, 0, b"")),
+    "ratio over 0": entries(entry(0x0112, 5, 1, b"\x08")),
+}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("case", SENSELESS)
+def test_exif_that_makes_no_sense_turns_nothing(case: str, suffix: str, folder: Path) -> None:
+    image = Image.fromarray(VALUES)
+    plain = saved(image, f"plain.{suffix}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        photo = saved(image, f"senseless.{suffix}", exif=SENSELESS[case])
+    assert torch.equal(photo.pixels, plain.pixels)
+
+
+@given(st.binary(max_size=80), st.sampled_from([b"", b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0", entries(b"")[:14]]))
+def test_no_exif_refuses_a_photograph(content: bytes, head: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        photo = saved(Image.fromarray(VALUES), f"{folder}/any.png", exif=head + content)
+    ways = [torch.from_numpy(turned.copy()).permute(2, 0, 1)[None] / 255 for turned in UPRIGHT.values()]
+    assert any(torch.equal(photo.pixels, way) for way in ways)
+
+
+def test_a_turn_beside_damaged_exif_is_honoured(folder: Path) -> None:
+    exif = entries(entry(0x0112, 3, 1, b"\6"), entry(0x8769, 4, 1, b"\xff\xff\xff"), entry(0x829A, 5, 1, b"\xff\xff"))
+    photo = saved(Image.fromarray(VALUES), "turned.png", exif=exif)
+    assert torch.equal(photo.pixels, torch.from_numpy(UPRIGHT[6].copy()).permute(2, 0, 1)[None] / 255)
+
+
+# Formats of plugins.
+
+
+def brands(*names: bytes) -> bytes:
+    """The beginning of a file of the ISO's format for media, with the brands that it names."""
+    content = names[0] + b"\0" * 4 + b"".join(names[1:])
+    return struct.pack(">I", len(content) + 8) + b"ftyp" + content + b"\0" * 40
+
+
+FAMILIES = {
+    "heic": (brands(b"heic", b"mif1", b"heic"), "pillow_heif", "is HEIC, .* pip install pillow-heif$"),
+    "mif1": (brands(b"mif1", b"heix"), "pillow_heif", "is HEIC, .* pip install pillow-heif$"),
+    "avif": (brands(b"mif1", b"miaf", b"avif"), "pillow_avif", "is AVIF, .* pip install pillow-avif-plugin$"),
+}
+
+
+@pytest.fixture
+def formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Pillow knows, without AVIF, which only some builds read; afterwards as it was."""
+    Image.init()
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name not in ("AVIF", "HEIF")])
+    for name in ("AVIF", "HEIF"):
+        monkeypatch.delitem(Image.OPEN, name, raising=False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("formats")
+def test_a_plugin_that_is_not_installed_is_named(family: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, plugin, message = FAMILIES[family]
+    monkeypatch.setitem(sys.modules, plugin, None)
+    Path("photo.bin").write_bytes(content)
+    with pytest.raises(PhotoError, match=message):
+        reading.read("photo.bin")
+    Path("video.heic").write_bytes(brands(b"isom", b"mp42"))
+    with pytest.raises(PhotoError, match="is not an image that Pillow can read"):
+        reading.read("video.heic")
+
+
+@pytest.mark.usefixtures("formats")
+def test_a_plugin_is_registered_when_a_file_needs_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Decoder(ImageFile.ImageFile):
+        format = "HEIF"
+
+        def _open(self) -> None:
+            self._size, self._mode, self.tile = (4, 2), "L", [("raw", (0, 0, 4, 2), 40, ("L", 0, 1))]
+
+    def register() -> None:
+        registered.append(1)
+        Image.register_open("HEIF", Decoder, lambda head: head[4:8] == b"ftyp")
+
+    registered: list[int] = []
+    plugin = types.ModuleType("pillow_heif")
+    plugin.register_heif_opener = register  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    Path("photo.heic").write_bytes(brands(b"heic"))
+    saved(Image.fromarray(VALUES), "photo.png")
+    assert not registered
+    for _ in range(2):
+        assert reading.read("photo.heic").pixels.shape == (1, 1, 2, 4)
+    assert registered == [1]
+
+
+def test_heic(folder: Path) -> None:
+    plugin = pytest.importorskip("pillow_heif")
+    image = Image.fromarray(np.kron(VALUES, np.ones((16, 16, 1), dtype=np.uint8)))
+    plugin.from_pillow(image).save("photo.heic", quality=-1)
+    photo = reading.read("photo.heic")
+    assert (photo.pixels - saved(image, "photo.png").pixels).abs().max() < 0.02
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif(folder: Path) -> None:
+    image = Image.fromarray(np.kron(VALUES, np.ones((16, 16, 1), dtype=np.uint8)))
+    assert (saved(image, "photo.avif", quality=100).pixels - saved(image, "photo.png").pixels).abs().max() < 0.03
 
 
 def test_wide_values_are_scaled_by_their_extremes(folder: Path) -> None:

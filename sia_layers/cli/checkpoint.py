@@ -1,8 +1,9 @@
-"""Checkpoints: read without running code of theirs, and loaded whole or not at all."""
+"""Checkpoints: the state dict in what a training script saved, loaded whole or not at all."""
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,54 +11,127 @@ import torch
 from torch import Tensor, nn
 
 from sia_layers.cli.common import Refusal, refusing
-from sia_layers.injection import find_sites
+from sia_layers.cli.weights import read_file
+from sia_layers.injection import find_sites, inject_sia
 from sia_layers.injection.errors import InjectionError, nearest
 
-WITHIN: Final = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
-AROUND: Final = ("module.", "_orig_mod.", "model.")
+# Where scripts keep their weights: of several that fit equally well the first is taken.
+WITHIN: Final = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "backbone", "module"),
+    *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "params_ema", "ema"),
+)
+# What wrappers put before all keys, and what they put anywhere in them.
+PREFIXES: Final = (
+    *("module.", "model.", "backbone.", "net.", "network.", "encoder."),
+    *("base_model.", "_model.", "_module.", "_forward_module."),
+)
+WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+EXTRA: Final = "._extra_state"  # what modules keep of their own, which load_state_dict need not find
+BOOKKEEPING: Final = frozenset({"n_averaged"})  # AveragedModel counts the models in its average
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, without what training scripts put around it and its keys."""
-    held = _read(path)
-    for key in WITHIN:
-        if isinstance(held.get(key), dict):
-            held = held[key]
-            break
-    state = {key: value for key, value in held.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if not state:
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state dict and where it was found.
+
+    Attributes:
+        path: the file.
+        within: the keys that lead to the state dict in it; none if the file is the state dict.
+        state: the tensors by the names that a model has for them, as far as it has any.
+        ignored: what wrappers saved of their own.
+    """
+
+    path: Path
+    within: tuple[str, ...]
+    state: dict[str, Tensor]
+    ignored: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The weights in words."""
+        notes = [".".join(self.within)] if self.within else []
+        notes += [f"without {name}" for name in self.ignored]
+        return f"weights of {self.path.name}" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def read_checkpoints(path: Path) -> list[Checkpoint]:
+    """The state dicts in a file, at least one; no code that the file names is run."""
+    found: list[Checkpoint] = []
+    left: list[tuple[tuple[str, ...], dict[Any, Any]]] = [((), read_file(path))]
+    seen: set[int] = set()
+    while left:
+        within, held = left.pop()
+        if id(held) in seen:  # a file may hold what holds itself
+            continue
+        seen.add(id(held))
+        items = [(key, value) for key, value in dict.items(held) if isinstance(key, str)]
+        state = {key: value for key, value in items if isinstance(value, Tensor)}
+        if state:
+            found.append(Checkpoint(path, within, state))
+        left += [((*within, key), value) for key, value in reversed(items) if isinstance(value, dict)]
+    if not found:
         raise Refusal(f"{path} holds no state dict: no tensors by name")
-    for prefix in AROUND:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    return found
 
 
-def _read(path: Path) -> dict[Any, Any]:
-    if not path.is_file():
-        raise Refusal(f"cannot read {path}: " + ("it is no file" if path.exists() else "there is no such file"))
-    if path.suffix == ".safetensors":
-        with refusing(ImportError, advice="pip install safetensors"):
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-        with refusing(OSError, SafetensorError, advice=f"{path} cannot be read"):
-            return load_file(path)
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise Refusal(
-            f"{path} holds more than tensors, or is no checkpoint, and is not loaded; "
-            "save it again as torch.save(model.state_dict(), ...)"
-        ) from error
-    except Exception as error:  # whatever a file that is no checkpoint leads the reader to
-        raise Refusal(f"cannot read {path}: {str(error).partition(chr(10))[0]}") from error
-    if not isinstance(held, dict):
-        raise Refusal(f"{path} holds a {type(held).__name__}, not a state dict")
-    return held
+def fitting(checkpoints: Iterable[Checkpoint], model: nn.Module) -> Checkpoint:
+    """The checkpoint of several that fits a model best, with the model's own names."""
+    own = model.state_dict().keys()
+    return min((_renamed(checkpoint, own) for checkpoint in checkpoints), key=lambda one: _rank(one, own))
 
 
-def injected_as(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Any] | None:
-    """The arguments of inject_sia that give a model the parameters in a state dict; None if it holds no SIA."""
+def _rank(checkpoint: Checkpoint, own: Collection[str]) -> tuple[int, list[int], int]:
+    fits = sum(key in own for key in checkpoint.state)
+    places = [WITHIN.index(key) if key in WITHIN else len(WITHIN) for key in checkpoint.within]
+    return -fits, places if fits else [], -len(checkpoint.state)
+
+
+def _renamed(checkpoint: Checkpoint, own: Collection[str]) -> Checkpoint:
+    ignored = [key for key in checkpoint.state if key not in own and _is_bookkeeping(key)]
+    names = own_names([key for key in checkpoint.state if key not in ignored], own)
+    state = {name: checkpoint.state[key] for key, name in names.items()}
+    return replace(checkpoint, state=state, ignored=tuple(sorted({key.rpartition(".")[2] for key in ignored})))
+
+
+def _is_bookkeeping(key: str) -> bool:
+    *around, name = key.split(".")
+    return name in BOOKKEEPING and all(part in WRAPPERS or f"{part}." in PREFIXES for part in around)
+
+
+def own_names(keys: Collection[str], own: Collection[str]) -> dict[str, str]:
+    """Each key without what wrappers put before it: as much of that as makes most keys the model's own.
+
+    A model may have names that begin like a wrapper's, so that what fits decides, and the least is taken away.
+    """
+    names = {key: ".".join(part for part in key.split(".") if part not in WRAPPERS) for key in keys}
+    best, most = dict(zip(keys, keys, strict=True)), sum(key in own for key in keys)
+    while len(set(names.values())) == len(names):  # two keys never become one
+        fits = sum(name in own for name in names.values())
+        if fits > most:
+            best, most = names, fits
+        counts = {prefix: sum(name.startswith(prefix) for name in names.values()) for prefix in PREFIXES}
+        prefix = max(counts, key=lambda prefix: counts[prefix])
+        if not counts[prefix]:
+            break
+        names = {key: name.removeprefix(prefix) for key, name in names.items()}
+    return best
+
+
+def inject_as_saved(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Inject what a checkpoint holds parameters of, if it holds any."""
+    arguments = injected_as(model, checkpoint)
+    if arguments is not None:
+        with refusing(InjectionError, ValueError):
+            inject_sia(model, **arguments)
+
+
+def injected_as(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The arguments of inject_sia that give a model the parameters in a checkpoint; None if it holds no SIA."""
+    # A configuration that checkpoint.state holds goes first, before the guess.
+    return _guessed(model, checkpoint.state)
+
+
+def _guessed(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Any] | None:
+    """The arguments as the names of the parameters tell them."""
     names = {prefix for prefix, found, _ in (key.partition(".sia.") for key in state) if found}
     if not names:
         return None
@@ -75,17 +149,38 @@ def injected_as(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Any] | 
     return arguments if default else {**arguments, "stages": sorted(names)}
 
 
-def load(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def load(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Load a state dict that must fit in every key and shape."""
-    own = model.state_dict()
-    # Batch norms of old checkpoints do not count their batches.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    path = checkpoint.path
+    _check_names(checkpoint, own)
+    state = {}
+    for key, value in checkpoint.state.items():
+        if key.endswith(EXTRA):
+            state[key] = value
+            continue
+        if value.shape != own[key].shape and not value.numel() == own[key].numel() == 1:
+            raise Refusal(f"{path} has {key!r} as {tuple(value.shape)}, the model as {tuple(own[key].shape)}")
+        if ".sia." in key and value.is_floating_point() and not torch.isfinite(value).all():
+            raise Refusal(
+                f"{path} has {key!r} not finite: it was never initialised, as where a model's weights are loaded after "
+                "SIA was injected; call reset_sia_parameters(model) before training, or load first and inject after"
+            )
+        state[key] = value.reshape(own[key].shape)  # a scalar may be () or (1,)
+    model.load_state_dict(state, strict=False)
+
+
+def _check_names(checkpoint: Checkpoint, own: Collection[str]) -> None:
+    path, state = checkpoint.path, [key for key in checkpoint.state if not key.endswith(EXTRA)]
     unknown = [key for key in state if key not in own]
+    if unknown and len(unknown) == len(state):
+        raise Refusal(
+            f"{path} has the weights of another model, or of another library's: it has {unknown[0]!r} and nothing "
+            f"that this model has; {nearest(unknown[0], own)}"
+        )
+    # Batch norms of old checkpoints do not count their batches.
+    missing = [key for key in own if key not in checkpoint.state and not key.endswith(("num_batches_tracked", EXTRA))]
     if unknown:
         raise Refusal(f"{path} has {unknown[0]!r}, which the model has not; {nearest(unknown[0], own)}")
     if missing:
         raise Refusal(f"{path} lacks {missing[0]!r}, which the model has ({len(missing)} in all)")
-    for key, value in state.items():
-        if value.shape != own[key].shape:
-            raise Refusal(f"{path} has {key!r} as {tuple(value.shape)}, the model as {tuple(own[key].shape)}")
-    model.load_state_dict(state, strict=False)

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from sia_layers.cli import models
-from sia_layers.cli.common import DRAWING_ADVICE, Parser, add_information, described, information, read_photo, refusing
+from sia_layers.cli.common import (
+    DRAWING_ADVICE,
+    Parser,
+    Refusal,
+    add_information,
+    described,
+    information,
+    read_photo,
+    refusing,
+)
+from sia_layers.cli.folders import Photos
 from sia_layers.functional import self_information
 from sia_layers.inspection import capture_self_information
 from sia_layers.kernels import backends
@@ -22,6 +32,7 @@ if TYPE_CHECKING:
 
     from sia_layers.photo import Photo
 
+FILE, FOLDER = Path("sia_map.png"), Path("sia_maps")
 PHOTO_KERNEL_SIZE, MODEL_KERNEL_SIZE = 7, 3
 
 
@@ -29,13 +40,14 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command."""
     about = (
         "Compute the self-information of a photograph and draw it: photo, map, overlay and distribution. With --model, "
-        "inject SIA into a model and draw the map at every site."
+        "inject SIA into a model and draw the map at every site. Of a folder draw each photograph."
     )
     command = commands.add_parser("map", help="self-information of a photograph", description=about)
     option = command.add_argument
-    option("photo", nargs="?", type=Path, metavar="PHOTO", help="in any format that Pillow reads (an astronaut)")
-    option("-o", "--output", type=Path, default=Path("sia_map.png"), metavar="FILE",
-        help="the figure, in the format that its suffix names (%(default)s)")  # fmt: skip
+    option("photo", nargs="?", type=Path, metavar="PHOTO",
+        help="in any format that Pillow reads, or a folder of folders of such (an astronaut)")  # fmt: skip
+    option("-o", "--output", type=Path, metavar="FILE",
+        help=f"the figure, in the format that its suffix names ({FILE}); of a folder, a folder ({FOLDER})")  # fmt: skip
     option("--dpi", type=float, default=150, metavar="N", help="pixels of the figure to an inch (%(default)s)")
     add_information(command, f"{PHOTO_KERNEL_SIZE}; {MODEL_KERNEL_SIZE} in a model")
     models.add(command, required=False)
@@ -47,17 +59,59 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 def run(given: argparse.Namespace) -> None:
     """Compute, draw and print."""
     options = information(given, PHOTO_KERNEL_SIZE if given.model is None else MODEL_KERNEL_SIZE)
+    if given.model is None:
+        models.refuse_options_without_model(given, "stages")
+    if given.photo is not None and given.photo.is_dir():
+        _folder(given, given.photo, given.output or FOLDER, options)
+        return
+    output = given.output or FILE
+    _check_output(output, given.dpi)
+    photo = read_photo(given.photo, output)
+    _draw(given, photo, _backbone(given, options), options, output)
+
+
+def _folder(given: argparse.Namespace, folder: Path, output: Path, options: Options) -> None:
+    """A figure of each photograph in a folder, under the same name with an ending of its own."""
+    _check_output(output / "figure.png" if output.is_dir() else output.with_name("figure.png"), given.dpi)
+    if output.is_dir() and output.samefile(folder):
+        raise Refusal(f"{output} is the folder of the photographs; choose another with -o")
+    if not output.is_dir() and (output.exists() or output.suffix):
+        raise Refusal(f"{folder} is a folder, and {output} must be one for the figures of what it holds")
+    photos = Photos([folder], without=output)
+    backbone = _backbone(given, options)
+    for path, photo in photos.read():
+        target = output / path.relative_to(folder).with_name(f"{path.name}.png")
+        with refusing(OSError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        _draw(given, photo, backbone, options, target)
+        print()
+    photos.report()
+
+
+def _check_output(output: Path, dpi: float) -> None:
     with refusing(ImportError, advice=DRAWING_ADVICE):
         from sia_layers import visualize
     with refusing(visualize.FigureError):
-        visualize.check_output(given.output, given.dpi)
+        visualize.check_output(output, dpi)
+
+
+def _backbone(given: argparse.Namespace, options: Options) -> models.Backbone | None:
     if given.model is None:
-        models.refuse_options_without_model(given, "stages")
-    photo = read_photo(given.photo, given.output)
-    figure = _of_photo(given, photo, options) if given.model is None else _of_model(given, photo, options)
+        return None
+    backbone = models.make(given)
+    models.inject(backbone, given.stages, options, given.backend)
+    return backbone
+
+
+def _draw(
+    given: argparse.Namespace, photo: Photo, backbone: models.Backbone | None, options: Options, output: Path
+) -> None:
+    from sia_layers import visualize
+
+    figure = _of_photo(given, photo, options) if backbone is None else _of_model(given, backbone, photo, options)
     with refusing(visualize.FigureError):
-        visualize.write(figure, given.output, given.dpi)
-    print(f"figure    {given.output}")
+        visualize.write(figure, output, given.dpi)
+    print(f"figure    {output}")
 
 
 def _of_photo(given: argparse.Namespace, photo: Photo, options: Options) -> Figure:
@@ -78,11 +132,9 @@ def _of_photo(given: argparse.Namespace, photo: Photo, options: Options) -> Figu
     return figure
 
 
-def _of_model(given: argparse.Namespace, photo: Photo, options: Options) -> Figure:
+def _of_model(given: argparse.Namespace, backbone: models.Backbone, photo: Photo, options: Options) -> Figure:
     from sia_layers import visualize
 
-    backbone = models.make(given)
-    models.inject(backbone, given.stages, options, given.backend)
     seen = backbone.seen(photo)
     with refusing(RuntimeError, AssertionError, ValueError):
         model, pixels = backbone.model.to(given.device), backbone.normalized(seen).to(given.device)

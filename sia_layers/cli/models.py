@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sia_layers.cli.checkpoint import injected_as, load, read_state
+from sia_layers.cli.checkpoint import fitting, inject_as_saved, load, read_checkpoints
 from sia_layers.cli.common import Parser, Refusal, refusing
 from sia_layers.injection import InjectionError, inject_sia, sia_modules
 from sia_layers.injection.inputs import inputs_for
@@ -72,7 +72,7 @@ def add(command: Parser, required: bool) -> None:
     option("--model", required=required, metavar="NAME", help="a model of timm or torchvision")
     weights = command.add_mutually_exclusive_group()
     weights.add_argument("--checkpoint", type=Path, metavar="FILE",
-        help="its weights: a .safetensors file, or one of torch.save that holds nothing but tensors")  # fmt: skip
+        help="its weights: a .safetensors file, or one of torch.save, of which no code is run")  # fmt: skip
     weights.add_argument("--pretrained", action="store_true", help="its library's weights, downloaded if need be")
     option("--image-size", type=int, metavar="N", help="rows and columns of what the model sees (what it declares)")
 
@@ -92,20 +92,17 @@ def stages(requests: list[str] | None) -> list[str | int] | None:
 def make(given: argparse.Namespace) -> Backbone:
     """The model that is named, with its weights; without any they are random, and the same each time."""
     library, name = _found(given.model)
-    state = None if given.checkpoint is None else read_state(given.checkpoint)
+    saved = None if given.checkpoint is None else read_checkpoints(given.checkpoint)
     model = _created(library, name, given.pretrained, {})
-    if state is not None:
-        outputs = _outputs_of(model, state)
+    weights = "pretrained" if given.pretrained else "random weights"
+    if saved is not None:
+        checkpoint = fitting(saved, model)
+        outputs = _outputs_of(model, checkpoint.state)
         if outputs is not None:
             model = _created(library, name, False, {"num_classes": outputs})
-        as_saved = injected_as(model, state)
-        if as_saved is not None:
-            with refusing(InjectionError, ValueError):
-                inject_sia(model, **as_saved)
-        load(model, state, given.checkpoint)
-    weights = "random weights"
-    if given.pretrained or state is not None:
-        weights = "pretrained" if state is None else f"weights of {given.checkpoint.name}"
+        inject_as_saved(model, checkpoint)
+        load(model, checkpoint)
+        weights = str(checkpoint)
     with refusing(InjectionError):
         size = inputs_for(model).picture.shape[1:]
     if given.image_size is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sia_layers.cli import models
-from sia_layers.cli.common import Parser, add_information, information, read_photo, refusing
+from sia_layers.cli.common import Parser, add_information, information, refusing
+from sia_layers.cli.folders import Photos
 from sia_layers.injection import InjectionError
 from sia_layers.inspection import profile_self_information
 
@@ -26,7 +27,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     command = commands.add_parser("profile", help="self-information of a model's layers", description=about)
     option = command.add_argument
-    option("photos", nargs="+", type=Path, metavar="PHOTO", help="photographs, or folders of them")
+    option("photos", nargs="+", type=Path, metavar="PHOTO", help="photographs, or folders of folders of them")
     models.add(command, required=True)
     option("--layers", nargs="+", metavar="LAYER",
         help="names of modules, patterns or reductions (those of the stages that inject_sia would take)")  # fmt: skip
@@ -41,16 +42,17 @@ def run(given: argparse.Namespace) -> None:
     with refusing(ValueError):
         if given.batch_size < 1:
             raise ValueError(f"batch-size must be 1 or more, got {given.batch_size}")
-    paths = list(_photos(given.photos))
+    photos = Photos(given.photos)
     backbone = models.make(given)
     layers = models.stages(given.layers)
     with refusing(InjectionError, RuntimeError, AssertionError, ValueError):
         model = backbone.model.to(given.device)
         profiles = profile_self_information(
-            model, _Batches(backbone, paths, given.batch_size), layers, **options._asdict(), backend=given.backend
+            model, _Batches(backbone, photos, given.batch_size), layers, **options._asdict(), backend=given.backend
         )
     print(f"model     {backbone.name}, {backbone.weights}")
-    print(f"photos    {len(paths)}\n")
+    photos.report()
+    print()
     width = max(len(name) for name in [*profiles, "layer"])
     print(f"{'layer':{width}}  I_avg (nats)  deviation")
     for name, profile in profiles.items():
@@ -60,29 +62,13 @@ def run(given: argparse.Namespace) -> None:
 class _Batches:
     """The photographs as the model takes them, so many at once; read as they are needed."""
 
-    def __init__(self, backbone: models.Backbone, paths: list[Path], size: int) -> None:
-        self.backbone, self.paths, self.size = backbone, paths, size
+    def __init__(self, backbone: models.Backbone, photos: Photos, size: int) -> None:
+        self.backbone, self.photos, self.size = backbone, photos, size
 
     def __len__(self) -> int:
-        return -(-len(self.paths) // self.size)
+        return -(-len(self.photos.paths) // self.size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for start in range(0, len(self.paths), self.size):
-            photos = [read_photo(path) for path in self.paths[start : start + self.size]]
-            yield torch.cat([self.backbone.normalized(self.backbone.seen(photo)) for photo in photos])
-
-
-def _photos(paths: list[Path]) -> Iterator[Path]:
-    """The photographs, with folders replaced by the images in them."""
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        from PIL import Image
-
-        known = Image.registered_extensions()
-        found = sorted(Path(path, name) for name in os.listdir(path) if Path(name).suffix.lower() in known)
-        with refusing(FileNotFoundError):
-            if not found:
-                raise FileNotFoundError(f"{path} holds no image that Pillow knows by its suffix")
-        yield from found
+        inputs = (self.backbone.normalized(self.backbone.seen(photo)) for _, photo in self.photos.read())
+        while batch := list(itertools.islice(inputs, self.size)):
+            yield torch.cat(batch)
