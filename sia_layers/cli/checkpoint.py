@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sia_layers.cli.common import Refusal, refusing
 from sia_layers.cli.weights import read_file
 from sia_layers.injection import find_sites, inject_sia
+from sia_layers.injection.config import config_in
 from sia_layers.injection.errors import InjectionError, nearest
 
 # Where scripts keep their weights: of several that fit equally well the first is taken.
@@ -126,12 +127,11 @@ def inject_as_saved(model: nn.Module, checkpoint: Checkpoint) -> None:
 
 def injected_as(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The arguments of inject_sia that give a model the parameters in a checkpoint; None if it holds no SIA."""
-    # A configuration that checkpoint.state holds goes first, before the guess.
-    return _guessed(model, checkpoint.state)
+    return config_in(checkpoint.state) or _guessed(model, checkpoint.state)
 
 
 def _guessed(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Any] | None:
-    """The arguments as the names of the parameters tell them."""
+    """The arguments as the names of the parameters tell them, for checkpoints from before they held a configuration."""
     names = {prefix for prefix, found, _ in (key.partition(".sia.") for key in state) if found}
     if not names:
         return None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sia_layers.cli.checkpoint import fitting, inject_as_saved, load, read_checkpoints
 from sia_layers.cli.common import Parser, Refusal, refusing
 from sia_layers.injection import InjectionError, inject_sia, sia_modules
+from sia_layers.injection.config import config_in
 from sia_layers.injection.inputs import inputs_for
 from sia_layers.kernels.options import Options
 
@@ -39,6 +40,7 @@ class Backbone:
         size: channels, rows and columns of its input.
         mean: of each channel, subtracted.
         std: of each channel, divided by after.
+        configured: whether the checkpoint told how its SIA is configured.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Backbone:
     size: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    configured: bool = False
 
     def seen(self, photo: Photo) -> Photo:
         """The middle of a photograph, in the proportions and the size of the model's input."""
@@ -93,7 +96,7 @@ def make(given: argparse.Namespace) -> Backbone:
     """The model that is named, with its weights; without any they are random, and the same each time."""
     library, name = _found(given.model)
     saved = None if given.checkpoint is None else read_checkpoints(given.checkpoint)
-    model = _created(library, name, given.pretrained, {})
+    model, configured = _created(library, name, given.pretrained, {}), False
     weights = "pretrained" if given.pretrained else "random weights"
     if saved is not None:
         checkpoint = fitting(saved, model)
@@ -102,26 +105,31 @@ def make(given: argparse.Namespace) -> Backbone:
             model = _created(library, name, False, {"num_classes": outputs})
         inject_as_saved(model, checkpoint)
         load(model, checkpoint)
-        weights = str(checkpoint)
+        weights, configured = str(checkpoint), config_in(checkpoint.state) is not None
     with refusing(InjectionError):
-        size = inputs_for(model).picture.shape[1:]
+        channels, rows, columns = (int(side) for side in inputs_for(model).picture.shape[1:])
     if given.image_size is not None:
         if given.image_size < 1:
             raise Refusal(f"image-size must be 1 or more, got {given.image_size}")
-        size = (size[0], given.image_size, given.image_size)
+        rows = columns = given.image_size
     config = getattr(model, "pretrained_cfg", None) or {}
     mean, std = (tuple(config.get(key) or default) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
-    mean, std = (values if len(values) == size[0] else (sum(values) / len(values),) * size[0] for values in (mean, std))
-    return Backbone(f"{library} {name}", weights, model.eval(), tuple(size), mean, std)
+    mean, std = (
+        values if len(values) == channels else (sum(values) / len(values),) * channels for values in (mean, std)
+    )
+    size = (channels, rows, columns)
+    return Backbone(f"{library} {name}", weights, model.eval(), size, mean, std, configured)
 
 
 def inject(backbone: Backbone, requests: list[str] | None, options: Options, backend: str | None) -> None:
-    """Inject SIA where it is asked for, unless the checkpoint did."""
+    """Inject SIA where it is asked for, unless the checkpoint did: then its own sites and options stay."""
     if sia_modules(backbone.model):
         if requests:
             raise Refusal("the checkpoint holds SIA, at sites of its own; leave --stages out")
-        for module in sia_modules(backbone.model).values():  # a state dict does not tell them
-            module.options, module.backend = options, backend
+        for module in sia_modules(backbone.model).values():
+            module.backend = backend
+            if not backbone.configured:  # an older checkpoint does not tell the options
+                module.options = options
         return
     chosen = {**options._asdict(), "backend": backend, "example_input": torch.empty(1, *backbone.size)}
     with refusing(InjectionError, ValueError, TypeError):
