@@ -120,5 +120,7 @@ def resolved(name: str, value: Any) -> Any:
 
 def _named(layer: Any) -> str:
     """The name of a layer's class in torch.nn, or one that :func:`resolved` refuses."""
+    if isinstance(layer, str):
+        return layer
     name = getattr(layer, "__name__", type(layer).__name__)
     return name if getattr(nn, name, None) is layer else f"{getattr(layer, '__module__', '')}.{name}"
