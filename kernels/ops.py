@@ -71,7 +71,7 @@ def gate(
     tensors = [
         _matched("info", info, x, x.shape, x.dtype),
         _matched("channel_gate", channel_gate, x, x.shape[:2], wide),
-        _matched("gain", gain, x, torch.Size(), wide),
+        _matched("gain", gain, x, (1,) if gain is not None and gain.dim() else (), wide),
         _matched("base", base, x, x.shape, x.dtype),
     ]
     chosen = _choose(x, backend)

@@ -177,7 +177,7 @@ def gate(
         x: map (N, C, H, W).
         info: self-information I of its pixels, like ``x``; None leaves the spatial gate off.
         channel_gate: g (N, C); None leaves the channel gate off.
-        gain: scalar tensor; None: y is the gated map itself.
+        gain: one number, of shape (1,) or (); None: y is the gated map itself.
         base: what the gain starts from, like ``x``; None: ``x``. Without a gain it is not used.
     """
     wide = x.to(wide_dtype(x.dtype))
