@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -94,8 +93,10 @@ class SIAggregation(nn.Module):
             check_map(info, f"infos[{i}]")
             if not ops.tracing() and info.shape[1] != number:
                 raise ValueError(f"infos[{i}] must have {number} channels, got shape {tuple(info.shape)}")
-        projected = [projection(info, size) for projection, info in zip(self.projections, infos, strict=True)]
-        return functools.reduce(torch.add, projected)
+        total, *others = (projection(info, size) for projection, info in zip(self.projections, infos, strict=True))
+        for other in others:
+            total = total + other
+        return total  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """The channels of the earlier maps and of the later one, and the form if it is not the published one."""
@@ -151,14 +152,14 @@ class Projection(nn.Sequential):
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Factor and shift of every channel, if that is what a batch norm applies: in evaluation, untouched."""
-    if norm.training or not untouched(norm, nn.BatchNorm2d):
+    if not isinstance(norm, nn.BatchNorm2d) or norm.training or not untouched(norm, nn.BatchNorm2d):
         return None
-    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    if any(tensor is None for tensor in tensors):
+    weight, bias, mean, variance = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    if weight is None or bias is None or mean is None or variance is None:
         return None
-    weight, bias, mean, variance = (tensor.to(wide_dtype(tensor.dtype)) for tensor in tensors)
-    factor = weight * torch.rsqrt(variance + norm.eps)
-    return factor, bias - mean * factor
+    wide = wide_dtype(weight.dtype)
+    factor = weight.to(wide) * torch.rsqrt(variance.to(wide) + norm.eps)
+    return factor, bias.to(wide) - mean.to(wide) * factor
 
 
 def _projected(info: Tensor, weight: Tensor) -> Tensor:
@@ -192,8 +193,11 @@ def max_pool_to(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def _largest(x: Tensor, axis: int, count: int) -> Tensor:
     """The largest of every group of neighbours along an axis: a tenth of the time of torch's pooling of such a map."""
-    groups = x.unflatten(axis, (count, -1))
-    return functools.reduce(torch.maximum, groups.unbind(axis + 1))
+    shape = *x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :]
+    first, *others = x.reshape(shape).unbind(axis + 1)
+    for other in others:
+        first = torch.maximum(first, other)
+    return first
 
 
 def _pooled_by_index(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -201,7 +205,8 @@ def _pooled_by_index(x: Tensor, size: Sequence[int]) -> Tensor:
     pooled = x.permute(0, 2, 3, 1)  # rows and columns are taken fastest as whole runs of channels
     for axis, count in enumerate(size, start=1):
         windows = _windows(pooled.shape[axis], count, x.device)
-        pooled = pooled.index_select(axis, windows.flatten()).unflatten(axis, windows.shape).amax(axis + 1)
+        shape = *pooled.shape[:axis], *windows.shape, *pooled.shape[axis + 1 :]
+        pooled = pooled.index_select(axis, windows.flatten()).reshape(shape).amax(axis + 1)
     return pooled.permute(0, 3, 1, 2)
 
 

@@ -204,7 +204,7 @@ class SIAttention(nn.Module):
         saved = state_dict.get(f"{prefix}gain")
         if isinstance(saved, Tensor) and saved.dim() == 0:  # a checkpoint from when the gain had no dimensions
             state_dict[f"{prefix}gain"] = saved.detach().reshape(1)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def forward(self, x: Tensor, aggregate: Tensor | None = None) -> Tensor:
         """Gate a feature map.

@@ -290,7 +290,7 @@ def test_checkpoints_whose_gain_has_no_dimension(assign: bool, parameter: bool) 
     assert old["0.gain"].shape == ()
     model(torch.randn(SIZE)).sum().backward()
     assert model[0].gain.grad.shape == (1,)
-    with pytest.raises(RuntimeError, match="size mismatch for 0.gain"):
+    with pytest.raises(RuntimeError, match=r"size mismatch for 0\.gain"):
         model.load_state_dict({**old, "0.gain": torch.zeros(2)})
 
 
