@@ -165,7 +165,7 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
 def _projected(info: Tensor, weight: Tensor) -> Tensor:
     """A 1x1 convolution whose result is channels_last, where pooling is many times as fast on a CPU."""
     samples, _, height, width = info.shape
-    projected = torch.matmul(info.flatten(2).mT, weight.t())
+    projected = torch.matmul(info.flatten(2).transpose(1, 2), weight.t())
     return projected.reshape(samples, height, width, weight.shape[0]).permute(0, 3, 1, 2)
 
 
@@ -214,6 +214,6 @@ def _windows(size: int, count: int, device: torch.device) -> Tensor:
     """The pixels of each window of an adaptive pooling along one axis, (count, longest window); some come twice."""
     index = torch.arange(count, device=device)
     starts = index * size // count
-    ends = -(-(index + 1) * size // count)
+    ends = ((index + 1) * size + count - 1) // count  # of positive numbers, which every runtime divides alike
     longest = (size - 1) // count + 2  # in this form torch.export can tell that it is never 1
     return torch.minimum(starts[:, None] + torch.arange(longest, device=device), ends[:, None] - 1)

