@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for bandwidth in BANDWIDTHS:
                 info = measured(picture, bandwidth)
                 scores = auc(info.mean(0), mask), auc(info[info.shape[0] // 2 :].mean(0), mask)
-                rows.append(dict(photo=name, splice=splice.title, bandwidth=bandwidth, auc=scores[0], high=scores[1]))
+                row = {"photo": name, "splice": splice.title, "bandwidth": bandwidth}
+                rows.append({**row, "AUC": scores[0], "AUC of the high half": scores[1]})
                 print(f"{name:10}  {splice.title:32}  {bandwidth:9g}  {scores[0]:5.3f}  {scores[1]:9.3f}")
     if given.csv is not None:
         harness.write(given.csv, rows)

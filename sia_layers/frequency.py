@@ -248,10 +248,13 @@ def analysed(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
     rows, columns = x.shape[2] // block, x.shape[3] // block
     blocks = x.reshape(n, c, rows, block, columns, block).permute(0, 1, 2, 4, 3, 5)
     blocks = blocks.reshape(n * c * rows * columns, block * block).to(wide_dtype(x.dtype))
-    # Less one of its pixels a constant block is exactly 0, and so are its AC coefficients: their rounding errors would
-    # be all that there is, and an adaptive bandwidth would take them for the signal.
+    # What is 0 but for rounding has to be 0, or an adaptive bandwidth would take the rounding errors for the signal.
+    # Less one of its pixels a constant block is exactly 0; of another one the coefficients below the floor are.
     first = blocks[:, :1]
-    coefficients = _product(blocks - first, _matrix(block, blocks).t())
+    offsets = blocks - first
+    coefficients = _product(offsets, _matrix(block, blocks).t())
+    floor = block * torch.finfo(blocks.dtype).eps * offsets.detach().abs().amax(1, keepdim=True)
+    coefficients = torch.where(coefficients.abs() < floor, 0.0, coefficients)
     bands, first = (
         pixels.reshape(n * c, rows, columns, pixels.shape[1]).permute(0, 3, 1, 2) for pixels in (coefficients, first)
     )
@@ -283,10 +286,9 @@ def side_by_side(bands: tuple[Tensor, Tensor] | list[Tensor], like: Tensor) -> T
 def _continued(x: Tensor, axis: int, block: int) -> Tensor:
     """The map, made as long as whole blocks are: reflected at its end and, where that runs out, its start repeated."""
     size = x.shape[axis]
-    whole = ((size - 1) // block + 1) * block
-    if not _varies(size) and whole == size:
+    if not ops.tracing() and size % block == 0:
         return x
-    index = torch.arange(whole, device=x.device)
+    index = torch.arange(((size - 1) // block + 1) * block, device=x.device)
     return x.index_select(axis, torch.minimum(index, 2 * (size - 1) - index).clamp(min=0))
 
 
@@ -296,16 +298,11 @@ def _product(rows: Tensor, matrix: Tensor, start: Tensor | None = None) -> Tenso
     That takes whole groups of rows: what is left over BLAS computes otherwise, and rounds otherwise.
     """
     count = rows.shape[0]
-    if not ops.spelt_out() and (_varies(count) or count % ROWS):
+    if not ops.spelt_out() and (torch.compiler.is_compiling() or count % ROWS):  # no graph of its own for either case
         rows = F.pad(rows, (0, 0, 0, -count % ROWS))
         start = None if start is None else F.pad(start, (0, 0, 0, -count % ROWS))
     with _without_autocast(rows):
         return (torch.mm(rows, matrix) if start is None else torch.addmm(start, rows, matrix))[:count]
-
-
-def _varies(size: int) -> bool:
-    """Whether a size may be a symbol, on which a graph must not branch."""
-    return ops.tracing() or torch.compiler.is_dynamo_compiling() or not isinstance(size, int)
 
 
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -337,10 +334,17 @@ def _cached_matrix(block: int, dtype: torch.dtype, device: torch.device) -> Tens
 def _coefficients(block: int) -> tuple[tuple[float, ...], ...]:
     """The orthonormal two-dimensional DCT-II: a row for each coefficient, in zigzag order."""
     line = [
-        [math.sqrt((2 if u else 1) / block) * math.cos(math.pi * (i + 0.5) * u / block) for i in range(block)]
+        [math.sqrt((2 if u else 1) / block) * _cosine((2 * i + 1) * u, block) for i in range(block)]
         for u in range(block)
     ]
     return tuple(tuple(a * b for a in line[u] for b in line[v]) for u, v in zigzag(block))
+
+
+def _cosine(step: int, block: int) -> float:
+    """cos(pi step / 2b), folded to the first quadrant: what cancels in a sum then does so to the last bit."""
+    step %= 4 * block
+    step = min(step, 4 * block - step)
+    return math.cos(math.pi * step / (2 * block)) if step <= block else -_cosine(2 * block - step, block)
 
 
 def zigzag(block: int) -> list[tuple[int, int]]:
