@@ -254,11 +254,13 @@ def analysed(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
     offsets = blocks - first
     coefficients = _product(offsets, _matrix(block, blocks).t())
     floor = block * torch.finfo(blocks.dtype).eps * offsets.detach().abs().amax(1, keepdim=True)
-    coefficients = torch.where(coefficients.abs() < floor, 0.0, coefficients)
-    bands, first = (
-        pixels.reshape(n * c, rows, columns, pixels.shape[1]).permute(0, 3, 1, 2) for pixels in (coefficients, first)
+    # Arithmetic comes last: Inductor cannot sort the strides of views whose sizes are quotients of symbols.
+    first, floor, coefficients = (
+        values.reshape(n * c, rows, columns, values.shape[1]).permute(0, 3, 1, 2)
+        for values in (first, floor, coefficients)
     )
-    return bands[:, :1] + block * first, bands[:, 1:]
+    dc, ac = coefficients[:, :1] + block * first, coefficients[:, 1:]
+    return dc, torch.where(ac.abs() < floor, 0.0, ac)
 
 
 def synthesised(dc: Tensor, ac: Tensor, like: Tensor, block: int) -> Tensor:
