@@ -297,10 +297,11 @@ def _continued(x: Tensor, axis: int, block: int) -> Tensor:
 def _product(rows: Tensor, matrix: Tensor, start: Tensor | None = None) -> Tensor:
     """Rows times a matrix, plus what each starts from. A row's result is the same wherever it stands.
 
-    That takes whole groups of rows: what is left over BLAS computes otherwise, and rounds otherwise.
+    That takes whole groups of rows: what is left over BLAS computes otherwise, and rounds otherwise. Graphs go without:
+    a compiler chooses its own order of sums, and symbols for the sizes keep it busy for minutes.
     """
     count = rows.shape[0]
-    if not ops.spelt_out() and (torch.compiler.is_compiling() or count % ROWS):  # no graph of its own for either case
+    if not (ops.spelt_out() or torch.compiler.is_compiling()) and count % ROWS:
         rows = F.pad(rows, (0, 0, 0, -count % ROWS))
         start = None if start is None else F.pad(start, (0, 0, 0, -count % ROWS))
     with _without_autocast(rows):

@@ -101,8 +101,8 @@ def _of_photo(given: argparse.Namespace, photo: Photo, options: Options) -> Figu
 def _of_blocks(pixels: Tensor, options: Options, backend: str) -> Tensor:
     """The mean over the sub-bands of each channel, each block's value at all of its pixels."""
     info = frequency_self_information(pixels, **options._asdict(), block=BLOCK, backend=backend)
-    mean = info.unflatten(1, (pixels.shape[1], -1)).mean(2)
-    whole = mean.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
+    mean = info.reshape(1, pixels.shape[1], -1, *info.shape[2:]).mean(2)
+    whole: Tensor = mean.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
     return whole[:, :, : pixels.shape[2], : pixels.shape[3]]
 
 
