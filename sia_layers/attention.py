@@ -229,8 +229,7 @@ class SIAttention(nn.Module):
         overflows = source.dtype == torch.float16 and self.gain is not None
         if ops.spelt_out() or learns or overflows:
             return self._attend(source, x)[0]
-        gated, mean = ops.attend(source, self.options, self.spatial, self.channel or "", self.backend)
-        return self._gated(gated if self.spatial else source, None, mean, x)
+        return self._infer(source, x)
 
     def attend(self, x: Tensor, aggregate: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Gate a feature map as :meth:`forward` does, and return the self-information that gated it as well.
@@ -245,6 +244,10 @@ class SIAttention(nn.Module):
         info = ops.self_information(source.detach() if self.detach else source, self.options, self.backend)
         mean = None if self.channel is None else ops.channel_mean(info, self.channel, self.backend)
         return self._gated(source, info if self.spatial else None, mean, base), info
+
+    def _infer(self, source: Tensor, base: Tensor) -> Tensor:
+        gated, mean = ops.attend(source, self.options, self.spatial, self.channel or "", self.backend)
+        return self._gated(gated if self.spatial else source, None, mean, base)
 
     def _source(self, x: Tensor, aggregate: Tensor | None) -> Tensor:
         """The map that is gated, once all is known to be right."""
