@@ -113,9 +113,9 @@ def test_map_of_blocks(photo_file: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert table(printed)["all"][0] == pytest.approx(info.mean().item(), abs=1e-4)  # 24 x 32 pixels: whole blocks
 
 
-def test_blocks_are_of_photographs_alone(photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["map", "photo.png", "--domain", "frequency", "--model", "resnet18"]) == 2
-    assert "--domain frequency is for photographs alone" in capsys.readouterr().err
+def test_blocks_of_a_model(photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["map", "photo.png", "--domain", "frequency", "--model", "test_resnet", "--image-size", "64"]) == 0
+    assert "8 x 8" in capsys.readouterr().out and Path("sia_map.png").is_file()
 
 
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg", "JPG"])

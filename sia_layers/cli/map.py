@@ -64,8 +64,6 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Compute, draw and print."""
-    if given.domain == "frequency" and given.model is not None:
-        raise Refusal("--domain frequency is for photographs alone; leave --model out")
     photo_kernel_size = PHOTO_KERNEL_SIZE if given.domain == "spatial" else BLOCKS_KERNEL_SIZE
     options = information(given, photo_kernel_size if given.model is None else MODEL_KERNEL_SIZE)
     if given.model is None:
@@ -108,7 +106,7 @@ def _backbone(given: argparse.Namespace, options: Options) -> models.Backbone | 
     if given.model is None:
         return None
     backbone = models.make(given)
-    models.inject(backbone, given.stages, options, given.backend)
+    models.inject(backbone, given.stages, options, given.backend, given.domain)
     return backbone
 
 
