@@ -207,6 +207,20 @@ class SIAttention(nn.Module):
             state_dict[f"{prefix}gain"] = saved.detach().reshape(1)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
+    @property
+    def _is_hf_initialized(self) -> bool:
+        """Whether transformers has initialised this module, which it asks and says under this name."""
+        return bool(self.__dict__.get("_initialized_for_hf", False))
+
+    @_is_hf_initialized.setter
+    def _is_hf_initialized(self, value: bool) -> None:
+        # from_pretrained leaves what a checkpoint lacks uninitialised; what it has loaded bears the same mark.
+        gain = self._parameters.get("gain")
+        if value and gain is not None and not gain.is_meta and not getattr(gain, "_is_hf_initialized", False):
+            with torch.no_grad():
+                gain.fill_(self.initial_gain or 0.0)
+        self.__dict__["_initialized_for_hf"] = value
+
     def forward(self, x: Tensor, aggregate: Tensor | None = None) -> Tensor:
         """Gate a feature map.
 

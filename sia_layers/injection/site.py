@@ -15,6 +15,7 @@ from sia_layers.frequency import FrequencySIAttention
 from sia_layers.injection.config import Config
 from sia_layers.injection.layouts import Grid, Layout, Reading, grids_in
 from sia_layers.injection.relay import ATTRIBUTE, Passed, Relay, relay_of
+from sia_layers.kernels import ops
 
 CHILD: Final = "sia"  # the name of the module that a host is given
 PATCHES: Final = "_sia_patches"  # the attribute that tells a module that makes patches its own full name
@@ -133,8 +134,8 @@ class Injected(SIAttention):
 
     def _aggregated(self, passed: Passed, reading: Reading) -> Tensor:
         assert self.aggregation is not None
-        position, samples = self.place.position, reading.maps.shape[0] // reading.frames
-        if len(passed.maps) != position or passed.maps[0].shape[0] != samples * passed.frames[0]:
+        position = self.place.position
+        if len(passed.maps) != position or not (ops.tracing() or _of_one_batch(passed, reading)):
             raise RuntimeError(
                 f"site {position} aggregates the maps of {position} earlier sites, which this forward pass has not "
                 f"been through (it has {len(passed.maps)}); run the model from its input on. With checkpointing, use "
@@ -282,6 +283,11 @@ def with_item(output: Any, item: int | str, value: Tensor) -> Any:
     if isinstance(output, tuple):
         return type(output)(*items) if hasattr(output, "_fields") else tuple(items)
     return items
+
+
+def _of_one_batch(passed: Passed, reading: Reading) -> bool:
+    """Tell whether the first map handed on is of as many pictures or videos as what is read."""
+    return passed.maps[0].shape[0] * reading.frames == reading.maps.shape[0] * passed.frames[0]
 
 
 def pooled_in_time(info: Tensor, frames: int, wanted: int) -> Tensor:
