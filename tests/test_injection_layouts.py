@@ -387,3 +387,44 @@ def test_a_head_that_needs_values_in_evaluation_mode() -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     inject_sia(model, "block", example_input=torch.empty(1, 3, 16, 16))
     assert not model.training and all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+
+
+class Patches(nn.Module):
+    """As torch.hub's DINOv2 cuts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.img_size, self.patch_size = (56, 56), (14, 14)
+        self.proj = nn.Conv2d(3, 24, 14, 14)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class DinoVisionTransformer(nn.Module):
+    """The parts of torch.hub's DINOv2 that tell where its tokens are: a class token and registers before the patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = Patches()
+        self.cls_token, self.register_tokens = nn.Parameter(torch.rand(1, 1, 24)), nn.Parameter(torch.rand(1, 4, 24))
+        self.blocks, self.norm = nn.ModuleList(Doubled() for _ in range(4)), nn.LayerNorm(24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        special = torch.cat([self.cls_token, self.register_tokens], 1).expand(len(x), -1, -1)
+        tokens = torch.cat([special, self.patch_embed(x)], 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)[:, 0]
+
+
+def test_dinov2_of_torch_hub_without_arguments() -> None:
+    model = DinoVisionTransformer()
+    sites = find_sites(model)
+    assert [site.host for site in sites] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert all((site.layout.grid, site.layout.prefixes) == ((4, 4), (5,)) for site in sites)
+    wide = torch.rand(1, 3, 28, 112)
+    expected = model(wide)
+    assert torch.equal(inject_sia(model)(wide), expected)
+    model(wide).sum().backward()
+    assert all(parameter.grad is None or torch.isfinite(parameter.grad).all() for parameter in sia_parameters(model))
