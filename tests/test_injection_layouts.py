@@ -402,7 +402,7 @@ class Patches(nn.Module):
 
 
 class DinoVisionTransformer(nn.Module):
-    """The parts of torch.hub's DINOv2 that tell where its tokens are: a class token and registers before the patches."""
+    """The parts of torch.hub's DINOv2 that tell where its tokens are: a class token and registers come first."""
 
     def __init__(self) -> None:
         super().__init__()
