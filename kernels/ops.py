@@ -106,7 +106,7 @@ def _call(operator: str, tensors: Sequence[Tensor | None], *arguments: Any) -> A
     watched = (
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or torch.autograd._profiler_enabled()
+        or torch._C._autograd._profiler_enabled()
     )
     if watched or not all(tensor is None or _is_plain(tensor, grad) for tensor in tensors):
         return getattr(OPERATORS, operator)(*arguments)
