@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Final, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 import sia_layers.kernels as kernels
@@ -33,6 +34,7 @@ class _Ambient(threading.local):
 
 
 _ambient = _Ambient()
+_loaded: set[str] = set()
 
 
 class use_backend(contextlib.ContextDecorator):
@@ -131,7 +133,11 @@ def available_backends() -> tuple[str, ...]:
 
 def load(name: str) -> ModuleType:
     """The module of a backend, imported at its first use."""
-    _import(name)
+    if torch.compiler.is_compiling():
+        _import(name)
+    elif name not in _loaded:
+        _import(name)
+        _loaded.add(name)
     return cast(ModuleType, getattr(kernels, name))
 
 

@@ -59,7 +59,8 @@ def self_information(x: Tensor, options: Options) -> tuple[Tensor, Tensor]:
         if outside is None:
             near.mul_(intra).exp_()
         else:
-            near.clamp_(max=largest).mul_(intra).add_(outside).exp_()  # infinity times a scale of 0 would be NaN
+            near = near.clamp(max=largest)  # infinity times a scale of 0 would be NaN
+            near.mul_(intra).add_(outside).exp_()
         for end in ends:
             total += near[end]
     info = torch.log(_count(wide, options)) - torch.log(total)
@@ -287,7 +288,7 @@ def _mean_square(x: Tensor, differences: Iterator[tuple[Tensor, Sequence[Any]]])
         for part in parts:
             total += square[part].sum((2, 3))
             count += finite[part].sum((2, 3))
-    return total / count.clamp_(min=1)
+    return total / count.clamp(min=1)
 
 
 def _offsets(options: Options) -> list[tuple[int, int]]:

@@ -1,11 +1,23 @@
-"""Which modules may be computed without being called."""
+"""What this library's modules have in common, and which modules may be computed without being called."""
 
 from __future__ import annotations
+
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+class Unscriptable(nn.Module):
+    """A module that chooses its backend at each call, which TorchScript's language cannot say."""
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {type(self).__name__}, which chooses a backend at each call; "
+            "torch.jit.trace(model, example), torch.export.export and torch.compile take it"
+        )
 
 
 def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:

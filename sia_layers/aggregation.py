@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sia_layers._keywords import refuse_unknown
-from sia_layers._modules import matrix_of, untouched
+from sia_layers._modules import Unscriptable, matrix_of, untouched
 from sia_layers.attention import as_positive
 from sia_layers.kernels import ops
 from sia_layers.kernels.options import as_choice, check_map
@@ -18,7 +18,7 @@ from sia_layers.kernels.reference import wide_dtype
 FORMS = ("published", "pooled")
 
 
-class SIAggregation(nn.Module):
+class SIAggregation(Unscriptable):
     r"""Sum of the self-information of earlier maps, projected to a later map's channels and pooled to its size.
 
     ::

@@ -14,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import DTYPES, LAYOUTS, Map, laid_out
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.library import opcheck
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sia_layers.kernels import ops, reference
 from sia_layers.kernels.options import Options
@@ -202,6 +205,96 @@ def test_a_gain_with_and_without_a_dimension_are_one(fast_backend: Backend) -> N
         found.append((y, first.reshape(1), second.reshape(1)))
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
+
+
+# --- Round the dispatcher ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dispatched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the operators that are called, where others run at once."""
+    called: list[str] = []
+
+    class Noting:
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            called.append(name)
+            return getattr(torch.ops.sia_layers, name)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(ops, "OPERATORS", Noting())
+    return called
+
+
+def all_of(x: Tensor, gain: Tensor) -> list[Tensor]:
+    info = ops.self_information(x, Options())
+    gated, mean = ops.attend(x.detach(), Options(), True, "excite")
+    return [info, ops.channel_mean(info, "mean"), gated, mean, ops.gate(x, info, mean, gain, x)]
+
+
+def test_plain_calls_go_round_the_dispatcher(dispatched: list[str]) -> None:
+    x, gain = sample(*SIZE), torch.nn.Parameter(torch.ones(1))
+    with torch.no_grad():
+        directly = all_of(x, gain)
+        assert dispatched == []
+        with torch.inference_mode():
+            for one, other in zip(directly, all_of(sample(*SIZE).copy_(x), gain), strict=True):
+                assert torch.equal(one, other)
+        assert dispatched == []
+        with torch.autograd.profiler.profile(use_cpu=True) as profile:
+            for one, other in zip(directly, all_of(x, gain), strict=True):
+                assert torch.equal(one, other) and one.stride() == other.stride()
+    assert sorted(dispatched) == ["attend", "channel_mean", "gate", "self_information"]
+    assert "sia_layers::gate" in {event.name for event in profile.function_events}
+
+
+class Watching(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class Calling(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", [Watching, Calling])
+def test_modes_see_every_operator(mode: type[Watching]) -> None:
+    with torch.no_grad(), mode() as watching:
+        all_of(sample(*SIZE), torch.ones(1))
+    for name in ("self_information", "channel_mean", "attend", "gate"):
+        assert any(f"sia_layers.{name}" in seen for seen in watching.seen)
+
+
+def test_other_tensors_than_plain_ones_are_dispatched(dispatched: list[str]) -> None:
+    """Gradients, subclasses, shapes without data, and numbers whose sign is still to be turned."""
+
+    class Named(Tensor):
+        pass
+
+    x = sample(*SIZE)
+    negative = torch.complex(x, -x).conj().imag
+    assert negative.is_neg()
+    assert torch.equal(
+        ops.self_information(negative, Options()), ops.self_information(negative.resolve_neg(), Options())
+    )
+    ops.self_information(x.as_subclass(Named), Options())
+    ops.self_information(torch.empty(SIZE, device="meta"), Options())
+    assert dispatched == ["self_information"] * 3
+    gain = torch.ones(1, requires_grad=True)
+    assert ops.gate(x, gain=gain).requires_grad and ops.self_information(x.requires_grad_(), Options()).requires_grad
+    assert dispatched[3:] == ["gate", "self_information"]
+    plain = sample(*SIZE)
+    with FakeTensorMode() as fake:
+        assert isinstance(ops.self_information(fake.from_tensor(plain), Options()), FakeTensor)
 
 
 # --- First derivatives ---------------------------------------------------------------------------------------------
