@@ -18,7 +18,10 @@ TOKEN_FAMILIES: Final = frozenset({
     "vision_transformer_hybrid", "vision_transformer_relpos", "vitamin", "xcit",
 })  # fmt: skip
 # Blocks whose layout is not that of their stage.
-NHWC_BLOCKS: Final = frozenset({"GlobalContextVitBlock", "SwinTransformerV2CrBlock", "TinyVitBlock"})
+NHWC_BLOCKS: Final = frozenset({
+    "GlobalContextVitBlock", "SwinTransformerV2CrBlock", "TinyVitBlock",
+    "GotOcr2VisionLayer", "Sam2MultiScaleBlock", "SamHQVisionLayer", "SamVisionLayer",
+})  # fmt: skip
 # torchvision, by the file that defines the model; of its video models, by the class.
 TORCHVISION_NHWC: Final = frozenset({"swin_transformer"})
 TORCHVISION_TOKENS: Final = frozenset({"vision_transformer", "mvit"})
@@ -32,7 +35,11 @@ WRAPPERS: Final = frozenset({
 })  # fmt: skip
 # Which item of a block's output is the map, where another one could be taken for it.
 MAP_ITEMS: Final = {"tnt": 1}  # the other one is the tokens inside of each patch
-UNREADABLE_FAMILIES: Final = {"nest": "inside of a level its tokens are cut into blocks; name the level"}
+UNREADABLE_FAMILIES: Final = {
+    ("timm", "nest"): "inside of a level its tokens are cut into blocks; name the level",
+    ("transformers", "vit_mae"): "it drops patches and shuffles the rest; inject into a ViTModel with its weights",
+    ("transformers", "yolos"): "its detection tokens come after the patches, and SIA knows only tokens before them",
+}
 # Libraries that put all prefix tokens first, so that the number of tokens tells how many there are.
 PREFIX_FIRST: Final = frozenset({"transformers", "open_clip", "dinov2", "segmentation_models_pytorch"})
 # Models that hold more than the tower that sees pictures: the attribute that is the tower.
@@ -96,6 +103,8 @@ def known_kind(model: nn.Module, name: str, output: Tensor) -> str | None:
         return "NTHWC" if swin else "NCTHW" if family.name in TORCHVISION_VIDEO else None
     if output.dim() == 4 and family.library in ("segmentation_models_pytorch", "ultralytics", "open_clip"):
         return "NCHW"
+    if output.dim() == 4 and family.library == "transformers" and type(host).__name__ in NHWC_BLOCKS:
+        return "NHWC"
     if output.dim() == 4 and family.library in ("timm", "torchvision"):
         nhwc = NHWC_FAMILIES if family.library == "timm" else TORCHVISION_NHWC
         return "NHWC" if family.name in nhwc or type(host).__name__ in NHWC_BLOCKS else "NCHW"

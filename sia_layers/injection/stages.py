@@ -121,7 +121,7 @@ def _own_stages(module: nn.Module) -> list[Stage]:
         return _of_feature_info(module, info, family.name)
     if family.library == "torchvision":
         return _of_torchvision(module, family, dict(module.named_modules(remove_duplicate=False)))
-    if family.library == "transformers" and sees_pictures(module):
+    if family.library == "transformers" and sees_pictures(module) and "backbone" not in module._modules:
         return _in_lists(module, TRANSFORMERS_LISTS)
     if family.library == "ultralytics":
         return _of_ultralytics(module)
