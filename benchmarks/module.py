@@ -1,8 +1,9 @@
 """SIAttention beside timm's attention layers on the same maps: forward, training step, parameters and memory.
 
-``python -m benchmarks.module [--quick] [--threads N] [--csv FILE]``. SIAttention with K = 3 and as published, and
-as the spatial gate alone; those of timm as they come. SIAttention is checked against its own reference first; for
-timm's layers, which are what they are, there is nothing to agree with.
+``python -m benchmarks.module [--quick] [--threads N] [--csv FILE]``. SIAttention with K = 3 and as published, as the
+spatial gate alone, and on the coefficients of a DCT or of a wavelet (FrequencySIAttention); those of timm as they come.
+Ours are checked against their own reference first; for timm's layers, which are what they are, there is nothing to
+agree with.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import harness, maps, timing
-from sia_layers import SIAttention
+from sia_layers import FrequencySIAttention, SIAttention
 
 TIMMS: Final = ("se", "eca", "cbam", "gc", "nl", "sk")
 OURS: Final = {
@@ -25,6 +26,7 @@ OURS: Final = {
     "sia, K = 7": {"kernel_size": 7},
     "sia, grad of I": {"detach": False},
 }  # fmt: skip
+FREQUENCY: Final = {"sia, dct": {}, "sia, haar": {"transform": "haar"}}
 TOLERANCE = 2e-5  # over the largest value: a layer adds the rounding of its convolutions
 COLUMNS = {
     "map": "<24", "shape": "<19", "layer": "<15", "parameters": "10d", "error": "8.1e", "forward ms": "10.3f",
@@ -53,8 +55,8 @@ def measure(
 ) -> None:  # fmt: skip
     """Time every layer on one map; a row for each."""
     x = maps.made(shape, dtype, device)
-    layers = {layer: created(layer, shape[1]).to(device, dtype) for layer in (*OURS, *TIMMS)}
-    errors = {layer: _error(layer, shape[1], x) for layer in OURS}
+    layers = {layer: created(layer, shape[1]).to(device, dtype) for layer in (*OURS, *FREQUENCY, *TIMMS)}
+    errors = {layer: _error(layer, shape[1], x) for layer in (*OURS, *FREQUENCY)}
     right = [layer for layer in layers if errors.get(layer, 0.0) <= TOLERANCE]
     forward = {layer: timing.Run(functools.partial(_inference, layers[layer].eval(), x)) for layer in right}
     seconds = timing.interleaved(forward, rounds, device)
@@ -84,6 +86,8 @@ def created(layer: str, channels: int, backend: str | None = None) -> nn.Module:
     torch.manual_seed(0)
     if layer in OURS:
         return SIAttention(channels, backend=backend, **OURS[layer])
+    if layer in FREQUENCY:
+        return FrequencySIAttention(channels, backend=backend, **FREQUENCY[layer])
     from timm.layers import create_attn
 
     made = create_attn(layer, channels)

@@ -135,18 +135,18 @@ def load(name: str) -> ModuleType:
     return cast(ModuleType, getattr(kernels, name))
 
 
-def _constant_when_compiled(function: Function) -> Function:
+def constant_when_compiled(function: Function) -> Function:
     """Let torch.compile call a function while it traces, and take its result for a constant."""
     # The mark that torch.compiler.assume_constant_result leaves; to call that one would import the compiler here.
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def _import(name: str) -> None:
     module = importlib.import_module(f"{kernels.__name__}.{name}")
     if name != "reference":
-        _constant_when_compiled(module.unavailable)
+        constant_when_compiled(module.unavailable)
 
 
 def unavailable(name: str) -> str | None:
@@ -164,7 +164,7 @@ def _on_request(name: str, x: Tensor) -> bool:
     return name == "triton" and x.device.type != "cuda"
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def announce(name: str) -> None:
     """Say, once a process, that a backend would have served but cannot run."""
     _announce(name)

@@ -18,7 +18,7 @@ from torch.jit import TracerWarning  # type: ignore[attr-defined]
 from sia_layers.kernels import backends, reference
 from sia_layers.kernels.options import Options, check_map
 from sia_layers.kernels.reference import wide_dtype
-from sia_layers.kernels.registration import OPERATORS
+from sia_layers.kernels.registration import OPERATORS, RUN
 
 Result = TypeVar("Result")
 
@@ -29,7 +29,7 @@ def self_information(x: Tensor, options: Options, backend: str | None = None) ->
     chosen = _choose(x, backend)
     if chosen is None:
         return _plainly(reference.self_information, x, options)[0]
-    return cast(Tensor, OPERATORS.self_information(x, *options, chosen)[0])
+    return cast(Tensor, _call("self_information", (x,), x, *options, chosen)[0])
 
 
 def attend(
@@ -43,7 +43,7 @@ def attend(
     chosen = _choose(x, backend)
     if chosen is None:
         return _plainly(reference.attend, x, options, spatial, channel)
-    return cast("tuple[Tensor, Tensor]", OPERATORS.attend(x, *options, spatial, channel, chosen))
+    return cast("tuple[Tensor, Tensor]", _call("attend", (x,), x, *options, spatial, channel, chosen))
 
 
 def channel_mean(info: Tensor, channel: str, backend: str | None = None) -> Tensor:
@@ -51,7 +51,7 @@ def channel_mean(info: Tensor, channel: str, backend: str | None = None) -> Tens
     chosen = _choose(info, backend)
     if chosen is None:
         return _plainly(reference.channel_mean, info, channel)
-    return cast(Tensor, OPERATORS.channel_mean(info, channel, chosen))
+    return cast(Tensor, _call("channel_mean", (info,), info, channel, chosen))
 
 
 def gate(
@@ -71,13 +71,13 @@ def gate(
     tensors = [
         _matched("info", info, x, x.shape, x.dtype),
         _matched("channel_gate", channel_gate, x, x.shape[:2], wide),
-        _matched("gain", gain, x, torch.Size(), wide),
+        _matched("gain", gain, x, (1,) if gain is not None and gain.dim() else (), wide),
         _matched("base", base, x, x.shape, x.dtype),
     ]
     chosen = _choose(x, backend)
     if chosen is None:
         return _plainly(reference.gate, x, *tensors)
-    return cast(Tensor, OPERATORS.gate(x, *tensors, chosen))
+    return cast(Tensor, _call("gate", (x, *tensors), x, *tensors, chosen))
 
 
 def tracing() -> bool:
@@ -93,6 +93,43 @@ def spelt_out() -> bool:
     """
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     return transformed or tracing() or torch.compiler.is_exporting()
+
+
+def _call(operator: str, tensors: Sequence[Tensor | None], *arguments: Any) -> Any:
+    """Call an operator, or what it runs, where the dispatcher would add nothing but the time of a small kernel.
+
+    That is for ordinary tensors on a CPU, without gradient, mode, transform, compiler or profiler.
+    """
+    if torch.compiler.is_compiling():
+        return getattr(OPERATORS, operator)(*arguments)
+    grad = torch.is_grad_enabled()
+    watched = (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._autograd._profiler_enabled()
+    )
+    if watched or not all(tensor is None or _is_plain(tensor, grad) for tensor in tensors):
+        return getattr(OPERATORS, operator)(*arguments)
+    return RUN[operator](*arguments)
+
+
+def _is_plain(x: Tensor, grad: bool) -> bool:
+    """Whether the dispatcher would take a tensor straight to the CPU: no subclass, nothing lazy, no gradient."""
+    if type(x) not in ORDINARY or (grad and x.requires_grad):
+        return False
+    return torch._C._dispatch_keys(x).raw_repr() in PLAIN_KEYS
+
+
+def _keys_of_plain_tensors() -> frozenset[int]:
+    with torch.inference_mode():
+        inferred = torch.empty(0, device="cpu")
+    with torch.inference_mode(False):
+        plain = torch.empty(0, device="cpu")
+    return frozenset(torch._C._dispatch_keys(tensor).raw_repr() for tensor in (inferred, plain))
+
+
+ORDINARY = (Tensor, torch.nn.Parameter)
+PLAIN_KEYS = _keys_of_plain_tensors()
 
 
 def _check(x: Tensor, options: Options) -> None:

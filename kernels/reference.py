@@ -16,7 +16,9 @@ No tensor here has K^2 times the size of the map: every loop adds one shifted ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,17 +52,22 @@ def self_information(x: Tensor, options: Options) -> tuple[Tensor, Tensor]:
         scale = distance_scale(distance, options)
         return (distance * scale.reshape(-1, 1, 1, 1)).to(x.dtype), scale.detach()
     scale = kde_scale(wide.detach(), options)
-    intra, inter = scale[..., None, None]
-    total, count = torch.ones_like(wide), torch.ones_like(wide[:1, :1])
-    for difference, inside in _window(wide, options):
-        total = total + inside * torch.exp(-(difference.square() * intra))
-        count = count + inside
-    info = torch.log(count) - torch.log(total)
-    total, count = torch.ones_like(wide), torch.ones_like(count)
+    intra, inter = -scale[..., None, None]
+    total, largest = torch.ones_like(wide), torch.finfo(wide.dtype).max
+    for difference, outside, ends in _pairs(wide, options):
+        near = difference.square()
+        if outside is None:
+            near.mul_(intra).exp_()
+        else:
+            near.clamp_(max=largest).mul_(intra).add_(outside).exp_()  # infinity times a scale of 0 would be NaN
+        for end in ends:
+            total += near[end]
+    info = torch.log(_count(wide, options)) - torch.log(total)
+    total = torch.ones_like(wide)
     for difference in _channels(wide, options):
-        total = total + torch.exp(-(difference.square() * inter))
-        count = count + 1
-    return (info + options.inter_weight * (torch.log(count) - torch.log(total))).to(x.dtype), scale
+        total += difference.square().mul_(inter).exp_()
+    count = 1 + options.neighbours(x.shape[1])
+    return (info + options.inter_weight * (math.log(count) - torch.log(total))).to(x.dtype), scale
 
 
 def kde_scale(x: Tensor, options: Options) -> Tensor:
@@ -71,9 +78,10 @@ def kde_scale(x: Tensor, options: Options) -> Tensor:
     """
     if not options.adaptive:
         return x.new_full((2, x.shape[0], x.shape[1]), options.fixed_scale)
-    everywhere = x.new_ones(())
-    intra = _mean_square(x, _window(x, options))
-    inter = _mean_square(x, ((difference, everywhere) for difference in _channels(x, options)))
+    beyond = options.padding_mode == "exclude"  # pads at infinity: a pair that holds one is not finite
+    pairs = ((difference, ends[: 1 if beyond else 2]) for difference, _, ends in _pairs(x, options, torch.inf))
+    intra = _mean_square(x, pairs)
+    inter = _mean_square(x, ((difference, [...]) for difference in _channels(x, options)))
     return _scale(torch.stack([intra, inter]), options)
 
 
@@ -177,7 +185,7 @@ def gate(
         x: map (N, C, H, W).
         info: self-information I of its pixels, like ``x``; None leaves the spatial gate off.
         channel_gate: g (N, C); None leaves the channel gate off.
-        gain: scalar tensor; None: y is the gated map itself.
+        gain: one number, of shape (1,) or (); None: y is the gated map itself.
         base: what the gain starts from, like ``x``; None: ``x``. Without a gain it is not used.
     """
     wide = x.to(wide_dtype(x.dtype))
@@ -269,15 +277,17 @@ def _scale(spread: Tensor, options: Options) -> Tensor:
     return torch.where(usable, scale.clamp(max=LARGEST_SCALE), 0.0)
 
 
-def _mean_square(x: Tensor, differences: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-    """Mean over a plane and its neighbours of the squared differences that are finite, (N, C)."""
+def _mean_square(x: Tensor, differences: Iterator[tuple[Tensor, Sequence[Any]]]) -> Tensor:
+    """Mean over the given parts of each map of differences of the squares that are finite, (N, C)."""
     total, count = x.new_zeros(x.shape[:2]), x.new_zeros(x.shape[:2])
-    for difference, inside in differences:
+    for difference, parts in differences:
         square = difference.square()
-        counts = torch.isfinite(square) & (inside > 0)
-        total = total + torch.where(counts, square, 0.0).sum((2, 3))
-        count = count + counts.sum((2, 3))
-    return total / count.clamp(min=1)
+        finite = square < torch.inf
+        square.nan_to_num_(0.0, 0.0)
+        for part in parts:
+            total += square[part].sum((2, 3))
+            count += finite[part].sum((2, 3))
+    return total / count.clamp_(min=1)
 
 
 def _offsets(options: Options) -> list[tuple[int, int]]:
@@ -298,10 +308,48 @@ def _window(x: Tensor, options: Options) -> Iterator[tuple[Tensor, Tensor]]:
             yield x - _at(padded, shift, x), everywhere
 
 
+def _pairs(
+    x: Tensor, options: Options, beyond: float = 0.0
+) -> Iterator[tuple[Tensor, Tensor | None, tuple[tuple[Any, ...], tuple[Any, ...]]]]:
+    """Every pair of pixels that a window holds, once: x[i] - x[i + o] for one of each two opposite offsets o.
+
+    Besides the map of differences come, for "exclude", 0 where the pair lies inside of ``x`` and minus infinity where
+    not, and the two parts of the map that lie as ``x`` does: at a pixel, its pair with what follows it and with what
+    goes before it. ``beyond`` is what "exclude" finds outside of ``x``.
+    """
+    (height, width), radius = x.shape[2:], options.radius
+    padded, excludes = _pad(x, options, beyond), options.padding_mode == "exclude"
+    inside = _pad(torch.zeros_like(x[:1, :1]), options, -torch.inf) if excludes else None
+    for down in range(radius + 1):
+        for across in range(-radius if down else 1, radius + 1):
+            side = abs(across)
+            top, left = radius - down, radius - max(across, 0)
+            first = (..., slice(top, radius + height), slice(left, left + width + side))
+            second = (..., slice(radius, radius + height + down), slice(left + across, left + across + width + side))
+            outside = None if inside is None else inside[first] + inside[second]
+            forwards = slice(side, side + width), slice(0, width)
+            following, preceding = forwards if across > 0 else forwards[::-1]
+            ends = (..., slice(down, down + height), following), (..., slice(0, height), preceding)
+            yield padded[first] - padded[second], outside, ends
+
+
+def _count(x: Tensor, options: Options) -> Tensor:
+    """How many pixels each window holds that count, (1, 1, H, W)."""
+    if options.padding_mode != "exclude":
+        return x.new_full((1, 1, 1, 1), options.kernel_size**2)
+    sides = []
+    for size in x.shape[2:]:
+        index = torch.arange(size, device=x.device)
+        sides.append(1 + index.clamp(max=options.radius) + index.flip(0).clamp(max=options.radius))
+    return (sides[0][:, None] * sides[1]).to(x.dtype)[None, None]
+
+
 def _channels(x: Tensor, options: Options) -> Iterator[Tensor]:
     """The difference to the following channels, cyclically: x[k] - x[(k + s) mod C] for s = 1 .. S."""
-    for step in range(1, options.neighbours(x.shape[1]) + 1):
-        yield x - x.roll(-step, 1)
+    neighbours = options.neighbours(x.shape[1])
+    following = torch.cat([x, x[:, :neighbours]], 1)
+    for step in range(1, neighbours + 1):
+        yield x - following[:, step : step + x.shape[1]]
 
 
 def _at(padded: Tensor, shift: tuple[int, int], x: Tensor) -> Tensor:
@@ -309,9 +357,13 @@ def _at(padded: Tensor, shift: tuple[int, int], x: Tensor) -> Tensor:
     return padded[:, :, row : row + x.shape[2], column : column + x.shape[3]]
 
 
-def _pad(x: Tensor, options: Options) -> Tensor:
-    mode = "constant" if options.padding_mode in ("exclude", "zeros") else options.padding_mode
-    return F.pad(x, [options.radius] * 4, mode=mode) if options.radius else x
+def _pad(x: Tensor, options: Options, beyond: float = 0.0) -> Tensor:
+    if not options.radius:
+        return x
+    around = [options.radius] * 4
+    if options.padding_mode == "exclude":
+        return F.pad(x, around, value=beyond)
+    return F.pad(x, around, mode="constant" if options.padding_mode == "zeros" else options.padding_mode)
 
 
 def _sigmoid(x: Tensor) -> Tensor:

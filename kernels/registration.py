@@ -26,6 +26,8 @@ GATE = "Tensor x, Tensor? info, Tensor? channel_gate, Tensor? gain, Tensor? base
 
 OptionalTensors = tuple["Tensor | None", ...]
 
+RUN: dict[str, Callable[..., Any]] = {}  # what each operator runs once PyTorch's dispatcher is through
+
 
 def _run(backend: str, function: str, *arguments: Any) -> Any:
     """Run a backend's function."""
@@ -240,7 +242,8 @@ def _register(
     save: Callable[..., None] | None,
     grad: Callable[..., OptionalTensors],
 ) -> None:
-    name = f"sia_layers::{schema.partition('(')[0]}"
+    operator = schema.partition("(")[0]
+    name, RUN[operator] = f"sia_layers::{operator}", run
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
     torch.library.impl(name, "CompositeExplicitAutograd", run, lib=LIBRARY)
     torch.library.register_fake(name, fake, lib=LIBRARY)

@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from sia_layers.aggregation import SIAggregation
 from sia_layers.attention import SelfInformation, SIAttention
+from sia_layers.frequency import FrequencySIAttention, frequency_self_information
 from sia_layers.functional import average_self_information, self_information
 from sia_layers.injection import (
     InjectionError,
@@ -25,6 +26,7 @@ from sia_layers.kernels.backends import available_backends, explain_backend, use
 __version__ = version("sia-layers")
 
 __all__ = [
+    "FrequencySIAttention",
     "InjectionError",
     "LayerProfile",
     "SIAggregation",
@@ -39,6 +41,7 @@ __all__ = [
     "eject_sia",
     "explain_backend",
     "find_sites",
+    "frequency_self_information",
     "inject_sia",
     "load_sia_state_dict",
     "profile_self_information",

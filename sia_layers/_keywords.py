@@ -12,9 +12,17 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-def refuse_unknown(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorate a function whose keywords come from afar (a configuration, ``functools.partial``), where typos hide."""
-    known = [name for name in inspect.signature(function).parameters if name != "self"]
+def refuse_unknown(
+    function: Callable[Parameters, Result], also: Callable[..., object] | None = None
+) -> Callable[Parameters, Result]:
+    """Decorate a function whose keywords come from afar (a configuration, ``functools.partial``), where typos hide.
+
+    ``also`` is the function that it hands ``**keywords`` on to.
+    """
+    parameters = [*inspect.signature(function).parameters.values()]
+    parameters += [] if also is None else [*inspect.signature(also).parameters.values()]
+    named = [parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+    known = [name for name in dict.fromkeys(named) if name != "self"]
     owner = function.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(function)

@@ -274,6 +274,32 @@ def test_names_of_the_parameters() -> None:
     assert made(GATES[1]).gain is None
 
 
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("parameter", [False, True])
+def test_checkpoints_whose_gain_has_no_dimension(assign: bool, parameter: bool) -> None:
+    """So were they saved once; strict loading takes them, and leaves the caller's dict as it was."""
+    model = nn.Sequential(made(GATES[0], gain=0.5), copy.deepcopy(made(GATES[1], gain=0.5)).requires_grad_(False))
+    model = pickle.loads(pickle.dumps(model))
+    old: dict[str, Tensor] = {**model.state_dict(), "0.gain": torch.tensor(0.25), "1.gain": torch.tensor(0.75)}
+    if parameter:
+        old = {name: nn.Parameter(value) for name, value in old.items()}
+    model.load_state_dict(old, assign=assign)
+    for layer, expected in zip(model, (0.25, 0.75), strict=True):
+        assert isinstance(layer.gain, nn.Parameter) and layer.gain.shape == (1,) and layer.gain == expected
+    assert [parameter.requires_grad for parameter in model.parameters()] == [True, True, True, False]
+    assert old["0.gain"].shape == ()
+    model(torch.randn(SIZE)).sum().backward()
+    assert model[0].gain.grad.shape == (1,)
+    with pytest.raises(RuntimeError, match=r"size mismatch for 0\.gain"):
+        model.load_state_dict({**old, "0.gain": torch.zeros(2)})
+
+
+def test_sharding_takes_every_parameter() -> None:
+    """FSDP refuses those without dimensions."""
+    modules = nn.ModuleList([made(GATES[0], gain=0.0), SIAggregation([3], CHANNELS)])
+    assert all(parameter.dim() for parameter in modules.parameters())
+
+
 def test_skip_init_and_meta() -> None:
     torch.manual_seed(0)
     layer = nn.utils.skip_init(SIAttention, 32, gain=0.5)

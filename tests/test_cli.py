@@ -105,6 +105,19 @@ def test_options_reach_the_computation(photo_file: Path, capsys: pytest.CaptureF
     assert table(capsys.readouterr().out)["blue"][3] == pytest.approx(info[0, 2].max().item(), rel=1e-3)
 
 
+def test_map_of_blocks(photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["map", "photo.png", "--domain", "frequency", "-o", "blocks.png"]) == 0
+    printed = capsys.readouterr().out
+    info = sia_layers.frequency_self_information(reading.read(photo_file).pixels)
+    assert Path("blocks.png").is_file() and "kernel_size 3" in printed
+    assert table(printed)["all"][0] == pytest.approx(info.mean().item(), abs=1e-4)  # 24 x 32 pixels: whole blocks
+
+
+def test_blocks_of_a_model(photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["map", "photo.png", "--domain", "frequency", "--model", "test_resnet", "--image-size", "64"]) == 0
+    assert "2 x 2" in capsys.readouterr().out and Path("sia_map.png").is_file()
+
+
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg", "JPG"])
 def test_figure_formats(photo_file: Path, suffix: str) -> None:
     assert main(["map", str(photo_file), "-o", f"map.{suffix}", "--dpi", "50"]) == 0

@@ -38,7 +38,7 @@ def gate_inputs(
     present: tuple[bool, ...], dtype: torch.dtype = torch.float32, grad: bool = True, device: Any = None
 ) -> list[Tensor | None]:
     """x, and those of info, channel_gate, gain and base that are present."""
-    sizes = (SIZE, SIZE, SIZE[:2], (), SIZE)
+    sizes = (SIZE, SIZE, SIZE[:2], (1,), SIZE)
     return [
         sample(*size, dtype=dtype, grad=grad, device=device) if here else None
         for size, here in zip(sizes, (True, *present), strict=True)
@@ -175,7 +175,8 @@ def test_autocast_changes_nothing(fast_backend: Backend, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("info", (2, 3, 5, 5)), ("channel_gate", (2, 1)), ("gain", (1,)), ("base", (1, 3, 5, 4))]
+    ("name", "size"),
+    [("info", (2, 3, 5, 5)), ("channel_gate", (2, 1)), ("gain", (2,)), ("gain", (1, 1)), ("base", (1, 3, 5, 4))],
 )
 def test_gate_refuses_other_shapes(name: str, size: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=f"{name} must be of shape"):
@@ -185,6 +186,22 @@ def test_gate_refuses_other_shapes(name: str, size: tuple[int, ...]) -> None:
 def test_gate_refuses_other_devices() -> None:
     with pytest.raises(ValueError, match=r"gain must be of shape .* on cpu, .* on meta"):
         ops.gate(sample(*SIZE), gain=torch.ones((), device="meta"))
+
+
+def test_a_gain_with_and_without_a_dimension_are_one(fast_backend: Backend) -> None:
+    x, info, _, gain, base = gate_inputs((True,) * 4, device=fast_backend.device)
+    assert x is not None and gain is not None
+    found = []
+    for shape in ((1,), ()):
+        number = gain.detach().reshape(shape).requires_grad_()
+        y = ops.gate(x, info, None, number, base, fast_backend.name)
+        first = torch.autograd.grad(y.square().sum(), number, create_graph=True)[0]
+        second = torch.autograd.grad(first.square().sum(), number)[0]
+        assert first.shape == second.shape == shape
+        opcheck(torch.ops.sia_layers.gate.default, (x, info, None, number, base, fast_backend.name))
+        found.append((y, first.reshape(1), second.reshape(1)))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
 
 
 # --- First derivatives ---------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from sia_layers.cli.common import (
     refusing,
 )
 from sia_layers.cli.folders import Photos
+from sia_layers.frequency import frequency_self_information
 from sia_layers.functional import self_information
 from sia_layers.injection import sia_modules
 from sia_layers.inspection import capture_self_information
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
     from sia_layers.photo import Photo
 
 FILE, FOLDER = Path("sia_map.png"), Path("sia_maps")
-PHOTO_KERNEL_SIZE, MODEL_KERNEL_SIZE = 7, 3
+PHOTO_KERNEL_SIZE, MODEL_KERNEL_SIZE, BLOCKS_KERNEL_SIZE = 7, 3, 3
+BLOCK = 8  # pixels, as in JPEG
+DOMAINS = ("spatial", "frequency")
 
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -50,7 +53,9 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     option("-o", "--output", type=Path, metavar="FILE",
         help=f"the figure, in the format that its suffix names ({FILE}); of a folder, a folder ({FOLDER})")  # fmt: skip
     option("--dpi", type=float, default=150, metavar="N", help="pixels of the figure to an inch (%(default)s)")
-    add_information(command, f"{PHOTO_KERNEL_SIZE}; {MODEL_KERNEL_SIZE} in a model")
+    option("--domain", choices=DOMAINS, default=DOMAINS[0],
+        help="of pixels, or of the DCT coefficients of blocks of 8 x 8, a window of blocks (%(default)s)")  # fmt: skip
+    add_information(command, f"{PHOTO_KERNEL_SIZE}; {MODEL_KERNEL_SIZE} in a model, {BLOCKS_KERNEL_SIZE} of blocks")
     models.add(command, required=False)
     option("--stages", nargs="+", metavar="STAGE",
         help="where: names of modules, patterns or reductions (the reductions 4, 8 and 16)")  # fmt: skip
@@ -59,7 +64,8 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Compute, draw and print."""
-    options = information(given, PHOTO_KERNEL_SIZE if given.model is None else MODEL_KERNEL_SIZE)
+    photo_kernel_size = PHOTO_KERNEL_SIZE if given.domain == "spatial" else BLOCKS_KERNEL_SIZE
+    options = information(given, photo_kernel_size if given.model is None else MODEL_KERNEL_SIZE)
     if given.model is None:
         models.refuse_options_without_model(given, "stages")
     if given.photo is not None and given.photo.is_dir():
@@ -100,7 +106,7 @@ def _backbone(given: argparse.Namespace, options: Options) -> models.Backbone | 
     if given.model is None:
         return None
     backbone = models.make(given)
-    models.inject(backbone, given.stages, options, given.backend)
+    models.inject(backbone, given.stages, options, given.backend, given.domain)
     return backbone
 
 
@@ -120,17 +126,35 @@ def _of_photo(given: argparse.Namespace, photo: Photo, options: Options) -> Figu
 
     with refusing(RuntimeError, AssertionError, ValueError):
         pixels = photo.pixels.to(given.device)
-        options.check_input(pixels)
         backend = backends.select(pixels, given.backend)
-    start = time.perf_counter()
-    info = self_information(pixels, **options._asdict(), backend=backend).cpu()
-    seconds = time.perf_counter() - start
-    caption = [f"{photo.width} × {photo.height} pixels", *described(options, len(photo.channels))]
+        start = time.perf_counter()
+        if given.domain == "frequency":
+            info = _of_blocks(pixels, options, backend)
+        else:
+            info = self_information(pixels, **options._asdict(), backend=backend)
+        seconds = time.perf_counter() - start
+    info = info.cpu()
+    caption = [f"{photo.width} × {photo.height} pixels", *_described(given, photo, options)]
     figure = visualize.draw(photo, info, " · ".join(caption))
     _print_table(photo, info, options)
     print(f"backend   {backend}, on device {pixels.device}")
     print(f"time      {seconds:.3f} s")
     return figure
+
+
+def _of_blocks(pixels: Tensor, options: Options, backend: str) -> Tensor:
+    """The mean over the sub-bands of each channel, each block's value at all of its pixels."""
+    info = frequency_self_information(pixels, **options._asdict(), block=BLOCK, backend=backend)
+    mean = info.reshape(1, pixels.shape[1], -1, *info.shape[2:]).mean(2)
+    whole: Tensor = mean.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
+    return whole[:, :, : pixels.shape[2], : pixels.shape[3]]
+
+
+def _described(given: argparse.Namespace, photo: Photo, options: Options) -> list[str]:
+    if given.domain == "spatial":
+        return described(options, len(photo.channels))
+    window, *rest = described(options, BLOCK * BLOCK - 1)
+    return [f"DCT of {BLOCK} × {BLOCK}", f"{window} blocks", *(part.replace("channel", "sub-band") for part in rest)]
 
 
 def _of_model(given: argparse.Namespace, backbone: models.Backbone, photo: Photo, options: Options) -> Figure:

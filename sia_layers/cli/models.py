@@ -121,7 +121,7 @@ def make(given: argparse.Namespace) -> Backbone:
     return Backbone(f"{library} {name}", weights, model.eval(), size, mean, std, configured)
 
 
-def inject(backbone: Backbone, requests: list[str] | None, options: Options, backend: str | None) -> None:
+def inject(backbone: Backbone, requests: list[str] | None, options: Options, backend: str | None, domain: str) -> None:
     """Inject SIA where it is asked for, unless the checkpoint did: then its own sites and options stay."""
     if sia_modules(backbone.model):
         if requests:
@@ -134,7 +134,7 @@ def inject(backbone: Backbone, requests: list[str] | None, options: Options, bac
     chosen = {**options._asdict(), "backend": backend, "example_input": torch.empty(1, *backbone.size)}
     with refusing(InjectionError, ValueError, TypeError):
         # Without the aggregation, which nothing has trained, the maps are the self-information and nothing else.
-        inject_sia(backbone.model, stages(requests), aggregate=False, **chosen)
+        inject_sia(backbone.model, stages(requests), aggregate=False, domain=domain, **chosen)
 
 
 def _found(name: str) -> tuple[str, str]:

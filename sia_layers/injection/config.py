@@ -50,7 +50,8 @@ class Config(NamedTuple):
             if name not in defaults or value != defaults[name].default  # SIAttention refuses what it does not know
         }
         options = {name: _named(value) if name in LAYERS else value for name, value in changed.items()}
-        said = {name: list(value) if name == "grid" else value for name, value in where.items() if value}
+        said = {name: list(value) if name == "grid" else value for name, value in where.items()
+                if value and value != "spatial"}  # fmt: skip
         return cls({
             "version": VERSION,
             "stages": list(dict.fromkeys(stages)),
@@ -120,5 +121,7 @@ def resolved(name: str, value: Any) -> Any:
 
 def _named(layer: Any) -> str:
     """The name of a layer's class in torch.nn, or one that :func:`resolved` refuses."""
+    if isinstance(layer, str):
+        return layer
     name = getattr(layer, "__name__", type(layer).__name__)
     return name if getattr(nn, name, None) is layer else f"{getattr(layer, '__module__', '')}.{name}"

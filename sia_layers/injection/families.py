@@ -138,7 +138,7 @@ def token_order(model: nn.Module, name: str, length: int) -> tuple[tuple[int, ..
     if roller is None:
         return None
     number = int(next(part for part in reversed(name.split(".")) if part.isdigit()))
-    places = torch.arange(length, dtype=torch.float64).reshape(1, length, 1)
+    places = torch.arange(length, dtype=torch.float64, device="cpu").reshape(1, length, 1)
     rolled = roller.reroll(places, number)[0, ..., 0]  # type: ignore[operator]
     return tuple(int(place) for place in rolled.flatten()), (rolled.shape[0], rolled.shape[1])
 

@@ -18,9 +18,10 @@ from sia_layers.injection.proof import Site
 from sia_layers.injection.relay import ATTRIBUTE, Relay
 from sia_layers.injection.site import (
     CHILD,
+    DOMAINS,
     PATCHES,
-    InjectedSIAttention,
-    LeadingSIAttention,
+    Injected,
+    Leading,
     Place,
     SiteGroup,
     input_hook,
@@ -29,6 +30,7 @@ from sia_layers.injection.site import (
 )
 from sia_layers.injection.sites import StageRequest, find_sites
 from sia_layers.injection.state_dict import not_injected
+from sia_layers.kernels.options import as_choice
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -47,6 +49,7 @@ def inject_sia(
     grid: Sequence[int] | None = None,
     prefix_tokens: int | None = None,
     allow_bypass: bool = False,
+    domain: str = "spatial",
     version: int | None = None,
     **sia_kwargs: Any,
 ) -> Model:
@@ -70,6 +73,9 @@ def inject_sia(
         grid: rows and columns of tokens, where the model does not tell.
         prefix_tokens: tokens before those of the grid, where the model does not tell.
         allow_bypass: take stages that a path from input to output leads around.
+        domain: ``"spatial"`` gates pixels, ``"frequency"`` the coefficients of a block transform
+            (:class:`sia_layers.FrequencySIAttention`, whose ``block`` and ``transform`` are then options as well), and
+            ``"both"`` pixels and then coefficients, each with a gain of its own.
         version: of a configuration, as :func:`sia_config` gives it.
         **sia_kwargs: of every :class:`sia_layers.SIAttention`. Channels, device and dtype are the host's.
 
@@ -92,11 +98,14 @@ def inject_sia(
     options = _options(identity_init, sia_kwargs)
     if aggregate not in AGGREGATE_FORMS:
         raise ValueError(f"aggregate must be True, False or 'pooled', got {aggregate!r}")
+    as_choice("domain", domain, tuple(DOMAINS))
     where = {"layout": layout, "grid": grid, "prefix_tokens": prefix_tokens, "allow_bypass": allow_bypass}
     Config.check_version(version)
     sites = find_sites(target, stages, example_input=example_input, example_kwargs=example_kwargs, **where)  # type: ignore[arg-type]
-    config = Config.of((site.stage for site in sites), aggregate, identity_init, where, sia_kwargs)
-    attentions = _made(target, sites, AGGREGATE_FORMS[aggregate], options, config)
+    config = Config.of(
+        (site.stage for site in sites), aggregate, identity_init, {**where, "domain": domain}, sia_kwargs
+    )
+    attentions = _made(target, sites, AGGREGATE_FORMS[aggregate], options, config, DOMAINS[domain])
     relay = Relay()
     try:
         for site, attention in zip(sites, attentions, strict=True):
@@ -142,21 +151,27 @@ def _options(identity_init: bool, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _made(
-    model: nn.Module, sites: list[Site], form: str | None, options: dict[str, Any], config: Config
-) -> list[InjectedSIAttention]:
+    model: nn.Module,
+    sites: list[Site],
+    form: str | None,
+    options: dict[str, Any],
+    config: Config,
+    kinds: tuple[type[Leading], type[Injected]],
+) -> list[Injected]:
     """A module for each site, as its host: on its device, in its dtype and mode."""
     channels = [site.channels for site in sites]
-    attentions: list[InjectedSIAttention] = []
+    attentions: list[Injected] = []
     for position, site in enumerate(sites):
         host, last = model.get_submodule(site.host), position == len(sites) - 1
         like = _like(host, model)
         place = Place(site.layout, site.item, position, last, form is not None and not last, site.patches)
         earlier = channels[:position] if form is not None else []
         made = {"form": form or "published", "device": like.device, "dtype": like.dtype, **options}
-        if position == 0:
-            attention: InjectedSIAttention = LeadingSIAttention(site.channels, place, earlier, config=config, **made)
-        else:
-            attention = InjectedSIAttention(site.channels, place, earlier, **made)
+        attention = (
+            kinds[1](site.channels, place, earlier, **made)
+            if position
+            else kinds[0](site.channels, place, earlier, config=config, **made)
+        )
         attentions.append(attention.train(host.training))
     return attentions
 
@@ -170,7 +185,7 @@ def _like(host: nn.Module, model: nn.Module) -> Tensor:
     return torch.empty(0)
 
 
-def _attach(model: nn.Module, site: Site, attention: InjectedSIAttention, relay: Relay) -> None:
+def _attach(model: nn.Module, site: Site, attention: Injected, relay: Relay) -> None:
     host = model.get_submodule(site.host)
     if site.patches is not None:
         _watch_patches(model.get_submodule(site.patches), site.patches, relay)

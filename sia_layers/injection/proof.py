@@ -305,18 +305,17 @@ class _Survey:
         """The channels are the axis that does not change with the resolution."""
         host, shape, axes = candidate.host, tuple(tensor.shape), range(1, tensor.dim())
         height, width = self.inputs.picture.shape[-2:]
-        for size in ((2 * height, 2 * width), (height, 2 * width), (height + height // 2, width + width // 2)):
+        for size in ((2 * height, 2 * width), (height // 2, width // 2), (height + height // 2, width + width // 2)):
             other = self._again(candidate, item, size)
             if other is None or len(other) != len(shape):
                 continue
             changed = tuple(axis for axis in axes if other[axis] != shape[axis])
-            kind = CHANGED.get(changed) if size[0] != height else None
-            if kind is not None and KINDS[kind] == len(shape):
-                return kind
-            if size[0] == height and changed in ((3,), (2,)) and len(shape) == 4:
-                return "NCHW" if changed == (3,) else "NHWC"
             if len(shape) == 5:
                 return self._proved_video(candidate, item, shape, changed)
+            kind = CHANGED.get(changed)
+            if kind is not None and KINDS[kind] == len(shape):
+                return kind
+            break
         raise LayoutError(
             f"{host!r} gives a tensor of shape {shape}, and nothing proves which axis has the channels (the model "
             "takes no other resolution, or the shape does not follow it); say layout='NCHW', 'NHWC' or 'NLC', or name "

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from sia_layers.aggregation import SIAggregation
 from sia_layers.attention import SIAttention
+from sia_layers.frequency import FrequencySIAttention
 from sia_layers.injection.config import Config
 from sia_layers.injection.layouts import Grid, Layout, Reading, grids_in
 from sia_layers.injection.relay import ATTRIBUTE, Passed, Relay, relay_of
+from sia_layers.kernels import ops
 
 CHILD: Final = "sia"  # the name of the module that a host is given
 PATCHES: Final = "_sia_patches"  # the attribute that tells a module that makes patches its own full name
@@ -40,8 +42,10 @@ class Place(NamedTuple):
     patches: str | None = None
 
 
-class InjectedSIAttention(SIAttention):
-    """Self-Information Attention at a site of a model, on the host's own layout, with the maps of earlier sites.
+class Injected(SIAttention):
+    """A site of a model: an attention layer on the host's own layout, with the maps of earlier sites.
+
+    A mixin for what stands before it in the order of bases, :class:`sia_layers.SIAttention` or a kind of it.
 
     Args:
         channels: of the host's output.
@@ -50,7 +54,7 @@ class InjectedSIAttention(SIAttention):
         form: of :class:`sia_layers.SIAggregation`.
         device: of the parameters.
         dtype: of the parameters.
-        options: of :class:`sia_layers.SIAttention`.
+        options: of the attention layer.
     """
 
     def __init__(
@@ -66,7 +70,7 @@ class InjectedSIAttention(SIAttention):
     ) -> None:
         super().__init__(channels, device=device, dtype=dtype, **options)
         self.place = place
-        self.aggregation = SIAggregation(earlier, channels, device=device, dtype=dtype) if earlier else None
+        self.aggregation = SIAggregation(earlier, channels, form=form, device=device, dtype=dtype) if earlier else None
         self.capture: Callable[[Tensor], None] | None = None
         self.enabled = True
 
@@ -100,9 +104,10 @@ class InjectedSIAttention(SIAttention):
         reading = self.layout.read(x, (*grids, passed.grid_of(self.place.patches)), order)
         aggregate = None if self.aggregation is None else self._aggregated(passed, reading)
         if self.place.hands_on or self.capture is not None:
-            gated, info = self.attend(reading.maps, aggregate)
+            gated, info = self.attended(reading.maps, aggregate)
         else:
             gated, info = super().forward(reading.maps, aggregate), None
+        gated = self.gated_again(gated)
         if self.capture is not None and info is not None:
             self.capture(info)
         gated = self.layout.write(reading._replace(maps=gated), x, inverse)
@@ -111,6 +116,14 @@ class InjectedSIAttention(SIAttention):
         elif self.place.hands_on and info is not None:
             relay.leave(passed.with_map(info, reading.frames), gated)
         return gated if item is None else with_item(output, item, gated)
+
+    def attended(self, maps: Tensor, aggregate: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the gated maps and the self-information to hand on, (N, C, H, W) with the channels of the maps."""
+        return self.attend(maps, aggregate)
+
+    def gated_again(self, maps: Tensor) -> Tensor:
+        """Apply what follows the site's own gates; nothing, here."""
+        return maps
 
     def _passed(self, relay: Relay) -> Passed:
         """What this forward pass has handed on so far; the first site begins it, whatever another one left behind."""
@@ -121,8 +134,8 @@ class InjectedSIAttention(SIAttention):
 
     def _aggregated(self, passed: Passed, reading: Reading) -> Tensor:
         assert self.aggregation is not None
-        position, samples = self.place.position, reading.maps.shape[0] // reading.frames
-        if len(passed.maps) != position or passed.maps[0].shape[0] != samples * passed.frames[0]:
+        position = self.place.position
+        if len(passed.maps) != position or not (ops.tracing() or _of_one_batch(passed, reading)):
             raise RuntimeError(
                 f"site {position} aggregates the maps of {position} earlier sites, which this forward pass has not "
                 f"been through (it has {len(passed.maps)}); run the model from its input on. With checkpointing, use "
@@ -147,11 +160,52 @@ class InjectedSIAttention(SIAttention):
         )
 
 
-class LeadingSIAttention(InjectedSIAttention):
+class InjectedSIAttention(Injected, SIAttention):
+    """A site that gates pixels by their self-information."""
+
+
+class InjectedFrequencySIAttention(Injected, FrequencySIAttention):
+    """A site that gates the coefficients of a block transform by theirs."""
+
+    def attended(self, maps: Tensor, aggregate: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the gated maps and the mean self-information of each block, over the sub-bands of a channel."""
+        gated, info = self.attend(maps, aggregate)
+        blocks = info.reshape(info.shape[0], maps.shape[1], -1, *info.shape[2:])
+        return gated, blocks.mean(2)
+
+
+class InjectedBothSIAttention(InjectedSIAttention):
+    """A site that gates pixels, and then the coefficients of what that gives: its child ``frequency``.
+
+    Args:
+        args: of :class:`InjectedSIAttention`, as are those by keyword that it takes.
+        block: like ``transform``, of :class:`sia_layers.FrequencySIAttention`.
+        transform: of the blocks.
+    """
+
+    def __init__(
+        self, channels: int, *args: Any, block: int | None = None, transform: str = "dct", **options: Any
+    ) -> None:
+        super().__init__(channels, *args, **options)
+        own = {name: value for name, value in options.items() if name != "form"}
+        self.frequency = FrequencySIAttention(channels, block, transform=transform, **own)
+
+    def gated_again(self, maps: Tensor) -> Tensor:
+        """Gate the coefficients of the gated maps."""
+        result: Tensor = self.frequency(maps)
+        return result
+
+    def reset_parameters(self) -> None:
+        """Initialise the parameters anew, those of both domains and of the aggregation."""
+        super().reset_parameters()
+        self.frequency.reset_parameters()
+
+
+class Leading(Injected):
     """The first site of a model: its state also carries the configuration of the whole injection.
 
     Args:
-        args: of :class:`InjectedSIAttention`, as are those by keyword.
+        args: of the site, as are those by keyword.
         config: of the injection.
     """
 
@@ -191,6 +245,26 @@ class LeadingSIAttention(InjectedSIAttention):
             missing_keys.remove(key)
 
 
+class LeadingSIAttention(Leading, InjectedSIAttention):
+    """The first site of a model, which gates pixels."""
+
+
+class LeadingFrequencySIAttention(Leading, InjectedFrequencySIAttention):
+    """The first site of a model, which gates coefficients."""
+
+
+class LeadingBothSIAttention(Leading, InjectedBothSIAttention):
+    """The first site of a model, which gates pixels and then coefficients."""
+
+
+# By domain: the class of the first site, and that of the others.
+DOMAINS: Final[dict[str, tuple[type[Leading], type[Injected]]]] = {
+    "spatial": (LeadingSIAttention, InjectedSIAttention),
+    "frequency": (LeadingFrequencySIAttention, InjectedFrequencySIAttention),
+    "both": (LeadingBothSIAttention, InjectedBothSIAttention),
+}
+
+
 class SiteGroup(nn.ModuleDict):
     """The sites of one host that gives several maps, by the item that each gates."""
 
@@ -211,6 +285,11 @@ def with_item(output: Any, item: int | str, value: Tensor) -> Any:
     return items
 
 
+def _of_one_batch(passed: Passed, reading: Reading) -> bool:
+    """Tell whether the first map handed on is of as many pictures or videos as what is read."""
+    return passed.maps[0].shape[0] * reading.frames == reading.maps.shape[0] * passed.frames[0]
+
+
 def pooled_in_time(info: Tensor, frames: int, wanted: int) -> Tensor:
     """Max-pool the self-information of a video's frames, (N·T, C, H, W), to another number of frames."""
     if frames == wanted:
@@ -222,7 +301,7 @@ def pooled_in_time(info: Tensor, frames: int, wanted: int) -> Tensor:
 
 def is_site(module: nn.Module | None) -> bool:
     """Tell whether a module is an injected site."""
-    return isinstance(module, InjectedSIAttention)
+    return isinstance(module, Injected)
 
 
 def output_hook(host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

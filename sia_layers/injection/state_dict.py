@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sia_layers.attention import SIAttention
 from sia_layers.injection.errors import NotInjectedError, StateDictError, nearest
-from sia_layers.injection.site import InjectedSIAttention, LeadingSIAttention
+from sia_layers.injection.site import Injected, Leading
 
 EXTRA_STATE = "_extra_state"
 
@@ -119,7 +119,7 @@ def sia_config(model: nn.Module) -> dict[str, Any]:
         >>> model = inject_sia(resnet18(), **config)
     """
     for module in found_sites(model).values():
-        if isinstance(module, LeadingSIAttention):
+        if isinstance(module, Leading):
             return dict(module.config.arguments)
     raise not_injected(model)
 
@@ -132,7 +132,7 @@ def disable_sia(model: nn.Module) -> Iterator[None]:
         NotInjectedError: the model holds none.
     """
     found_sites(model)
-    before = [(module, module.enabled) for module in model.modules() if isinstance(module, InjectedSIAttention)]
+    before = [(module, module.enabled) for module in model.modules() if isinstance(module, Injected)]
     try:
         for module, _ in before:
             module.enabled = False
@@ -142,7 +142,7 @@ def disable_sia(model: nn.Module) -> Iterator[None]:
             module.enabled = enabled
 
 
-def found_sites(model: nn.Module) -> dict[str, InjectedSIAttention]:
+def found_sites(model: nn.Module) -> dict[str, Injected]:
     """The injected modules of a model by their full names.
 
     Raises:
@@ -159,8 +159,8 @@ def not_injected(model: nn.Module) -> NotInjectedError:
     return NotInjectedError(f"this {type(model).__name__} holds no SIA; inject_sia(model) puts it in")
 
 
-def _in_use(name: str, module: nn.Module) -> Iterator[tuple[str, InjectedSIAttention]]:
-    if isinstance(module, InjectedSIAttention):
+def _in_use(name: str, module: nn.Module) -> Iterator[tuple[str, Injected]]:
+    if isinstance(module, Injected):
         yield name, module
         return
     children = dict(module._modules)

@@ -6,7 +6,7 @@ import contextlib
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from sia_layers.injection.errors import DryRunError, ReentrantCheckpointError
 from sia_layers.injection.families import entry
 from sia_layers.injection.inputs import Inputs
 
+# What would change its statistics, or drop what is to be seen, in training mode.
+STATEFUL: Final = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 Node = Any  # of autograd's graph
 Key = tuple[str, str]  # a module's name, and "output" or "input"
 
@@ -384,7 +386,7 @@ def _unchanged(model: nn.Module, training: bool) -> Iterator[None]:
     state = random.getstate()
     try:
         for module, _ in before:
-            module.training = training
+            module.training = training and not isinstance(module, STATEFUL)
             module.__dict__.pop("_compiled_call_impl", None)  # a part compiled in place runs as it is
         yield
     finally:

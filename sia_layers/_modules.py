@@ -1,0 +1,35 @@
+"""Which modules may be computed without being called."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling a module does what its class says and nothing more.
+
+    Tools that prune, adapt, quantise, shard or watch a model change the class of a module, give it hooks or another
+    ``forward``; such a module has to be called.
+    """
+    attributes = module.__dict__
+    if type(module) is not kind or "forward" in attributes or any(attributes[name] for name in HOOKS):
+        return False
+    return not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+
+
+def matrix_of(module: nn.Module) -> Tensor | None:
+    """The matrix (out, in) that an untouched 1x1 convolution without a bias multiplies by; None: call the module."""
+    if not untouched(module, nn.Conv2d):
+        return None
+    weight = module._parameters.get("weight")
+    if (
+        weight is None
+        or module._parameters.get("bias") is not None
+        or module.kernel_size != (1, 1)
+        or module.groups != 1
+    ):
+        return None
+    return weight.flatten(1)

@@ -1,0 +1,356 @@
+r"""Self-Information Attention in the frequency domain: gate the coefficients of a block transform of a map.
+
+Each block of b x b pixels becomes b^2 coefficients by an orthonormal transform T, as in JPEG. Those of one frequency,
+one from each block, are a sub-band: a small map that the self-information I can be computed of. An improbable
+coefficient is one that differs from that of the neighbouring blocks (the intra term of I) or from that of the
+frequencies next to it, of the same block and channel (the inter term)::
+
+    z = T x                                  blocks of x to sub-bands, C b^2 of them
+    y = T^-1 (z * (1 + sigmoid(I(z))))       the spatial gate, of each coefficient
+    y = y * gate(mean I)                     the channel gate, from the mean of I over a channel's blocks and sub-bands
+
+The sub-band of the blocks' means (DC) is measured by its intra term alone, and the inter term runs cyclically over the
+others (AC) of its channel: so a constant added to the map changes no I, and no channel is compared with another one.
+Sun et al. (ECCV 2022) name the frequency domain in their supplement, section 6, as what SIA should turn to next; the
+form it has here is this library's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sia_layers._keywords import refuse_unknown
+from sia_layers.attention import SIAttention
+from sia_layers.kernels import ops
+from sia_layers.kernels.backends import constant_when_compiled
+from sia_layers.kernels.layout import is_channels_last
+from sia_layers.kernels.options import Options, as_choice, as_int, check_map
+from sia_layers.kernels.reference import wide_dtype
+
+BLOCKS: Final = {"dct": (2, 4, 8, 16), "haar": (2,)}  # sides that each transform takes
+DEFAULT_BLOCK: Final = {"dct": 8, "haar": 2}
+ROWS: Final = 16  # BLAS computes rows in groups of at most so many
+
+
+class FrequencySIAttention(SIAttention):
+    """Self-Information Attention on the coefficients of a block transform.
+
+    :class:`sia_layers.SIAttention` on sub-bands: ``kernel_size`` counts blocks, and ``inter_channels`` following
+    sub-bands of the same channel, in the zigzag order of JPEG. The channel gate is over the C channels, from the mean
+    of I over all blocks and sub-bands of each, so the parameters are those of SIAttention: their number and names do
+    not depend on the block. The estimator "distance" divides by its mean over a channel's DC or AC sub-bands.
+
+    A map whose sides the block does not divide is continued by reflection at its last row and column, and cropped
+    again. The transform is computed in float32 at least, also under autocast.
+
+    Args:
+        channels: channels C of the feature map.
+        block: side b of the blocks: 2, 4, 8 or 16 for ``"dct"``, 2 for ``"haar"``; None for 8 or 2.
+        transform: ``"dct"``, the orthonormal DCT-II as in JPEG, or ``"haar"``, one level of the Haar wavelet (which
+            is the DCT of 2 x 2 pixels).
+        **options: all that :class:`sia_layers.SIAttention` takes by keyword.
+
+    Shape:
+        (N, C, H, W) to (N, C, H, W), in the dtype and memory format of the input.
+
+    Raises:
+        TypeError, ValueError: an argument is unknown, of the wrong type or out of its range.
+
+    Example:
+        >>> layer = FrequencySIAttention(32, gain=0.0)
+        >>> x = torch.rand(2, 32, 20, 24)
+        >>> torch.equal(layer(x), x)
+        True
+        >>> y, info = layer.attend(x)
+        >>> tuple(info.shape)
+        (2, 2048, 3, 3)
+    """
+
+    @functools.partial(refuse_unknown, also=SIAttention.__init__)
+    def __init__(self, channels: int, block: int | None = None, *, transform: str = "dct", **options: Any) -> None:
+        self.block = checked_block(block, transform)
+        self.transform = transform
+        super().__init__(channels, **options)
+
+    def attend(self, x: Tensor, aggregate: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Gate a feature map, and return the self-information of its coefficients as well.
+
+        Returns:
+            The gated map, of the shape, dtype and memory format of ``x``, and I (N, C b^2, H', W') in nats and the
+            dtype of ``x``, as :func:`frequency_self_information` gives it: a pixel for each block.
+        """
+        return super().attend(x, aggregate)
+
+    def _attend(self, source: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+        bands = analysed(source, self.block)
+        infos = [
+            ops.self_information(band.detach() if self.detach else band, self.options, self.backend) for band in bands
+        ]
+        means = [] if self.channel is None else [ops.channel_mean(info, self.channel, self.backend) for info in infos]
+        gated = [ops.gate(band, info, backend=self.backend) for band, info in zip(bands, infos, strict=True)]
+        y = self._finished(source, gated if self.spatial else [], means, base)
+        return y, side_by_side(infos, source).to(source.dtype)
+
+    def _infer(self, source: Tensor, base: Tensor) -> Tensor:
+        found = [
+            ops.attend(band, self.options, self.spatial, self.channel or "", self.backend)
+            for band in analysed(source, self.block)
+        ]
+        gated, means = ([pair[index] for pair in found] for index in (0, 1))
+        return self._finished(source, gated if self.spatial else [], means if self.channel else [], base)
+
+    def _finished(self, source: Tensor, gated: list[Tensor], means: list[Tensor], base: Tensor) -> Tensor:
+        """Transform back and apply what is left to apply: the channel gate, which commutes with that, and the gain."""
+        y = synthesised(gated[0], gated[1], source, self.block) if gated else source.to(wide_dtype(source.dtype))
+        mean = torch.cat(means, 1).mean(1).reshape(source.shape[:2]) if means else None
+        return self._gated(y, None, mean, base).to(source.dtype)
+
+    def extra_repr(self) -> str:
+        """The transform, the channels, the gates, and what is not as by default."""
+        return f"{self.transform!r}, block={self.block}, {super().extra_repr()}"
+
+
+def frequency_self_information(
+    x: Tensor,
+    kernel_size: int = 3,
+    *,
+    block: int | None = None,
+    transform: str = "dct",
+    bandwidth: float = 1.0,
+    adaptive: bool = True,
+    estimator: str = "kde",
+    inter_channels: int = 5,
+    inter_weight: float = 0.5,
+    padding_mode: str = "exclude",
+    backend: str | None = None,
+) -> Tensor:
+    """Self-information of every coefficient of a block transform of a map, in nats.
+
+    Args:
+        x: map (N, C, H, W) of dtype float64, float32, bfloat16 or float16, in any strides.
+        kernel_size: side of the window in blocks, odd.
+        block: side b of the blocks in pixels, as for :class:`FrequencySIAttention`, as is ``transform``.
+        transform: ``"dct"`` or ``"haar"``.
+        bandwidth: like all that follow, see :func:`sia_layers.self_information`, with sub-bands for channels.
+        adaptive: measure the bandwidth of every sub-band.
+        estimator: ``"kde"`` or ``"distance"``.
+        inter_channels: number of following sub-bands to compare with.
+        inter_weight: weight of that comparison.
+        padding_mode: what the window holds beyond the border.
+        backend: one of :func:`sia_layers.available_backends`; None for the best that can serve.
+
+    Returns:
+        I (N, C b^2, H', W') in the dtype of ``x``, with H' = ceil(H / b) and W' = ceil(W / b): b^2 sub-bands in
+        zigzag order for each channel. ``I.unflatten(1, (C, -1)).mean(2)`` is the mean over the sub-bands of each
+        channel (N, C, H', W').
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`sia_layers.self_information`, or for an unknown ``transform``
+            or a ``block`` that it does not take.
+
+    Example:
+        >>> x = torch.rand(1, 3, 32, 40)
+        >>> tuple(frequency_self_information(x).shape)
+        (1, 192, 4, 5)
+    """
+    options = Options.checked(
+        kernel_size,
+        bandwidth=bandwidth,
+        adaptive=adaptive,
+        estimator=estimator,
+        inter_channels=inter_channels,
+        inter_weight=inter_weight,
+        padding_mode=padding_mode,
+    )
+    bands = analysed(x, checked_block(block, transform))
+    return side_by_side([ops.self_information(band, options, backend) for band in bands], x).to(x.dtype)
+
+
+def block_transform(x: Tensor, block: int | None = None, *, transform: str = "dct") -> Tensor:
+    """Orthonormal block transform of a map.
+
+    Args:
+        x: map (N, C, H, W).
+        block: side b of the blocks in pixels; None for the transform's own.
+        transform: ``"dct"`` or ``"haar"``.
+
+    Returns:
+        Coefficients (N, C b^2, ceil(H / b), ceil(W / b)), in float64 for float64, else in float32: the sub-bands of
+        each channel in zigzag order, the first the mean of the block times b.
+
+    Raises:
+        TypeError, ValueError: ``x`` is no floating map, or the transform or its block is unknown.
+
+    Example:
+        >>> block_transform(torch.ones(1, 1, 8, 8), 2)[0, :, 0, 0]
+        tensor([2., 0., 0., 0.])
+    """
+    return side_by_side(analysed(x, checked_block(block, transform)), x)
+
+
+def inverse_block_transform(
+    coefficients: Tensor, height: int, width: int, block: int | None = None, *, transform: str = "dct"
+) -> Tensor:
+    """Map (N, C, height, width) of its coefficients: the inverse of :func:`block_transform`.
+
+    Raises:
+        TypeError, ValueError: no coefficients of such a map, or the transform or its block is unknown.
+
+    Example:
+        >>> x = torch.rand(1, 2, 10, 12)
+        >>> torch.allclose(inverse_block_transform(block_transform(x), 10, 12), x, atol=1e-6)
+        True
+    """
+    check_map(coefficients, "coefficients")
+    side = checked_block(block, transform)
+    bands, size = side * side, tuple(-(-length // side) for length in (height, width))
+    n, number = coefficients.shape[:2]
+    if number % bands or coefficients.shape[2:] != size:
+        raise ValueError(
+            f"coefficients of a map of {height}x{width} pixels in blocks of {side} must be of shape (N, C * {bands}, "
+            f"{size[0]}, {size[1]}), got {tuple(coefficients.shape)}"
+        )
+    channels = number // bands
+    folded = coefficients.to(wide_dtype(coefficients.dtype)).reshape(n * channels, bands, *size)
+    return synthesised(folded[:, :1], folded[:, 1:], folded.new_empty(()).expand(n, channels, height, width), side)
+
+
+def checked_block(block: int | None, transform: str) -> int:
+    """The side of the blocks of a transform.
+
+    Raises:
+        TypeError, ValueError: the transform is unknown, or does not take such blocks.
+    """
+    sides = BLOCKS[as_choice("transform", transform, tuple(BLOCKS))]
+    if block is None:
+        return DEFAULT_BLOCK[transform]
+    if as_int("block", block) not in sides:
+        listed = " or ".join(", ".join(map(str, sides)).rsplit(", ", 1))
+        raise ValueError(f"block must be {listed} for transform={transform!r}, got {block}")
+    return int(block)
+
+
+def analysed(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """The DC sub-band (N C, 1, H', W') and the AC sub-bands (N C, b^2 - 1, H', W') of a map, in float32 at least.
+
+    Channels are samples here, as the self-information of one must not see another one.
+    """
+    check_map(x)
+    n, c = x.shape[:2]
+    x = _continued(_continued(x, 2, block), 3, block)
+    rows, columns = x.shape[2] // block, x.shape[3] // block
+    blocks = x.reshape(n, c, rows, block, columns, block).permute(0, 1, 2, 4, 3, 5)
+    blocks = blocks.reshape(n * c * rows * columns, block * block).to(wide_dtype(x.dtype))
+    # What is 0 but for rounding has to be 0, or an adaptive bandwidth would take the rounding errors for the signal.
+    # Less one of its pixels a constant block is exactly 0; of another one the coefficients below the floor are.
+    first = blocks[:, :1]
+    offsets = blocks - first
+    coefficients = _product(offsets, _matrix(block, blocks).t())
+    floor = block * torch.finfo(blocks.dtype).eps * offsets.detach().abs().amax(1, keepdim=True)
+    # Arithmetic comes last: Inductor cannot sort the strides of views whose sizes are quotients of symbols.
+    first, floor, coefficients = (
+        values.reshape(n * c, rows, columns, values.shape[1]).permute(0, 3, 1, 2)
+        for values in (first, floor, coefficients)
+    )
+    dc, ac = coefficients[:, :1] + block * first, coefficients[:, 1:]
+    return dc, torch.where(ac.abs() < floor, 0.0, ac)
+
+
+def synthesised(dc: Tensor, ac: Tensor, like: Tensor, block: int) -> Tensor:
+    """The map that has these sub-bands, of the size and memory format of another one, in the dtype of the sub-bands."""
+    (n, c, height, width), (rows, columns) = like.shape, dc.shape[2:]
+    blocks = _product(
+        ac.permute(0, 2, 3, 1).reshape(n * c * rows * columns, block * block - 1),
+        _matrix(block, ac)[1:],
+        dc.permute(0, 2, 3, 1).reshape(n * c * rows * columns, 1) / block,
+    ).reshape(n, c, rows, columns, block, block)
+    if not ops.spelt_out() and is_channels_last(like):
+        y = blocks.permute(0, 2, 4, 3, 5, 1).reshape(n, rows * block, columns * block, c).permute(0, 3, 1, 2)
+        return y[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
+    y = blocks.permute(0, 1, 2, 4, 3, 5).reshape(n, c, rows * block, columns * block)
+    return y[:, :, :height, :width].contiguous()
+
+
+def side_by_side(bands: tuple[Tensor, Tensor] | list[Tensor], like: Tensor) -> Tensor:
+    """The sub-bands of all channels of a map as the channels of one: (N, C b^2, H', W')."""
+    folded = torch.cat(list(bands), 1)
+    n, c = like.shape[:2]
+    return folded.reshape(n, c * folded.shape[1], *folded.shape[2:])
+
+
+def _continued(x: Tensor, axis: int, block: int) -> Tensor:
+    """The map, made as long as whole blocks are: reflected at its end and, where that runs out, its start repeated."""
+    size = x.shape[axis]
+    if not ops.tracing() and size % block == 0:
+        return x
+    index = torch.arange(((size - 1) // block + 1) * block, device=x.device)
+    return x.index_select(axis, torch.minimum(index, 2 * (size - 1) - index).clamp(min=0))
+
+
+def _product(rows: Tensor, matrix: Tensor, start: Tensor | None = None) -> Tensor:
+    """Rows times a matrix, plus what each starts from. A row's result is the same wherever it stands.
+
+    That takes whole groups of rows: what is left over BLAS computes otherwise, and rounds otherwise. Graphs go without:
+    a compiler chooses its own order of sums, and symbols for the sizes keep it busy for minutes.
+    """
+    count = rows.shape[0]
+    if not (ops.spelt_out() or torch.compiler.is_compiling()) and count % ROWS:
+        rows = F.pad(rows, (0, 0, 0, -count % ROWS))
+        start = None if start is None else F.pad(start, (0, 0, 0, -count % ROWS))
+    with _without_autocast(rows):
+        return (torch.mm(rows, matrix) if start is None else torch.addmm(start, rows, matrix))[:count]
+
+
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _matrix(block: int, like: Tensor) -> Tensor:
+    """What takes a block's pixels, row by row, to its coefficients: (b^2, b^2), of the dtype and device of a map."""
+    if type(like) is Tensor:
+        return _kept_matrix(block, like.dtype, like.device)
+    return torch.tensor(_coefficients(block), dtype=like.dtype, device=like.device)  # a fake one must not be kept
+
+
+@constant_when_compiled
+def _kept_matrix(block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _cached_matrix(block, dtype, device)
+
+
+@functools.cache
+def _cached_matrix(block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(_coefficients(block), dtype=dtype, device=device)
+
+
+@functools.cache
+def _coefficients(block: int) -> tuple[tuple[float, ...], ...]:
+    """The orthonormal two-dimensional DCT-II: a row for each coefficient, in zigzag order."""
+    line = [
+        [math.sqrt((2 if u else 1) / block) * _cosine((2 * i + 1) * u, block) for i in range(block)]
+        for u in range(block)
+    ]
+    return tuple(tuple(a * b for a in line[u] for b in line[v]) for u, v in zigzag(block))
+
+
+def _cosine(step: int, block: int) -> float:
+    """cos(pi step / 2b), folded to the first quadrant: what cancels in a sum then does so to the last bit."""
+    step %= 4 * block
+    step = min(step, 4 * block - step)
+    return math.cos(math.pi * step / (2 * block)) if step <= block else -_cosine(2 * block - step, block)
+
+
+def zigzag(block: int) -> list[tuple[int, int]]:
+    """Vertical and horizontal frequency of every coefficient, low ones first, as JPEG orders them."""
+    pairs = [(u, v) for u in range(block) for v in range(block)]
+    return sorted(pairs, key=lambda pair: (sum(pair), pair[0] if sum(pair) % 2 else pair[1]))

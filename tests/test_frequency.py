@@ -1,0 +1,456 @@
+"""FrequencySIAttention: the block transform, its formula written out in float64, and its life as a module."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from conftest import Backend
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch.export import Dim
+
+from sia_layers import FrequencySIAttention, SIAggregation, SIAttention, frequency_self_information, use_backend
+from sia_layers.frequency import BLOCKS, block_transform, inverse_block_transform, zigzag
+
+Array = NDArray[np.float64]
+
+CHANNELS = 6
+TRANSFORMS = [(transform, block) for transform, sides in BLOCKS.items() for block in sides]
+GATES = [(True, "excite"), (True, "mean"), (True, None), (False, "excite"), (False, "mean")]
+SIZES = [(2, CHANNELS, 16, 24), (1, CHANNELS, 13, 9), (2, CHANNELS, 3, 1)]
+transforms = st.sampled_from(TRANSFORMS)
+sizes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 37), st.integers(1, 37))
+
+
+def made(gates: tuple[bool, str | None] = GATES[0], **keywords: Any) -> FrequencySIAttention:
+    torch.manual_seed(0)
+    spatial, channel = gates
+    return FrequencySIAttention(CHANNELS, spatial=spatial, channel=channel, rd_channels=4, **keywords)
+
+
+# --- The formulas, written out in float64 --------------------------------------------------------------------------
+
+
+def continued(x: Array, block: int) -> Array:
+    """The map to whole blocks: index i past the end n - 1 is 2 (n - 1) - i, and 0 where that is negative."""
+    for axis in (2, 3):
+        size = x.shape[axis]
+        index = [i if i < size else max(0, 2 * (size - 1) - i) for i in range(-(-size // block) * block)]
+        x = x.take(index, axis)
+    return x
+
+
+def coefficients(x: Array, block: int) -> Array:
+    """SciPy's DCT of every block: (N, C, b^2, H', W')."""
+    dctn = pytest.importorskip("scipy.fft").dctn
+    x = continued(x, block)
+    n, c, h, w = x.shape
+    z = np.zeros((n, c, block * block, h // block, w // block))
+    for i, j in np.ndindex(h // block, w // block):
+        part = x[:, :, i * block : (i + 1) * block, j * block : (j + 1) * block]
+        found = dctn(part, axes=(2, 3), norm="ortho")
+        found[np.abs(found) < 1e-13 * np.abs(part).max((2, 3), keepdims=True)] = 0  # what is 0 but for rounding
+        z[..., i, j] = np.stack([found[:, :, u, v] for u, v in zigzag(block)], 2)
+    return z
+
+
+def pixels(z: Array, height: int, width: int, block: int) -> Array:
+    """The inverse of :func:`coefficients`."""
+    idctn = pytest.importorskip("scipy.fft").idctn
+    n, c, _, rows, columns = z.shape
+    x = np.zeros((n, c, rows * block, columns * block))
+    for i, j in np.ndindex(rows, columns):
+        square = np.zeros((n, c, block, block))
+        for k, (u, v) in enumerate(zigzag(block)):
+            square[:, :, u, v] = z[:, :, k, i, j]
+        x[:, :, i * block : (i + 1) * block, j * block : (j + 1) * block] = idctn(square, axes=(2, 3), norm="ortho")
+    return x[:, :, :height, :width]
+
+
+def information(z: Array, **options: Any) -> Array:
+    """I of every coefficient: DC by itself, AC with the sub-bands of its channel."""
+    folded = z.reshape(-1, *z.shape[2:])
+    dc, ac = (oracle.self_information(band, **options) for band in (folded[:, :1], folded[:, 1:]))
+    return np.concatenate([dc, ac], 1).reshape(z.shape)
+
+
+def defined(layer: FrequencySIAttention, x: Array, aggregate: Array | None = None) -> Array:
+    """The layer by its formulas."""
+    source = x if aggregate is None else x + aggregate
+    z = coefficients(source, layer.block)
+    info = information(z, **layer.options._asdict())
+    y = pixels(z * (1 + 1 / (1 + np.exp(-info))), *x.shape[2:], layer.block) if layer.spatial else source
+    if layer.channel == "excite":
+        hidden = np.maximum(info.mean((2, 3, 4)) @ weights(layer.fc1).T, 0)
+        y = y * (1 / (1 + np.exp(-hidden @ weights(layer.fc2).T)))[..., None, None]
+    elif layer.channel == "mean":
+        y = y * (1 - np.log(np.exp(-info) + 0.1).mean((2, 3, 4)))[..., None, None]
+    return y if layer.gain is None else x + layer.gain.item() * (y - x)
+
+
+def weights(convolution: torch.nn.Conv2d) -> Array:
+    return convolution.weight.detach().double().flatten(1).numpy()
+
+
+# --- The transform -------------------------------------------------------------------------------------------------
+
+
+@given(transforms, sizes, st.sampled_from((torch.float64, torch.float32, torch.bfloat16)))
+def test_the_transform_is_scipys_and_its_inverse_undoes_it(
+    drawn: tuple[str, int], size: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    transform, block = drawn
+    x = torch.randn(size).to(dtype)
+    z = block_transform(x, block, transform=transform)
+    assert z.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+    expected = coefficients(x.double().numpy(), block)
+    oracle.assert_near(z, expected.reshape(z.shape), tolerance)
+    back = inverse_block_transform(z, *size[2:], block, transform=transform)
+    oracle.assert_near(back, x.to(z.dtype), tolerance)
+
+
+@pytest.mark.parametrize(("transform", "block"), TRANSFORMS)
+def test_the_transform_is_orthonormal(transform: str, block: int) -> None:
+    basis = block_transform(
+        torch.eye(block * block, dtype=torch.float64).reshape(-1, 1, block, block), block, transform=transform
+    ).flatten(1)
+    identity = torch.eye(block * block, dtype=torch.float64)
+    torch.testing.assert_close(basis.T @ basis, identity, atol=1e-13, rtol=0)
+    torch.testing.assert_close(basis @ basis.T, identity, atol=1e-13, rtol=0)
+    x = torch.randn(2, 3, 2 * block, 3 * block, dtype=torch.float64)
+    z = block_transform(x, block, transform=transform)
+    torch.testing.assert_close(z.square().sum(), x.square().sum(), atol=0, rtol=1e-13)  # Parseval
+
+
+def test_the_wavelet_is_haars() -> None:
+    (a, b), (c, d) = torch.randn(2, 2, dtype=torch.float64)
+    z = block_transform(torch.stack([a, b, c, d]).reshape(1, 1, 2, 2), transform="haar").flatten()
+    expected = torch.stack([a + b + c + d, a - b + c - d, a + b - c - d, a - b - c + d]) / 2
+    torch.testing.assert_close(z, expected, atol=1e-15, rtol=0)
+
+
+def test_the_order_is_that_of_jpeg() -> None:
+    assert zigzag(4) == [
+        (0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2),
+        (2, 1), (3, 0), (3, 1), (2, 2), (1, 3), (2, 3), (3, 2), (3, 3),
+    ]  # fmt: skip
+
+
+# --- The self-information ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"estimator": "distance"}, {"kernel_size": 5, "padding_mode": "zeros"}])
+@pytest.mark.parametrize(("transform", "block", "size"), [("dct", 8, (2, 2, 20, 31)), ("haar", 2, (1, 2, 7, 6))])
+def test_information_is_the_formula(transform: str, block: int, size: tuple[int, ...], options: dict[str, Any]) -> None:
+    x = torch.randn(size, dtype=torch.float64)
+    expected = information(coefficients(x.numpy(), block), **options)
+    info = frequency_self_information(x, block=block, transform=transform, **options)
+    oracle.assert_near(info, expected.reshape(info.shape), 1e-10)
+    single = frequency_self_information(x.float(), block=block, transform=transform, **options)
+    oracle.assert_near(single, expected.reshape(info.shape), 1e-3 if options.get("estimator") else 2e-5)
+
+
+@given(transforms, sizes, st.floats(-3, 3).filter(lambda a: abs(a) > 0.1), st.floats(-100, 100))
+def test_neither_factor_nor_offset_changes_it(
+    drawn: tuple[str, int], size: tuple[int, ...], factor: float, offset: float
+) -> None:
+    """Every sub-band, DC too, as nothing compares DC with another one. (A map of one pixel has no other pixels.)"""
+    transform, block = drawn
+    size = (*size[:2], size[2] + 1, size[3] + 1)
+    x = torch.randn(size, dtype=torch.float64)
+    first, second = (
+        frequency_self_information(one, block=block, transform=transform) for one in (x, factor * x + offset)
+    )
+    # Nothing but rounding is left in sub-bands that are 0, and that is no invariant.
+    felt = (block_transform(x, block, transform=transform).abs().amax((2, 3), keepdim=True) > 1e-9).expand_as(first)
+    torch.testing.assert_close(first[felt], second[felt], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("transform", "block"), TRANSFORMS)
+def test_a_constant_map_carries_none(transform: str, block: int, dtype: torch.dtype) -> None:
+    x = torch.tensor([3.7, -0.1, 1e3, 0.0], dtype=dtype)[None, :, None, None].expand(2, 4, 21, 18).clone()
+    x.requires_grad_()
+    info = frequency_self_information(x, block=block, transform=transform)
+    assert torch.equal(info, torch.zeros_like(info))
+    layer = FrequencySIAttention(4, block, transform=transform, channel=None, detach=False)
+    y = layer(x)
+    torch.testing.assert_close(y, 1.5 * x)  # 1 + sigmoid(0)
+    y.sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+@given(transforms, sizes, st.sampled_from((torch.float32, torch.bfloat16, torch.float64)))
+def test_batch_mates_change_no_bit(drawn: tuple[str, int], size: tuple[int, ...], dtype: torch.dtype) -> None:
+    transform, block = drawn
+    x = torch.randn(3, *size[1:]).to(dtype)
+    layer = FrequencySIAttention(size[1], block, transform=transform, channel="mean", gain=0.7)
+    with torch.no_grad():
+        for result in (
+            layer,
+            lambda x: layer.attend(x)[1],
+            lambda x: frequency_self_information(x, block=block, transform=transform),
+        ):
+            assert torch.equal(torch.cat([result(one[None]) for one in x]), result(x))
+
+
+def test_a_pixel_that_is_no_number_spoils_the_blocks_around_it_alone() -> None:
+    x = torch.randn(1, 2, 40, 40)
+    x[0, 0, 3, 3] = torch.nan
+    info = frequency_self_information(x).unflatten(1, (2, -1))
+    assert info[0, 0, :, :2, :2].isnan().all()
+    assert info[0, 0, :, 2:].isfinite().all() and info[0, 0, :, :, 2:].isfinite().all() and info[0, 1].isfinite().all()
+
+
+def test_rounding_is_no_information() -> None:
+    """Rows that are all alike have no vertical frequencies, and a ramp no even ones."""
+    for x in (
+        torch.randn(1, 1, 1, 64).expand(1, 1, 48, 64),
+        torch.linspace(-1, 2, 64, dtype=torch.float64).expand(1, 1, 48, 64),
+    ):
+        info = frequency_self_information(x, inter_channels=0)[0]
+        assert all(torch.equal(info[k], torch.zeros_like(info[k])) for k, (u, _) in enumerate(zigzag(8)) if u)
+
+
+def test_a_block_unlike_its_neighbours_stands_out() -> None:
+    x = torch.arange(48.0)[None, None, :, None] + torch.arange(64.0)
+    x[:, :, 16:24, 32:40] += torch.randn(8, 8)
+    info = frequency_self_information(x).mean(1)[0]
+    assert info.argmax() == 2 * 8 + 4
+
+
+# --- The layer -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("gates", GATES, ids=str)
+def test_both_paths_are_the_formula(gates: tuple[bool, str | None], size: tuple[int, ...]) -> None:
+    layer, x, aggregate = made(gates, gain=0.7, detach=False), torch.randn(size), torch.rand(size)
+    for extra in (None, aggregate):
+        expected = defined(layer, x.double().numpy(), None if extra is None else extra.double().numpy())
+        with torch.no_grad():
+            oracle.assert_near(layer(x, extra), expected, 2e-5)
+        oracle.assert_near(layer(x.clone().requires_grad_(), extra), expected, 2e-5)
+        exact = copy.deepcopy(layer).double()
+        oracle.assert_near(exact(x.double(), None if extra is None else extra.double()), expected, 1e-10)
+
+
+def test_every_backend(backend: Backend) -> None:
+    layer = made(block=2, gain=0.5, detach=False, backend=backend.name).to(backend.device)
+    x = torch.randn(1, CHANNELS, 4, 6, device=backend.device).requires_grad_()
+    y, (grad,) = layer(x), torch.autograd.grad(layer(x).square().sum(), x)
+    with use_backend("reference"):
+        layer.backend = None
+        expected = layer(x)
+        torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(grad, torch.autograd.grad(expected.square().sum(), x)[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_gain_of_zero_is_the_identity_and_learns(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    layer = made(gain=0.0)
+    x = (torch.randn(size) * (4e4 if dtype == torch.float16 else 1)).clamp(-6e4, 6e4).to(dtype).requires_grad_()
+    y = layer(x, torch.rand(size, dtype=dtype) if dtype != torch.float16 else None)
+    assert torch.equal(y, x) and y.dtype == dtype
+    y.float().mean().backward()
+    assert layer.gain is not None and layer.gain.grad is not None and layer.gain.grad.isfinite().all()
+    with torch.no_grad():
+        assert torch.equal(layer.eval()(x), x)
+
+
+@pytest.mark.parametrize("gates", GATES, ids=str)
+def test_gradients(gates: tuple[bool, str | None]) -> None:
+    spatial, channel = gates
+    layer = FrequencySIAttention(
+        2, 2, spatial=spatial, channel=channel, rd_channels=2, gain=0.5, detach=False, adaptive=False
+    ).double()
+    x = torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x,))
+    layer.detach = True  # then I is a constant, and the layer linear in the map but for it
+    y, info = layer.attend(x)
+    assert not info.requires_grad
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(y.sum(), [x, *layer.parameters()]))
+
+
+def test_the_map_that_gated_it() -> None:
+    layer, x = made(), torch.randn(2, CHANNELS, 20, 17)
+    y, info = layer.attend(x)
+    assert info.shape == (2, CHANNELS * 64, 3, 3) and torch.equal(info, frequency_self_information(x))
+    torch.testing.assert_close(y, layer(x), atol=1e-6, rtol=1e-6)
+    handed_on = SIAggregation([CHANNELS], 3)([info.unflatten(1, (CHANNELS, -1)).mean(2)], (2, 2))
+    assert handed_on.shape == (2, 3, 2, 2)
+
+
+@pytest.mark.parametrize("size", [(2, CHANNELS, 16, 24), (1, CHANNELS, 13, 9)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("gates", [GATES[0], GATES[2], GATES[4]], ids=str)
+def test_every_dtype_in_both_memory_formats(
+    gates: tuple[bool, str | None], dtype: torch.dtype, size: tuple[int, ...]
+) -> None:
+    x = torch.randn(size, dtype=dtype)
+    for gain in (None, 0.5):
+        layer = made(gates, gain=gain)
+        with torch.no_grad():
+            expected = copy.deepcopy(layer).double()(x.double())
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            leaf = x.clone(memory_format=memory_format).requires_grad_()
+            results = [layer(leaf), layer.attend(leaf)[0], layer(leaf.detach())]
+            assert torch.autograd.grad(results[0].sum(), leaf)[0].dtype == dtype
+            for y in results:
+                assert y.dtype == dtype and y.is_contiguous(memory_format=memory_format)
+                oracle.assert_near(y, expected, 2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_leaves_the_transform_in_float32(dtype: torch.dtype) -> None:
+    layer, x = made((True, "mean"), gain=0.5), torch.randn(SIZES[0])
+    with torch.autocast("cpu", dtype):
+        y = layer(x.requires_grad_())
+        with torch.no_grad():
+            inferring = layer(x)
+    assert y.dtype == torch.float32 and torch.equal(y, layer(x))
+    with torch.no_grad():
+        assert torch.equal(inferring, layer(x))
+
+
+def test_a_map_without_pixels() -> None:
+    for size in ((0, CHANNELS, 8, 8), (2, CHANNELS, 0, 8)):
+        y, info = made(gain=0.5).attend(torch.zeros(size))
+        assert y.shape == size and info.shape == (size[0], CHANNELS * 64, -(-size[2] // 8), 1)
+
+
+# --- As a module ---------------------------------------------------------------------------------------------------
+
+
+def test_copies_and_names() -> None:
+    layer, x = made(block=4, gain=0.5, bandwidth=0.5), torch.randn(SIZES[0])
+    fresh = made(block=4, gain=0.1, bandwidth=0.5)
+    fresh.load_state_dict(SIAttention(CHANNELS, rd_channels=4, gain=0.0).state_dict())
+    fresh.load_state_dict(layer.state_dict())
+    assert list(layer.state_dict()) == ["gain", "fc1.weight", "fc2.weight"]
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), fresh):
+        assert torch.equal(other(x), layer(x))
+    assert repr(pickle.loads(pickle.dumps(layer))) == repr(layer)
+    assert repr(made((True, None), block=4)) == (
+        "FrequencySIAttention('dct', block=4, channels=6, kernel_size=3, channel=None)"
+    )
+
+
+def test_function_transforms() -> None:
+    layer, x = made(gain=0.5), torch.randn(3, 2, CHANNELS, 9, 16)
+    torch.testing.assert_close(torch.vmap(layer)(x), torch.stack([layer(one) for one in x]), atol=1e-5, rtol=1e-5)
+
+
+def test_after_inference_mode_it_learns() -> None:
+    """What is kept from call to call is no tensor of inference mode."""
+    with torch.inference_mode():
+        FrequencySIAttention(2, 16)(torch.randn(1, 2, 16, 16))
+    x = torch.randn(1, 2, 16, 16, requires_grad=True)
+    FrequencySIAttention(2, 16)(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_meta_device() -> None:
+    layer = FrequencySIAttention(32, device="meta", gain=0.5)
+    assert layer(torch.empty(1, 32, 9, 8, device="meta")).shape == (1, 32, 9, 8)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_in_training(dynamic: bool) -> None:
+    torch.compiler.reset()
+    layer, x = made(gain=0.5, detach=False), torch.randn(2, CHANNELS, 13, 18, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    found, expected = (
+        torch.autograd.grad(one(x).square().sum(), [x, *layer.parameters()]) for one in (compiled, layer)
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    if dynamic:
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for rows in (12, 17, 20):  # whole blocks have a graph of their own
+                y = torch.randn(3, CHANNELS, rows, rows + 3, requires_grad=True)
+                torch.testing.assert_close(compiled(y), layer(y), atol=1e-5, rtol=1e-5)
+
+
+def test_exported_for_one_size_that_blocks_do_not_divide() -> None:
+    layer, x = made(gain=0.5).eval(), torch.randn(2, CHANNELS, 13, 18)
+    for strict in (False, True):
+        program = torch.export.export(layer, (x,), strict=strict)
+        targets = {str(node.target) for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+        assert targets and all(target.startswith("aten.") for target in targets)
+        torch.testing.assert_close(program.module()(x), layer(x), atol=1e-5, rtol=1e-5)
+
+
+OTHER_SIZES = ((2, CHANNELS, 12, 16), (3, CHANNELS, 21, 9))
+
+
+def test_exported_for_any_number_of_blocks(tmp_path: Path) -> None:
+    layer, sizes = made(gain=0.5).eval(), ((2, CHANNELS, 24, 16), (3, CHANNELS, 16, 32))
+    dynamic = {0: Dim("samples"), 2: 8 * Dim("rows", min=2, max=20), 3: 8 * Dim("columns", min=2, max=20)}
+    program = torch.export.export(layer, (torch.randn(sizes[0]),), dynamic_shapes=(dynamic,))
+    targets = {str(node.target) for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    assert targets and all(target.startswith("aten.") for target in targets)
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.onnx.export(
+        layer, (torch.randn(sizes[0]),), tmp_path / "net.onnx", dynamo=True, dynamic_shapes=(dynamic,), verbose=False
+    )
+    session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    for size in sizes:
+        x = torch.randn(size)
+        with torch.no_grad():
+            expected = layer(x)
+        torch.testing.assert_close(program.module()(x), expected, atol=1e-5, rtol=1e-5)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_traced() -> None:
+    layer = made(gain=0.5).eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit", category=FutureWarning)
+        warnings.filterwarnings("error", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        traced = torch.jit.trace(layer, torch.randn(OTHER_SIZES[0]))
+    assert all(node.kind().startswith(("aten::", "prim::")) for node in traced.inlined_graph.nodes())
+    for size in OTHER_SIZES:
+        x = torch.randn(size)
+        torch.testing.assert_close(traced(x), layer(x), atol=1e-5, rtol=1e-5)
+
+
+# --- What is refused -----------------------------------------------------------------------------------------------
+
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"transform": "fft"}, ValueError, "transform must be one of 'dct', 'haar', got 'fft'"),
+    ({"block": 3}, ValueError, "block must be 2, 4, 8 or 16 for transform='dct', got 3"),
+    ({"block": 8.0}, TypeError, "block must be an int, got float 8.0"),
+    ({"block": 8, "transform": "haar"}, ValueError, "block must be 2 for transform='haar', got 8"),
+    ({"tranform": "dct"}, TypeError, "FrequencySIAttention has no argument 'tranform'; did you mean 'transform'"),
+    ({"bandwith": 1}, TypeError, "FrequencySIAttention has no argument 'bandwith'; did you mean 'bandwidth'"),
+    ({"kernel_size": 4}, ValueError, "kernel_size must be a positive odd number"),
+]
+
+
+@pytest.mark.parametrize(("keywords", "error", "message"), BAD, ids=lambda value: str(value)[:30])
+def test_bad_arguments(keywords: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        FrequencySIAttention(CHANNELS, **keywords)
+
+
+def test_bad_maps() -> None:
+    with pytest.raises(ValueError, match=r"x must have 6 channels, .* got shape \(1, 2, 8, 8\)"):
+        made()(torch.zeros(1, 2, 8, 8))
+    with pytest.raises(TypeError, match="x must be of a floating dtype"):
+        frequency_self_information(torch.zeros(1, 2, 8, 8, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"of 9x8 pixels in blocks of 8 must be of shape \(N, C \* 64, 2, 1\)"):
+        inverse_block_transform(torch.zeros(1, 64, 1, 1), 9, 8)
