@@ -62,18 +62,26 @@ class Family(NamedTuple):
 
 
 def family_of(module: nn.Module) -> Family:
-    """Return the family of a module's class."""
-    parts = type(module).__module__.split(".")
+    """Return the family of a module's class, or of the first class that it is derived from which a library defines."""
+    return _family(origin(module))
+
+
+def origin(module: nn.Module) -> type:
+    """Return the class of a module, or the first that it is derived from which a library defines, if there is one."""
+    return next((kind for kind in type(module).__mro__ if _family(kind).library), type(module))
+
+
+def _family(kind: type) -> Family:
+    parts = kind.__module__.split(".")
     if parts[:2] == ["timm", "models"] and len(parts) > 2:
         return Family("timm", parts[2])
     if parts[:2] == ["torchvision", "models"] and len(parts) > 2:
-        video = parts[2] == "video" or type(module).__name__ in VIDEO_NTHWC
-        return Family("torchvision", parts[-1], video)
+        return Family("torchvision", parts[-1], parts[2] == "video" or kind.__name__ in VIDEO_NTHWC)
     if parts[:2] == ["transformers", "models"] and len(parts) > 2:
         return Family("transformers", parts[2])
     if parts[0] in ("open_clip", "dinov2", "segmentation_models_pytorch", "ultralytics") and len(parts) > 1:
         return Family(parts[0], parts[-1])
-    if type(module).__name__ == "DinoVisionTransformer":  # torch.hub's, whose package may have any name
+    if kind.__name__ == "DinoVisionTransformer":  # torch.hub's, whose package may have any name
         return Family("dinov2", "vision_transformer")
     return Family()
 
@@ -99,7 +107,7 @@ def known_kind(model: nn.Module, name: str, output: Tensor) -> str | None:
     """Return the layout of a module's output where its family tells; None where nothing does."""
     host, family = ancestors(model, name)[-1], family_at(model, name)
     if output.dim() == 5 and family.library == "torchvision":
-        swin = any(type(module).__name__ in VIDEO_NTHWC for module in ancestors(model, name))
+        swin = any(origin(module).__name__ in VIDEO_NTHWC for module in ancestors(model, name))
         return "NTHWC" if swin else "NCTHW" if family.name in TORCHVISION_VIDEO else None
     if output.dim() == 4 and family.library in ("segmentation_models_pytorch", "ultralytics", "open_clip"):
         return "NCHW"
@@ -149,7 +157,7 @@ def entry(model: nn.Module) -> str:
     Of torchvision's detectors and segmenters it is the backbone, since what follows depends on values; of models of
     pictures and text it is the tower that sees pictures.
     """
-    module = type(model).__module__
+    module = origin(model).__module__
     if module.startswith(("torchvision.models.detection.", "torchvision.models.segmentation.")):
         return "backbone" if isinstance(model._modules.get("backbone"), nn.Module) else ""
     if module.startswith(("open_clip", "transformers.")):
@@ -162,6 +170,6 @@ def entry(model: nn.Module) -> str:
 def config_of(module: nn.Module) -> Any:
     """Return the configuration of one of transformers' models, its vision part where it has several; else None."""
     config = getattr(module, "config", None)
-    if config is None or not type(config).__module__.startswith("transformers."):
+    if not any(kind.__module__.startswith("transformers.") for kind in type(config).__mro__):
         return None
     return getattr(config, "vision_config", config)

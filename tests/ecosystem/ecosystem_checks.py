@@ -48,9 +48,9 @@ def check(model: nn.Module, call: Callable[[], Any], **options: Any) -> dict[str
         call: runs the model, as a test of it would.
         options: of inject_sia.
     """
-    before = shape_of(model)
     with torch.no_grad():
         plain = call()
+    before = shape_of(model)  # after a first pass, in which transformers adds hooks of its own
     assert inject_sia(model, **options) is model
     sites = sia_modules(model)
     runs = dict.fromkeys(sites, 0)

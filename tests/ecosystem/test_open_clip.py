@@ -42,7 +42,7 @@ def test_the_tower_alone_gives_the_same_sites() -> None:
     other = copy.deepcopy(model)
     x = torch.rand(2, 3, 64, 64)
     sites = check(other.visual, lambda: other.visual(x))
-    assert {site.layout.prefixes for site in sites.values()} == {(1,)}
+    assert {site.layout.prefixes for site in sites.values()} == {(1, 0)}
     assert [f"visual.{name}" for name in sites] == list(sia_modules(inject_sia(model)))
 
 
