@@ -280,3 +280,11 @@ def test_a_detector_with_numbers() -> None:
         for module in sia_modules(model).values():
             module.gain.fill_(1.0)
         assert not torch.equal(model(images)[0]["scores"], expected["scores"])
+
+
+def test_a_class_derived_from_a_librarys_is_known_as_that() -> None:
+    class Mine(torchvision.models.ResNet):
+        pass
+
+    model = Mine(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+    assert [site.host for site in find_sites(model)] == ["layer1.0", "layer2.0", "layer3.0"]

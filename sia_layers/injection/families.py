@@ -18,7 +18,10 @@ TOKEN_FAMILIES: Final = frozenset({
     "vision_transformer_hybrid", "vision_transformer_relpos", "vitamin", "xcit",
 })  # fmt: skip
 # Blocks whose layout is not that of their stage.
-NHWC_BLOCKS: Final = frozenset({"GlobalContextVitBlock", "SwinTransformerV2CrBlock", "TinyVitBlock"})
+NHWC_BLOCKS: Final = frozenset({
+    "GlobalContextVitBlock", "SwinTransformerV2CrBlock", "TinyVitBlock",
+    "GotOcr2VisionLayer", "Sam2MultiScaleBlock", "SamHQVisionLayer", "SamVisionLayer",
+})  # fmt: skip
 # torchvision, by the file that defines the model; of its video models, by the class.
 TORCHVISION_NHWC: Final = frozenset({"swin_transformer"})
 TORCHVISION_TOKENS: Final = frozenset({"vision_transformer", "mvit"})
@@ -32,7 +35,11 @@ WRAPPERS: Final = frozenset({
 })  # fmt: skip
 # Which item of a block's output is the map, where another one could be taken for it.
 MAP_ITEMS: Final = {"tnt": 1}  # the other one is the tokens inside of each patch
-UNREADABLE_FAMILIES: Final = {"nest": "inside of a level its tokens are cut into blocks; name the level"}
+UNREADABLE_FAMILIES: Final = {
+    ("timm", "nest"): "inside of a level its tokens are cut into blocks; name the level",
+    ("transformers", "vit_mae"): "it drops patches and shuffles the rest; inject into a ViTModel with its weights",
+    ("transformers", "yolos"): "its detection tokens come after the patches, and SIA knows only tokens before them",
+}
 # Libraries that put all prefix tokens first, so that the number of tokens tells how many there are.
 PREFIX_FIRST: Final = frozenset({"transformers", "open_clip", "dinov2", "segmentation_models_pytorch"})
 # Models that hold more than the tower that sees pictures: the attribute that is the tower.
@@ -55,18 +62,26 @@ class Family(NamedTuple):
 
 
 def family_of(module: nn.Module) -> Family:
-    """Return the family of a module's class."""
-    parts = type(module).__module__.split(".")
+    """Return the family of a module's class, or of the first class that it is derived from which a library defines."""
+    return _family(origin(module))
+
+
+def origin(module: nn.Module) -> type:
+    """Return the class of a module, or the first that it is derived from which a library defines, if there is one."""
+    return next((kind for kind in type(module).__mro__ if _family(kind).library), type(module))
+
+
+def _family(kind: type) -> Family:
+    parts = kind.__module__.split(".")
     if parts[:2] == ["timm", "models"] and len(parts) > 2:
         return Family("timm", parts[2])
     if parts[:2] == ["torchvision", "models"] and len(parts) > 2:
-        video = parts[2] == "video" or type(module).__name__ in VIDEO_NTHWC
-        return Family("torchvision", parts[-1], video)
+        return Family("torchvision", parts[-1], parts[2] == "video" or kind.__name__ in VIDEO_NTHWC)
     if parts[:2] == ["transformers", "models"] and len(parts) > 2:
         return Family("transformers", parts[2])
     if parts[0] in ("open_clip", "dinov2", "segmentation_models_pytorch", "ultralytics") and len(parts) > 1:
         return Family(parts[0], parts[-1])
-    if type(module).__name__ == "DinoVisionTransformer":  # torch.hub's, whose package may have any name
+    if kind.__name__ == "DinoVisionTransformer":  # torch.hub's, whose package may have any name
         return Family("dinov2", "vision_transformer")
     return Family()
 
@@ -92,10 +107,12 @@ def known_kind(model: nn.Module, name: str, output: Tensor) -> str | None:
     """Return the layout of a module's output where its family tells; None where nothing does."""
     host, family = ancestors(model, name)[-1], family_at(model, name)
     if output.dim() == 5 and family.library == "torchvision":
-        swin = any(type(module).__name__ in VIDEO_NTHWC for module in ancestors(model, name))
+        swin = any(origin(module).__name__ in VIDEO_NTHWC for module in ancestors(model, name))
         return "NTHWC" if swin else "NCTHW" if family.name in TORCHVISION_VIDEO else None
     if output.dim() == 4 and family.library in ("segmentation_models_pytorch", "ultralytics", "open_clip"):
         return "NCHW"
+    if output.dim() == 4 and family.library == "transformers" and type(host).__name__ in NHWC_BLOCKS:
+        return "NHWC"
     if output.dim() == 4 and family.library in ("timm", "torchvision"):
         nhwc = NHWC_FAMILIES if family.library == "timm" else TORCHVISION_NHWC
         return "NHWC" if family.name in nhwc or type(host).__name__ in NHWC_BLOCKS else "NCHW"
@@ -140,7 +157,7 @@ def entry(model: nn.Module) -> str:
     Of torchvision's detectors and segmenters it is the backbone, since what follows depends on values; of models of
     pictures and text it is the tower that sees pictures.
     """
-    module = type(model).__module__
+    module = origin(model).__module__
     if module.startswith(("torchvision.models.detection.", "torchvision.models.segmentation.")):
         return "backbone" if isinstance(model._modules.get("backbone"), nn.Module) else ""
     if module.startswith(("open_clip", "transformers.")):
@@ -153,6 +170,6 @@ def entry(model: nn.Module) -> str:
 def config_of(module: nn.Module) -> Any:
     """Return the configuration of one of transformers' models, its vision part where it has several; else None."""
     config = getattr(module, "config", None)
-    if config is None or not type(config).__module__.startswith("transformers."):
+    if not any(kind.__module__.startswith("transformers.") for kind in type(config).__mro__):
         return None
     return getattr(config, "vision_config", config)

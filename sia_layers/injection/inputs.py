@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sia_layers.injection.errors import DryRunError, NoStagesError
-from sia_layers.injection.families import config_of, family_of
+from sia_layers.injection.families import config_of, family_of, origin
 
 
 class Inputs(NamedTuple):
@@ -165,7 +165,7 @@ def _own_size(module: nn.Module) -> tuple[int, ...] | None:
 
 
 def _of_torchvision(module: nn.Module, video: bool) -> tuple[int, ...] | None:
-    kind = type(module).__name__
+    kind = origin(module).__name__
     if video:  # what the reference weights were trained on
         frames = {"VideoResNet": (16, 112, 112), "MViT": (16, 224, 224), "SwinTransformer3d": (16, 224, 224)}
         return 3, *frames.get(kind, (16, 224, 224))

@@ -295,8 +295,9 @@ class _Survey:
                 )
             return self.said.layout
         whole_level = type(self.model.get_submodule(host)).__name__ == "NestLevel"
-        if family.library == "timm" and family.name in UNREADABLE_FAMILIES and not whole_level:
-            raise LayoutError(f"{host!r} cannot be read as maps: {UNREADABLE_FAMILIES[family.name]}")
+        unreadable = UNREADABLE_FAMILIES.get(family[:2])
+        if unreadable is not None and not whole_level:
+            raise LayoutError(f"{host!r} cannot be read as maps: {unreadable}")
         known = known_kind(self.model, host, tensor)
         return known if known is not None else self._proved_kind(candidate, item, tensor)
 
@@ -369,6 +370,8 @@ class _Survey:
         around = trial.run(self.model, self.inputs, [candidate.key], parts=parents)
         again = [node for firing in around.firings[candidate.key] for node in firing.nodes if node is not None]
         advice = "name a module that the whole signal goes through, such as a whole block or stage"
+        if self.scope and not f"{host}.".startswith(f"{self.scope}."):
+            advice = f"name a stage of {self.scope!r}, or leave stages out to have them chosen there"
         for parent in parents:
             if around.parts[parent].decided_by(again):
                 advice = (

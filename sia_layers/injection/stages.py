@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from torch import nn
 
-from sia_layers.injection.families import Family, config_of, entry, family_of
+from sia_layers.injection.families import Family, config_of, entry, family_of, origin
 
 DEFAULT_REDUCTIONS: Final = (4, 8, 16)
 
@@ -106,7 +106,7 @@ def stages_of(model: nn.Module) -> Stages:
 
 def _returns_features(module: nn.Module) -> bool:
     """Tell whether this is an encoder of segmentation_models_pytorch of its own making: it returns its features."""
-    return type(module).__module__.startswith("segmentation_models_pytorch.encoders") and hasattr(module, "get_stages")
+    return origin(module).__module__.startswith("segmentation_models_pytorch.encoders") and hasattr(module, "get_stages")
 
 
 def _within(prefix: str, stages: Sequence[Stage]) -> tuple[Stage, ...]:
@@ -121,7 +121,7 @@ def _own_stages(module: nn.Module) -> list[Stage]:
         return _of_feature_info(module, info, family.name)
     if family.library == "torchvision":
         return _of_torchvision(module, family, dict(module.named_modules(remove_duplicate=False)))
-    if family.library == "transformers" and sees_pictures(module):
+    if family.library == "transformers" and sees_pictures(module) and "backbone" not in module._modules:
         return _in_lists(module, TRANSFORMERS_LISTS)
     if family.library == "ultralytics":
         return _of_ultralytics(module)
@@ -177,7 +177,7 @@ def _of_ultralytics(module: nn.Module) -> list[Stage]:
 
 
 def _of_torchvision(module: nn.Module, family: Family, names: dict[str, nn.Module]) -> list[Stage]:
-    kind = type(module).__name__
+    kind = origin(module).__name__
     if family.video:
         return _of_video(module, kind, names)
     if kind == "VisionTransformer":
