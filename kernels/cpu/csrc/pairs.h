@@ -5,6 +5,10 @@
  *     DENSITIES    exp(-scale d^2)                       to both
  *     DIFFERENCES  d                                     to i, -d to j
  *     PULLS        d exp(-scale d^2) (u_i + u_j)         to i, and its negative to j */
+#ifndef SIA_PAIRS_H
+#define SIA_PAIRS_H
+
+#include "tile.h"
 
 enum { SQUARES, DENSITIES, DIFFERENCES, PULLS };
 
@@ -200,3 +204,5 @@ INLINE vf sum_squares(const tile *t, int64_t row)
     }
     return sum;
 }
+
+#endif
