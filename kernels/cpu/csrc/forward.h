@@ -29,9 +29,6 @@ static float *sizes_of(const plan *p)
     return size;
 }
 
-/* Whether the squares within channels are summed at once, and not per pixel. */
-INLINE int sums_alone(const plan *p, int mode) { return mode == SQUARES && p->pad == 0; }
-
 /* Hands on rows from .. to - 1 of the tile, whose sums are complete. */
 INLINE void finish_rows(const forward_call *call, int mode, tile *t, int64_t from, int64_t to, int dtype)
 {
@@ -40,7 +37,7 @@ INLINE void finish_rows(const forward_call *call, int mode, tile *t, int64_t fro
                         is_flat(call->gated, p->w) && is_flat(call->grad, p->w);
     for (int64_t row = from; row < to; row = at_once ? to : row + 1) {
         const int64_t pixels = at_once ? (to - row) * p->w : p->w, length = p->chunk * p->width + VL;
-        const float *within = sums_alone(p, mode) ? NULL : t->e + ring_offset(t, row) + p->pad * VL;
+        const float *within = mode == SQUARES ? NULL : t->e + ring_offset(t, row) + p->pad * VL;
         if (p->by_channel) {
             if (p->neighbours == 5 && t->count == VL)
                 take_channels(call, mode, t, row - p->halo, pixels, within, 5, VL, dtype);
@@ -83,17 +80,17 @@ INLINE void run_tile(const forward_call *call, int mode, tile *t, int dtype)
         const int64_t to = smaller(from + p->chunk, p->rows), ahead = smaller(to + p->chunk, p->rows);
         for (; t->loaded < ahead; t->loaded = smaller(t->loaded + p->chunk, p->rows))
             load_rows(t, call->x, t->loaded, smaller(t->loaded + p->chunk, p->rows));
-        for (; cleared < ahead && !sums_alone(p, mode); cleared = smaller(cleared + p->chunk, p->rows))
+        for (; cleared < ahead && mode != SQUARES; cleared = smaller(cleared + p->chunk, p->rows))
             clear_rows(t, cleared, smaller(cleared + p->chunk, p->rows), mode == DENSITIES ? 1.0f : 0.0f);
         vf squares = splat(0);
         for (int64_t row = from; row < smaller(to, p->halo + p->strip_rows); row++)
-            if (sums_alone(p, mode))
+            if (mode == SQUARES)
                 squares += sum_squares(t, row);
             else
                 visit(mode, t, row);
         for (int64_t l = 0; l < t->count; l++)
             t->sums[l][0] += squares[l];
-        if (!sums_alone(p, mode) || p->neighbours)
+        if (mode != SQUARES || p->neighbours)
             finish_rows(call, mode, t, larger(from, p->halo), smaller(to, p->halo + p->strip_rows), dtype);
     }
 }
