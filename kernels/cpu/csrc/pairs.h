@@ -20,31 +20,44 @@ INLINE vf pair_value(int mode, vf d, vf exponent, vf ui, const float *u)
     return mode == DENSITIES ? density : d * density * (ui + load(u));
 }
 
+/* Adds the pairs of one pixel with those `left` to `right` columns away in one row, to these and to what it returns. */
+INLINE vf visit_pairs(int mode, int masked, const float *x, const float *u, float *e, int64_t left, int64_t right, vf xi, vf ui,
+                      vf mask, vf exponent)
+{
+    vf total = splat(0);
+#pragma GCC unroll 7
+    for (int64_t shift = left; shift <= right; shift++) {
+        vf value = pair_value(mode, xi - load(x + shift * VL), exponent, ui, u + shift * VL);
+        if (masked)
+            value *= mask;
+        const vf there = load(e + shift * VL);
+        store(e + shift * VL, mode == DENSITIES ? there + value : there - value);
+        total = shift == left ? value : total + value;
+    }
+    return total;
+}
+
 /* Adds the pairs of one pixel with those that follow it in reading order, `left` to `right` columns away and `first` to
  * `below` rows; the offsets lead to these rows in the rings. */
 INLINE void visit_pixel(int mode, int masked, const tile *t, int64_t row, int64_t column, int64_t left, int64_t right,
                         int64_t first, int64_t below, vf exponent)
 {
-    const int64_t column_at = column * VL;
-    float *home = t->e + t->offset[0] + column_at;
-    vf xi = load(t->x + t->x_offset[0] + column_at), ui = xi, total = load(home);
-    if (mode == PULLS)
-        ui = load(t->u + t->offset[0] + column_at);
-    for (int64_t down = first; down <= below; down++) {
-        const float *x = t->x + t->x_offset[down] + column_at;
-        const float *u = mode == PULLS ? t->u + t->offset[down] + column_at : x;
-        float *e = t->e + t->offset[down] + column_at;
-        vf mask = xi;
+    const int64_t at = column * VL;
+    const float *xs = t->x + at, *us = mode == PULLS ? t->u + at : xs;
+    float *es = t->e + at, *home = es + t->offset[0];
+    const vf xi = load(xs + t->x_offset[0]), ui = mode == PULLS ? load(us + t->offset[0]) : xi;
+    vf total = load(home), mask = splat(1);
+    if (first == 0) {
+        if (masked)
+            mask = load(t->mask + row * VL) * load(t->mask + row * VL);
+        total += visit_pairs(mode, masked, xs + t->x_offset[0], us + t->offset[0], home, larger(1, left), right, xi, ui, mask,
+                             exponent);
+    }
+    for (int64_t down = larger(1, first); down <= below; down++) {
         if (masked)
             mask = load(t->mask + row * VL) * load(t->mask + (row + down) * VL);
-        for (int64_t shift = down ? left : larger(1, left); shift <= right; shift++) {
-            vf value = pair_value(mode, xi - load(x + shift * VL), exponent, ui, u + shift * VL);
-            if (masked)
-                value *= mask;
-            total += value;
-            vf there = load(e + shift * VL);
-            store(e + shift * VL, mode == DENSITIES ? there + value : there - value);
-        }
+        total += visit_pairs(mode, masked, xs + t->x_offset[down], us + t->offset[down], es + t->offset[down], left, right, xi, ui,
+                             mask, exponent);
     }
     store(home, total);
 }
