@@ -33,8 +33,8 @@ static float *sizes_of(const plan *p)
 INLINE void finish_rows(const forward_call *call, int mode, tile *t, int64_t from, int64_t to, int dtype)
 {
     const plan *p = &call->p;
-    const int at_once = all_whole(t, from, to) && is_flat(call->x, p->w) && is_flat(call->info, p->w) &&
-                        is_flat(call->gated, p->w) && is_flat(call->grad, p->w);
+    const int flat = is_flat(call->x, p->w) && is_flat(call->info, p->w) && is_flat(call->gated, p->w) && is_flat(call->grad, p->w);
+    const int at_once = flat && (all_whole(t, from, to) || (p->pad && p->strips == 1 && !p->by_channel));
     for (int64_t row = from; row < to; row = at_once ? to : row + 1) {
         const int64_t pixels = at_once ? (to - row) * p->w : p->w, length = p->chunk * p->width + VL;
         const float *within = mode == SQUARES ? NULL : t->e + ring_offset(t, row) + p->pad * VL;
@@ -45,7 +45,10 @@ INLINE void finish_rows(const forward_call *call, int mode, tile *t, int64_t fro
                 take_channels(call, mode, t, row - p->halo, pixels, within, p->neighbours, t->count, dtype);
             continue;
         }
-        if (within)
+        if (within && at_once && p->pad) /* without the padding, the rows follow each other */
+            for (int64_t each = row; each < to; each++)
+                lanes_to_rows(t->scratch + (each - row) * p->w, length, t->e + ring_offset(t, each) + p->pad * VL, p->w);
+        else if (within)
             lanes_to_rows(t->scratch, length, within, pixels);
         for (int64_t l = 0; l < t->count; l++)
             if (t->start[l] + row - p->halo < p->h)
