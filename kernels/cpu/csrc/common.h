@@ -10,6 +10,7 @@
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline, unused))
+#define NOINLINE __attribute__((noinline, unused))
 #define LOG2_E 1.44269504f
 #define LARGEST_SCALE 1e38
 

@@ -146,17 +146,69 @@ INLINE void sum_across(int mode, const char *x, const int64_t *to_channel, int64
         store(across + i, sum_following(mode, x, to_channel, neighbours, exponent, smaller(VL, pixels - i), stride, dtype));
 }
 
-/* Nothing but I is asked for, and its pixels are neighbours: a short loop, without the long one's wait for its logarithm. */
-INLINE int64_t take_information(stream *s, int half, const float *within, const float *size, const float *across, int64_t pixels,
-                                int dtype)
+/* The loops below are functions of their own, so that each has all registers for its constants. */
+#define FOR_EACH_DTYPE(dtype, call)                                                                                    \
+    do {                                                                                                               \
+        if ((dtype) == SIA_FLOAT32)                                                                                    \
+            call(SIA_FLOAT32);                                                                                         \
+        else if ((dtype) == SIA_BFLOAT16)                                                                              \
+            call(SIA_BFLOAT16);                                                                                        \
+        else                                                                                                           \
+            call(SIA_FLOAT16);                                                                                         \
+    } while (0)
+
+#define FIVE(dtype) sum_across(MODE, x, to_channel, 5, *exponent, across, pixels, stride, dtype)
+#define ANY(dtype) sum_across(MODE, x, to_channel, neighbours, *exponent, across, pixels, stride, dtype)
+#define ACROSS(name)                                                                                                   \
+    static NOINLINE void name(const char *x, const int64_t *to_channel, int64_t neighbours, const vf *exponent,        \
+                              float *across, int64_t pixels, int64_t stride, int dtype)                                \
+    {                                                                                                                  \
+        if (neighbours == 5)                                                                                           \
+            FOR_EACH_DTYPE(dtype, FIVE);                                                                               \
+        else                                                                                                           \
+            FOR_EACH_DTYPE(dtype, ANY);                                                                                \
+    }
+#define MODE DENSITIES
+ACROSS(densities_across)
+#undef MODE
+#define MODE SQUARES
+ACROSS(squares_across)
+#undef MODE
+#define MODE DIFFERENCES
+ACROSS(differences_across)
+#undef MODE
+#undef ACROSS
+#undef FIVE
+#undef ANY
+
+/* I of whole vectors of a lane's pixels where nothing else is asked for and they are neighbours; how many pixels. */
+INLINE int64_t information_as(const stream *s, int half, const float *within, const float *size, const float *across, int64_t pixels,
+                              int dtype)
 {
-    const stream held = *s;
+    char *info = s->info;
     int64_t i = 0;
     for (; i + VL <= pixels; i += VL)
-        store_as(held.info + i * size_of(dtype), information_of(&held, half, load(within + i), load(size + i), load(across + i)), dtype);
-    s->info += i * size_of(dtype);
+        store_as(info + i * size_of(dtype), information_of(s, half, load(within + i), load(size + i), load(across + i)), dtype);
     return i;
 }
+
+static NOINLINE int64_t take_information(stream *s, const float *within, const float *size, const float *across, int64_t pixels,
+                                         int dtype)
+{
+    const stream held = *s;
+    int64_t taken;
+#define HALF(dtype) taken = information_as(&held, 1, within, size, across, pixels, dtype)
+#define WHOLE(dtype) taken = information_as(&held, 0, within, size, across, pixels, dtype)
+    if (held.half)
+        FOR_EACH_DTYPE(dtype, HALF);
+    else
+        FOR_EACH_DTYPE(dtype, WHOLE);
+#undef HALF
+#undef WHOLE
+    s->info += taken * size_of(dtype);
+    return taken;
+}
+#undef FOR_EACH_DTYPE
 
 /* A lane's finished pixels; without values from within the channel only what lies across counts. */
 INLINE void take_pixels(const forward_call *call, int mode, const tile *t, int64_t lane, int64_t row, int64_t pixels,
@@ -169,18 +221,22 @@ INLINE void take_pixels(const forward_call *call, int mode, const tile *t, int64
     stream s = open_stream(call, mode, 3, t->sample, k, row, 1);
     for (int64_t step = 0; step < neighbours; step++)
         t->to_channel[step] = (k + step + 1 < p->c ? step + 1 : step + 1 - p->c) * call->x->stride[1] * size_of(dtype);
-    if (neighbours == 5)
-        sum_across(mode, x, t->to_channel, 5, s.exponent, t->across, pixels, stride, dtype);
-    else if (neighbours || mode != DENSITIES)
-        sum_across(mode, x, t->to_channel, neighbours, s.exponent, t->across, pixels, stride, dtype);
+    if (mode == SQUARES)
+        squares_across(x, t->to_channel, neighbours, &s.exponent, t->across, pixels, stride, dtype);
+    else if (mode == DIFFERENCES)
+        differences_across(x, t->to_channel, neighbours, &s.exponent, t->across, pixels, stride, dtype);
+    else if (neighbours)
+        densities_across(x, t->to_channel, neighbours, &s.exponent, t->across, pixels, stride, dtype);
     int64_t i = 0;
     if (mode == DENSITIES && !s.gated && s.info && s.info_stride == 1 && s.channel == SIA_NO_MEAN)
-        i = s.half ? take_information(&s, 1, within, size, t->across, pixels, dtype)
-                   : take_information(&s, 0, within, size, t->across, pixels, dtype);
+        i = take_information(&s, within, size, t->across, pixels, dtype);
+    for (; stride == 1 && i + VL <= pixels; i += VL)
+        take(&s, mode, load_as(x + i * size_of(dtype), dtype), within ? load(within + i) : splat(0), load(size + i),
+             load(t->across + i), VL, dtype);
     for (; i < pixels; i += VL) {
         const int64_t count = smaller(VL, pixels - i);
-        const vf here = mode != SQUARES && s.gated ? load_some(x + i * stride * size_of(dtype), stride, count, dtype) : splat(0);
-        take(&s, mode, here, within ? load(within + i) : splat(0), load(size + i), load(t->across + i), count, dtype);
+        take(&s, mode, load_some(x + i * stride * size_of(dtype), stride, count, dtype), within ? load(within + i) : splat(0),
+             load(size + i), load(t->across + i), count, dtype);
     }
     t->sums[lane][0] += sum_of(s.totals[0]);
     t->sums[lane][1] += sum_of(s.totals[1]);
