@@ -9,7 +9,6 @@
 #else
 #define HOLD "+w"
 #endif
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #include "vector.h"
 
 #include <time.h>

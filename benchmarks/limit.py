@@ -31,8 +31,8 @@ from sia_layers.kernels.options import Options
 SOURCES: Final = Path(__file__).resolve().parents[1] / "kernels/cpu/csrc"
 # Floats of a vector and the compiler's flags, by the kernels' instruction set.
 FLAGS: Final = {
-    "avx512": (16, ["-DSIA_AVX512", *(f"-m{name}" for name in ("avx512f", "avx512dq", "avx512bw", "avx512vl", "fma"))]),
-    "avx2": (8, ["-mavx2", "-mfma"]),
+    "avx512": (16, [f"-m{name}" for name in ("avx512f", "avx512dq", "avx512bw", "avx512vl", "fma", "f16c")]),
+    "avx2": (8, ["-mavx2", "-mfma", "-mf16c"]),
     "baseline": (4, []),
 }
 MAP: Final = (4, 32, 64, 64)

@@ -11,7 +11,8 @@ import pytest
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parent / "kernels" / "cpu" / "csrc"
-FLAGS = ["-Og", "-g1", "-std=gnu11", "-fno-omit-frame-pointer", "-pthread", f"-I{KERNELS}"]
+STRICT = ["-Wall", "-Wextra", "-Werror"]
+FLAGS = ["-Og", "-g1", "-std=gnu11", "-fno-omit-frame-pointer", "-pthread", f"-I{KERNELS}", *STRICT]
 # The driver counts the kernels' allocations, and refuses some.
 COUNTED = [f"-D{name}=tested_{name}" for name in ("malloc", "calloc", "free")]
 SANITIZERS = {"address,undefined,float-cast-overflow": 20_000, "thread": 5_000}  # and the rounds to run under each
@@ -50,9 +51,7 @@ def test_kernels_under_sanitizers(sanitizer: str, rounds: int, tmp_path: Path) -
     for built in objects:
         compiled([*flags, *COUNTED], "-c", KERNELS / f"{built.stem}.c", "-o", built)
     driver = tmp_path / "sanitize_driver"
-    compiled(
-        [*flags, "-Wall", "-Wextra", "-Werror"], HERE / "csrc" / "sanitize_driver.c", *objects, "-lm", "-o", driver
-    )
+    compiled(flags, HERE / "csrc" / "sanitize_driver.c", *objects, "-lm", "-o", driver)
     command = [str(driver), "1", str(rounds)]
     done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:6000]

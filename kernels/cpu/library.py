@@ -21,6 +21,7 @@ from sia_layers.kernels.options import ESTIMATORS, PADDING_MODES, Options
 MODULE: Final = "sia_layers.kernels.cpu._sia_cpu"
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 CHANNEL_MEANS: Final = ("", "excite", "mean")
+ABI: Final = 2  # SIA_ABI of csrc/sia_cpu.h, whose structures and functions this module declares again
 LEVELS: Final = ("baseline", "avx2", "avx512")
 LEVEL_VARIABLE: Final = "SIA_LAYERS_CPU_LEVEL"
 
@@ -114,11 +115,25 @@ def load() -> ctypes.CDLL | str:
         library = ctypes.CDLL(spec.origin)
     except OSError as error:
         return f"the C extension {Path(spec.origin).name} does not load: {error}"
+    if not _matches(library):
+        return (
+            f"the C extension {Path(spec.origin).name} was built from other sources than this version's: "
+            "install sia-layers again (pip install --force-reinstall, or pip install -e . in a checkout)"
+        )
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, c_int
     _share_threads(library)
     return library
+
+
+def _matches(library: ctypes.CDLL) -> bool:
+    """Whether the library was built for the structures and functions that this module declares."""
+    if not hasattr(library, "sia_abi"):  # as libraries before the first numbered one
+        return False
+    sizes = (c_int32 * 3)()
+    declared = [ctypes.sizeof(structure) for structure in (Map, MapOptions, Layout)]
+    return bool(library.sia_abi(sizes) == ABI) and list(sizes) == declared
 
 
 def _share_threads(library: ctypes.CDLL) -> None:

@@ -20,8 +20,8 @@ int main(int count, char **arguments)
         fprintf(stderr, "%s\n", dlerror());
         return 3;
     }
-    int (*forward)(const sia_options *, const sia_map *, float *, const sia_map *, const sia_map *, float *, int32_t);
-    int (*backward)(const sia_options *, const sia_map *, const sia_map *, const float *, const sia_map *);
+    sia_forward_kernel *forward;
+    sia_backward_kernel *backward;
     *(void **)&forward = dlsym(library, "sia_forward");
     *(void **)&backward = dlsym(library, "sia_backward");
     const sia_options options = {.size = {N, C, H, W},

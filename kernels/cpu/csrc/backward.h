@@ -1,5 +1,9 @@
 /* Backward pass of the self-information, into a float32 gradient: first what comes through the window, tile by tile,
  * then what comes through the following channels, added pixel by pixel. No task writes where another does. */
+#ifndef SIA_BACKWARD_H
+#define SIA_BACKWARD_H
+
+#include "forward.h"
 
 typedef struct {
     plan p;
@@ -205,3 +209,5 @@ static int backward(const sia_options *options, const sia_map *grad, const sia_m
     free(share);
     return failed;
 }
+
+#endif

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline, unused))
+#define NOINLINE __attribute__((noinline, unused))
 #define LOG2_E 1.44269504f
 #define LARGEST_SCALE 1e38
 
@@ -18,15 +19,14 @@ typedef void (*sia_task)(void *context, int64_t index);
 /* Calls task(context, i) for i in 0 .. count - 1, in any order, on up to `threads` threads. */
 void sia_parallel_for(int64_t count, int threads, sia_task task, void *context);
 
-/* The entries of one instruction set, with the signatures of the exported functions. */
+/* The entries of one instruction set. */
 typedef struct {
-    int (*forward)(const sia_options *, const sia_map *, float *, const sia_map *, const sia_map *, float *, int32_t);
-    int (*backward)(const sia_options *, const sia_map *, const sia_map *, const float *, const sia_map *);
-    int (*channel_mean)(const sia_layout *, const void *, float *, int32_t);
-    int (*channel_mean_backward)(const sia_layout *, const float *, const void *, void *, int32_t);
-    int (*gate)(const sia_layout *, const void *, const void *, const float *, const float *, const void *, void *);
-    int (*gate_backward)(const sia_layout *, const void *, const void *, const void *, const float *, const float *,
-                         const void *, void *, void *, float *, float *, void *);
+    sia_forward_kernel *forward;
+    sia_backward_kernel *backward;
+    sia_channel_mean_kernel *channel_mean;
+    sia_channel_mean_backward_kernel *channel_mean_backward;
+    sia_gate_kernel *gate;
+    sia_gate_backward_kernel *gate_backward;
 } sia_kernels;
 
 extern const sia_kernels sia_kernels_baseline;

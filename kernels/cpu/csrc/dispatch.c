@@ -2,6 +2,14 @@
 
 #include "common.h"
 
+int sia_abi(int32_t sizes[3])
+{
+    sizes[0] = sizeof(sia_map);
+    sizes[1] = sizeof(sia_options);
+    sizes[2] = sizeof(sia_layout);
+    return SIA_ABI;
+}
+
 int sia_best_level(void)
 {
 #if defined(__x86_64__)

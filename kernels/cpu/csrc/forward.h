@@ -1,59 +1,54 @@
 /* Forward pass: the sums behind the scale, then the map and what is asked of it. One task is one tile. */
+#ifndef SIA_FORWARD_H
+#define SIA_FORWARD_H
 
-/* Rows of the window that count, of every lane's pixels in this row of the tile; all of them count elsewhere. */
-INLINE vf rows_in_window(const tile *t, int64_t row)
+#include "take.h"
+
+/* Positions inside the map in the window of `here`. */
+INLINE int64_t inside_window(const plan *p, int64_t here, int64_t size)
 {
-    const plan *p = t->p;
-    float rows[VL];
-    for (int l = 0; l < VL; l++) {
-        const int64_t at = smaller(t->start[l] + row - p->halo, p->h - 1);
-        rows[l] = (float)(smaller(at + p->radius, p->h - 1) - larger(at - p->radius, 0) + 1);
+    return smaller(here + p->radius, size - 1) - larger(here - p->radius, 0) + 1;
+}
+
+/* The logarithms of the windows' sizes, or NULL where there is no memory. */
+static float *sizes_of(const plan *p)
+{
+    const int64_t pixels = p->h * p->w;
+    const float all = (float)p->options->kernel_size * (float)p->options->kernel_size;
+    const int exclude = p->options->padding_mode == SIA_EXCLUDE;
+    float *size = malloc((size_t)(pixels + VL) * sizeof *size);
+    for (int64_t row = 0; size && row < p->h; row++) {
+        const float rows = (float)inside_window(p, row, p->h);
+        for (int64_t c = 0; c < p->w; c++)
+            size[row * p->w + c] = exclude ? rows * (float)inside_window(p, c, p->w) : all;
     }
-    return p->options->padding_mode == SIA_EXCLUDE ? load(rows) : splat((float)p->options->kernel_size);
+    for (int64_t i = 0; size && i < VL; i++)
+        size[pixels + i] = 1;
+    for (int64_t i = 0; size && i < pixels; i += VL)
+        store(size + i, log_of_sums(is_half(p), load(size + i), splat((float)(p->neighbours + 1))));
+    return size;
 }
-
-/* sum / size, from 1 / size: with fused operations as exact as a division, and much faster. */
-INLINE vf quotient(vf sum, vf size, vf inverse)
-{
-    const vf about = sum * inverse;
-    return VL > 4 ? about + (sum - about * size) * inverse : sum / size;
-}
-
-/* Divides a row's sums of densities by the sizes of their windows, exactly where all densities are 1. */
-static void average_densities(const tile *t, int64_t row)
-{
-    const plan *p = t->p;
-    const vf rows = rows_in_window(t, row), full = rows * (float)p->options->kernel_size, inverse = 1.0f / full;
-    const int64_t margin = p->options->padding_mode == SIA_EXCLUDE ? p->radius : 0;
-    float *e = t->e + ring_offset(t, row) + p->pad * VL;
-    for (int64_t j = 0; j < p->w; j++) {
-        const vf sum = load(e + j * VL);
-        if (j >= margin && j < p->w - margin)
-            store(e + j * VL, quotient(sum, full, inverse));
-        else
-            store(e + j * VL, sum / (rows * (float)(smaller(j + margin, p->w - 1) - larger(j - margin, 0) + 1)));
-    }
-}
-
-/* Whether the squares within channels are summed at once, and not per pixel. */
-INLINE int sums_alone(const plan *p, int mode) { return mode == SQUARES && p->pad == 0; }
 
 /* Hands on rows from .. to - 1 of the tile, whose sums are complete. */
 INLINE void finish_rows(const forward_call *call, int mode, tile *t, int64_t from, int64_t to, int dtype)
 {
     const plan *p = &call->p;
-    const int at_once = all_whole(t, from, to) && is_flat(call->x, p->w) && is_flat(call->info, p->w) &&
-                        is_flat(call->gated, p->w) && is_flat(call->grad, p->w);
-    for (int64_t row = from; mode == DENSITIES && row < to; row++)
-        average_densities(t, row);
+    const int flat = is_flat(call->x, p->w) && is_flat(call->info, p->w) && is_flat(call->gated, p->w) && is_flat(call->grad, p->w);
+    const int at_once = flat && (all_whole(t, from, to) || (p->pad && p->strips == 1 && !p->by_channel));
     for (int64_t row = from; row < to; row = at_once ? to : row + 1) {
         const int64_t pixels = at_once ? (to - row) * p->w : p->w, length = p->chunk * p->width + VL;
-        const float *within = sums_alone(p, mode) ? NULL : t->e + ring_offset(t, row) + p->pad * VL;
+        const float *within = mode == SQUARES ? NULL : t->e + ring_offset(t, row) + p->pad * VL;
         if (p->by_channel) {
-            take_channels(call, mode, t, row - p->halo, pixels, within, dtype);
+            if (p->neighbours == 5 && t->count == VL)
+                take_channels(call, mode, t, row - p->halo, pixels, within, 5, VL, dtype);
+            else
+                take_channels(call, mode, t, row - p->halo, pixels, within, p->neighbours, t->count, dtype);
             continue;
         }
-        if (within)
+        if (within && at_once && p->pad) /* without the padding, the rows follow each other */
+            for (int64_t each = row; each < to; each++)
+                lanes_to_rows(t->scratch + (each - row) * p->w, length, t->e + ring_offset(t, each) + p->pad * VL, p->w);
+        else if (within)
             lanes_to_rows(t->scratch, length, within, pixels);
         for (int64_t l = 0; l < t->count; l++)
             if (t->start[l] + row - p->halo < p->h)
@@ -88,17 +83,17 @@ INLINE void run_tile(const forward_call *call, int mode, tile *t, int dtype)
         const int64_t to = smaller(from + p->chunk, p->rows), ahead = smaller(to + p->chunk, p->rows);
         for (; t->loaded < ahead; t->loaded = smaller(t->loaded + p->chunk, p->rows))
             load_rows(t, call->x, t->loaded, smaller(t->loaded + p->chunk, p->rows));
-        for (; cleared < ahead && !sums_alone(p, mode); cleared = smaller(cleared + p->chunk, p->rows))
+        for (; cleared < ahead && mode != SQUARES; cleared = smaller(cleared + p->chunk, p->rows))
             clear_rows(t, cleared, smaller(cleared + p->chunk, p->rows), mode == DENSITIES ? 1.0f : 0.0f);
         vf squares = splat(0);
         for (int64_t row = from; row < smaller(to, p->halo + p->strip_rows); row++)
-            if (sums_alone(p, mode))
+            if (mode == SQUARES)
                 squares += sum_squares(t, row);
             else
                 visit(mode, t, row);
         for (int64_t l = 0; l < t->count; l++)
             t->sums[l][0] += squares[l];
-        if (!sums_alone(p, mode) || p->neighbours)
+        if (mode != SQUARES || p->neighbours)
             finish_rows(call, mode, t, larger(from, p->halo), smaller(to, p->halo + p->strip_rows), dtype);
     }
 }
@@ -247,8 +242,8 @@ static void find_distance_scales(forward_call *call)
     }
 }
 
-static int forward(const sia_options *options, const sia_map *x, float *scale, const sia_map *info,
-                         const sia_map *gated, float *mean, int channel)
+static int forward(const sia_options *options, const sia_map *x, float *scale, const sia_map *info, const sia_map *gated,
+                   float *mean, int32_t channel)
 {
     static const sia_map absent = {0};
     forward_call call = {.p = make_plan(options, x, 0), .x = x, .info = info, .gated = gated, .grad = &absent};
@@ -257,8 +252,12 @@ static int forward(const sia_options *options, const sia_map *x, float *scale, c
     call.scale = scale;
     call.channel = channel;
     call.sums = malloc((size_t)(p->n * p->lanes) * sizeof *call.sums);
-    if (!call.sums)
+    call.size = sizes_of(p);
+    if (!call.sums || !call.size) {
+        free(call.sums);
+        free(call.size);
         return SIA_NO_MEMORY;
+    }
     if (!options->adaptive)
         for (int64_t i = 0; i < scales; i++)
             scale[i] = options->fixed_scale;
@@ -272,5 +271,8 @@ static int forward(const sia_options *options, const sia_map *x, float *scale, c
     for (int64_t i = 0; mean && i < p->n * p->c; i++)
         mean[i] = (float)(plane_sum(&call, i, 0) / ((double)p->h * (double)p->w));
     free(call.sums);
+    free(call.size);
     return atomic_load(&call.failed) ? SIA_NO_MEMORY : SIA_OK;
 }
+
+#endif

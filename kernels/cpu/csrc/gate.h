@@ -1,5 +1,9 @@
 /* Channel means and gates. A task is one channel of a contiguous sample, walked along its pixels, or VL channels of a
  * channels_last one, walked pixel by pixel: either way every sum stays within the task. */
+#ifndef SIA_GATE_H
+#define SIA_GATE_H
+
+#include "tile.h"
 
 typedef struct {
     const sia_layout *layout;
@@ -197,3 +201,5 @@ static int gate_backward(const sia_layout *layout, const void *grad, const void 
                       .grad_gain = grad_gain, .grad_base = grad_base};
     return run_walks(&call, gate_backward_task);
 }
+
+#endif

@@ -1,21 +1,40 @@
 /* Every unordered pair of pixels in a window, visited once: what it gives is added at both its ends.
  *
  * With d = x_i - x_j the pair gives
- *     SQUARES      d^2                                   to both
  *     DENSITIES    exp(-scale d^2)                       to both
  *     DIFFERENCES  d                                     to i, -d to j
- *     PULLS        d exp(-scale d^2) (u_i + u_j)         to i, and its negative to j */
+ *     PULLS        d exp(-scale d^2) (u_i + u_j)         to i, and its negative to j
+ * Of SQUARES, d^2, only the sum over all pairs is wanted. */
+#ifndef SIA_PAIRS_H
+#define SIA_PAIRS_H
+
+#include "tile.h"
 
 enum { SQUARES, DENSITIES, DIFFERENCES, PULLS };
 
 INLINE vf pair_value(int mode, vf d, vf exponent, vf ui, const float *u)
 {
-    if (mode == SQUARES)
-        return d * d;
     if (mode == DIFFERENCES)
         return d;
     vf density = exp2_of(d * exponent * d);
     return mode == DENSITIES ? density : d * density * (ui + load(u));
+}
+
+/* Adds the pairs of one pixel with those `left` to `right` columns away in one row, to these and to what it returns. */
+INLINE vf visit_pairs(int mode, int masked, const float *x, const float *u, float *e, int64_t left, int64_t right, vf xi, vf ui,
+                      vf mask, vf exponent)
+{
+    vf total = splat(0);
+#pragma GCC unroll 7
+    for (int64_t shift = left; shift <= right; shift++) {
+        vf value = pair_value(mode, xi - load(x + shift * VL), exponent, ui, u + shift * VL);
+        if (masked)
+            value *= mask;
+        const vf there = load(e + shift * VL);
+        store(e + shift * VL, mode == DENSITIES ? there + value : there - value);
+        total = shift == left ? value : total + value;
+    }
+    return total;
 }
 
 /* Adds the pairs of one pixel with those that follow it in reading order, `left` to `right` columns away and `first` to
@@ -23,41 +42,37 @@ INLINE vf pair_value(int mode, vf d, vf exponent, vf ui, const float *u)
 INLINE void visit_pixel(int mode, int masked, const tile *t, int64_t row, int64_t column, int64_t left, int64_t right,
                         int64_t first, int64_t below, vf exponent)
 {
-    const int64_t column_at = column * VL;
-    float *home = t->e + t->offset[0] + column_at;
-    vf xi = load(t->x + t->x_offset[0] + column_at), ui = xi, total = load(home);
-    if (mode == PULLS)
-        ui = load(t->u + t->offset[0] + column_at);
-    for (int64_t down = first; down <= below; down++) {
-        const float *x = t->x + t->x_offset[down] + column_at;
-        const float *u = mode == PULLS ? t->u + t->offset[down] + column_at : x;
-        float *e = t->e + t->offset[down] + column_at;
-        vf mask = xi;
+    const int64_t at = column * VL;
+    const float *xs = t->x + at, *us = mode == PULLS ? t->u + at : xs;
+    float *es = t->e + at, *home = es + t->offset[0];
+    const vf xi = load(xs + t->x_offset[0]), ui = mode == PULLS ? load(us + t->offset[0]) : xi;
+    vf total = load(home), mask = splat(1);
+    if (first == 0) {
+        if (masked)
+            mask = load(t->mask + row * VL) * load(t->mask + row * VL);
+        total += visit_pairs(mode, masked, xs + t->x_offset[0], us + t->offset[0], home, larger(1, left), right, xi, ui, mask,
+                             exponent);
+    }
+    for (int64_t down = larger(1, first); down <= below; down++) {
         if (masked)
             mask = load(t->mask + row * VL) * load(t->mask + (row + down) * VL);
-        for (int64_t shift = down ? left : 1; shift <= right; shift++) {
-            vf value = pair_value(mode, xi - load(x + shift * VL), exponent, ui, u + shift * VL);
-            if (masked)
-                value *= mask;
-            total += value;
-            vf there = load(e + shift * VL);
-            store(e + shift * VL, mode == SQUARES || mode == DENSITIES ? there + value : there - value);
-        }
+        total += visit_pairs(mode, masked, xs + t->x_offset[down], us + t->offset[down], es + t->offset[down], left, right, xi, ui,
+                             mask, exponent);
     }
     store(home, total);
 }
 
-/* visit_pixel for a whole row; a constant `radius` lets the compiler unroll the window. */
+/* visit_pixel for a whole row; a constant `radius` lets the compiler unroll the window. Padding is not paired with itself. */
 INLINE void visit_columns(int mode, int masked, const tile *t, int64_t row, int64_t first, int64_t below, int64_t radius,
                           vf exponent)
 {
-    const int64_t width = t->p->width, start = smaller(radius, width), end = larger(start, width - radius);
+    const int64_t width = t->p->width, start = smaller(radius, width), end = larger(start, width - radius), pad = t->p->pad;
     for (int64_t j = 0; j < start; j++)
-        visit_pixel(mode, masked, t, row, j, -j, smaller(radius, width - 1 - j), first, below, exponent);
+        visit_pixel(mode, masked, t, row, j, pad - j, smaller(radius, width - 1 - j), first, below, exponent);
     for (int64_t j = start; j < end; j++)
         visit_pixel(mode, masked, t, row, j, -radius, radius, first, below, exponent);
     for (int64_t j = end; j < width; j++)
-        visit_pixel(mode, masked, t, row, j, -smaller(radius, j), width - 1 - j, first, below, exponent);
+        visit_pixel(mode, masked, t, row, j, -smaller(radius, j), width - 1 - pad - j, first, below, exponent);
 }
 
 /* visit_columns for radius 1 and one row below. The sums of three neighbouring pixels stay in registers. */
@@ -71,7 +86,7 @@ INLINE void visit_narrow(int mode, const tile *t, vf exponent)
         u1 = t->u + t->offset[1];
     }
     vf x = load(x0), total = load(e0), x_left = load(x1), x_under = x_left, left = splat(0), under = load(e1);
-#define GIVE(sum, value) sum = mode == SQUARES || mode == DENSITIES ? sum + value : sum - value
+#define GIVE(sum, value) sum = mode == DENSITIES ? sum + value : sum - value
     for (int64_t j = 0; j < width; j++) {
         const vf u = load(u0 + j * VL);
         vf x_next = x, next = total, x_right = x_under, right = under;
@@ -127,9 +142,7 @@ INLINE void visit_row(int mode, tile *t, int64_t row)
 
 static void visit(int mode, tile *t, int64_t row)
 {
-    if (mode == SQUARES)
-        visit_row(SQUARES, t, row);
-    else if (mode == DENSITIES)
+    if (mode == DENSITIES)
         visit_row(DENSITIES, t, row);
     else if (mode == DIFFERENCES)
         visit_row(DIFFERENCES, t, row);
@@ -177,26 +190,57 @@ INLINE void squares_narrow(const float *here, const float *there, int64_t width,
     to[1] = total[0] + (total[2] + total[3]);
 }
 
-/* SQUARES without the map, for tiles without padding: the sum over the pairs of a row with itself and the rows below,
- * each pair once for either end that lies in the strip. */
+/* The squares of pixels from .. to - 1 of a row with those `shift` columns further in another. */
+INLINE vf squares_of(const float *here, const float *there, int64_t shift, int64_t from, int64_t to)
+{
+    vf total = splat(0);
+    for (int64_t j = from; j < to; j++) {
+        const vf d = load(here + j * VL) - load(there + (j + shift) * VL);
+        total += d * d;
+    }
+    return total;
+}
+
+/* 1 in the lanes of which the row lies in the strip, and in the plane; 0 elsewhere. */
+INLINE vf counts_in_strip(const tile *t, int64_t row)
+{
+    const plan *p = t->p;
+    if (p->strips == 1 || row < p->halo || row >= p->halo + p->strip_rows)
+        return splat(in_strip(p, row) ? 1.0f : 0.0f);
+    float counts[VL];
+    for (int64_t l = 0; l < VL; l++)
+        counts[l] = t->start[l] + row - p->halo < p->h ? 1.0f : 0.0f;
+    return load(counts);
+}
+
+/* SQUARES: the sum over the pairs of a row with itself and the rows below, each pair once for either end that lies in
+ * the strip and not in the padding. */
 INLINE vf sum_squares(const tile *t, int64_t row)
 {
     const plan *p = t->p;
-    const int64_t below = smaller(p->radius, p->rows - 1 - row), first = larger(0, p->halo - row);
-    const float *here = t->x + x_ring_offset(t, row);
+    const int64_t below = smaller(p->radius, p->rows - 1 - row), first = larger(0, p->halo - row), w = p->w, pad = p->pad;
+    const float *here = t->x + x_ring_offset(t, row) + pad * VL;
+    const vf counts = counts_in_strip(t, row);
     vf sum = splat(0), narrow[2];
     const int is_narrow = p->radius == 1 && below == 1;
     if (is_narrow)
-        squares_narrow(here, t->x + x_ring_offset(t, row + 1), p->width, narrow);
+        squares_narrow(here, t->x + x_ring_offset(t, row + 1) + pad * VL, w, narrow);
     for (int64_t down = first; down <= below; down++) {
-        vf pairs;
-        if (is_narrow)
-            pairs = narrow[down];
-        else
-            pairs = squares_between(here, t->x + x_ring_offset(t, row + down), down, p->width, p->radius);
+        const float *there = t->x + x_ring_offset(t, row + down) + pad * VL;
+        const vf counts_there = counts_in_strip(t, row + down);
+        vf pairs = is_narrow ? narrow[down] : squares_between(here, there, down, w, p->radius);
         if (!t->whole[row] || !t->whole[row + down])
             pairs *= load(t->mask + row * VL) * load(t->mask + (row + down) * VL);
-        sum += pairs * (float)(in_strip(p, row) + in_strip(p, row + down));
+        sum += pairs * (counts + counts_there);
+        for (int64_t shift = down ? -pad : 1; pad && shift <= pad; shift++) { /* one end in the padding of its row */
+            const int64_t ahead = smaller(w, larger(0, shift)), behind = smaller(w, larger(0, -shift));
+            const vf after = squares_of(here, there, shift, w - ahead, w), before = squares_of(here, there, shift, 0, behind);
+            const vf from_before = squares_of(here, there, shift, -shift, ahead - shift);
+            const vf from_after = squares_of(here, there, shift, w - behind - shift, w - shift);
+            sum += (after + before) * counts + (from_before + from_after) * counts_there;
+        }
     }
     return sum;
 }
+
+#endif

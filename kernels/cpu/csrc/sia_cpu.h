@@ -13,6 +13,7 @@
 #define SIA_EXPORT __attribute__((visibility("default")))
 #endif
 
+enum { SIA_ABI = 2 }; /* changes with every change of what follows; library.py holds its twin */
 enum { SIA_OK = 0, SIA_NO_MEMORY = 1 };
 enum { SIA_FLOAT32 = 0, SIA_BFLOAT16 = 1, SIA_FLOAT16 = 2 };
 enum { SIA_BASELINE = 0, SIA_AVX2_LEVEL = 1, SIA_AVX512_LEVEL = 2 }; /* NEON is the baseline of arm64 */
@@ -33,15 +34,6 @@ typedef struct {
     int32_t threads, level;
 } sia_options;
 
-/* Self-information of x. scale: 2 N C floats (SIA_KDE) or N floats (SIA_DISTANCE), written.
- * info (if any) takes I, gated (if any) x (1 + sigmoid(I)), mean (if any) N C floats, the plane means of `channel`. */
-SIA_EXPORT int sia_forward(const sia_options *, const sia_map *x, float *scale, const sia_map *info,
-                           const sia_map *gated, float *mean, int32_t channel);
-
-/* Gradient of sia_forward's info: grad_x (float32) from grad, x and scale. */
-SIA_EXPORT int sia_backward(const sia_options *, const sia_map *grad, const sia_map *x, const float *scale,
-                            const sia_map *grad_x);
-
 /* The gates work on rows of pixels: a row is a plane of a contiguous map or a pixel of a channels_last one.
  * `outer` rows of `inner` elements share a sample; channels lie along the rows (last) or across them. */
 typedef struct {
@@ -49,18 +41,35 @@ typedef struct {
     int32_t channels_last, dtype, threads, level;
 } sia_layout;
 
-SIA_EXPORT int sia_channel_mean(const sia_layout *, const void *info, float *mean, int32_t channel);
-SIA_EXPORT int sia_channel_mean_backward(const sia_layout *, const float *grad, const void *info, void *grad_info,
-                                         int32_t channel);
+/* Self-information of x. scale: 2 N C floats (SIA_KDE) or N floats (SIA_DISTANCE), written.
+ * info (if any) takes I, gated (if any) x (1 + sigmoid(I)), mean (if any) N C floats, the plane means of `channel`. */
+typedef int sia_forward_kernel(const sia_options *, const sia_map *x, float *scale, const sia_map *info,
+                               const sia_map *gated, float *mean, int32_t channel);
+
+/* Gradient of sia_forward's info: grad_x (float32) from grad, x and scale. */
+typedef int sia_backward_kernel(const sia_options *, const sia_map *grad, const sia_map *x, const float *scale,
+                                const sia_map *grad_x);
+
+typedef int sia_channel_mean_kernel(const sia_layout *, const void *info, float *mean, int32_t channel);
+typedef int sia_channel_mean_backward_kernel(const sia_layout *, const float *grad, const void *info, void *grad_info,
+                                             int32_t channel);
 
 /* y = base + gain (x (1 + sigmoid(info)) channel_gate - base); every pointer but x may be NULL, base then is x. */
-SIA_EXPORT int sia_gate(const sia_layout *, const void *x, const void *info, const float *channel_gate,
-                        const float *gain, const void *base, void *y);
-SIA_EXPORT int sia_gate_backward(const sia_layout *, const void *grad, const void *x, const void *info,
-                                 const float *channel_gate, const float *gain, const void *base, void *grad_x,
-                                 void *grad_info, float *grad_channel_gate, float *grad_gain, void *grad_base);
+typedef int sia_gate_kernel(const sia_layout *, const void *x, const void *info, const float *channel_gate,
+                            const float *gain, const void *base, void *y);
+typedef int sia_gate_backward_kernel(const sia_layout *, const void *grad, const void *x, const void *info,
+                                     const float *channel_gate, const float *gain, const void *base, void *grad_x,
+                                     void *grad_info, float *grad_channel_gate, float *grad_gain, void *grad_base);
 
-SIA_EXPORT int sia_best_level(void);         /* the widest instruction set that this machine has */
+SIA_EXPORT sia_forward_kernel sia_forward;
+SIA_EXPORT sia_backward_kernel sia_backward;
+SIA_EXPORT sia_channel_mean_kernel sia_channel_mean;
+SIA_EXPORT sia_channel_mean_backward_kernel sia_channel_mean_backward;
+SIA_EXPORT sia_gate_kernel sia_gate;
+SIA_EXPORT sia_gate_backward_kernel sia_gate_backward;
+
+SIA_EXPORT int sia_abi(int32_t sizes[3]); /* SIA_ABI, and the bytes of sia_map, sia_options and sia_layout */
+SIA_EXPORT int sia_best_level(void);      /* the widest instruction set that this machine has */
 SIA_EXPORT void sia_share_threads(void *gomp_parallel); /* GOMP_parallel of the OpenMP runtime to run on */
 
 #endif

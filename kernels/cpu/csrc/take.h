@@ -1,4 +1,8 @@
 /* What the forward pass does with finished sums of a window: adds the inter-channel term, and sums, stores or gates. */
+#ifndef SIA_TAKE_H
+#define SIA_TAKE_H
+
+#include "pairs.h"
 
 enum { SUM_SQUARES, SUM_DISTANCES, SUM_PRODUCTS, EMIT };
 
@@ -6,6 +10,7 @@ typedef struct {
     plan p;
     const sia_map *x, *info, *gated, *grad; /* data is NULL where a map is not asked for */
     float *scale;
+    float *size; /* of every pixel: log_of_sums() of its window's size, which its sum of densities has if all are 1 */
     double (*sums)[2]; /* two sums for every lane of every sample; what they sum depends on the pass */
     int pass, mode, channel;
     int scale_first; /* every tile holds whole planes and finds their scale before it makes the map */
@@ -25,9 +30,16 @@ typedef struct {
     int grad_dtype;
     int half;                         /* the weight is 1/2: the logarithm of both terms' product serves them */
     vf scale, exponent;               /* of the distance form; of the inter-channel densities */
-    vf log_one, log_count;            /* log(1), which rounds like any other, and log(S + 1) */
+    vf log_count;                     /* log(S + 1) */
     vf totals[2];
 } stream;
+
+/* The weight 1/2 of the inter-channel term, which lets one logarithm serve both terms. */
+INLINE int is_half(const plan *p) { return p->options->inter_weight == 0.5f && p->neighbours > 0; }
+
+/* The logarithm that I takes of both sums, or of that within the channel: equal pixels give the same one as the size of
+ * their window, and so exactly 0. */
+INLINE vf log_of_sums(int half, vf within, vf across) { return log_positive(half ? within * within * across : within); }
 
 INLINE int64_t bytes_to_next(const sia_map *map, int axis)
 {
@@ -40,7 +52,7 @@ INLINE stream open_stream(const forward_call *call, int mode, int axis, int64_t 
     const plan *p = &call->p;
     stream s = {.pass = call->pass, .channel = call->channel, .neighbours = p->neighbours};
     s.weight = p->options->inter_weight;
-    s.half = s.weight == 0.5f && p->neighbours > 0;
+    s.half = is_half(p);
     s.x = pixel(call->x, n, k, row);
     s.grad = pixel(call->grad, n, k, row);
     s.info = pixel(call->info, n, k, row);
@@ -54,7 +66,6 @@ INLINE stream open_stream(const forward_call *call, int mode, int axis, int64_t 
     s.info_step = bytes_to_next(call->info, axis);
     s.gated_step = bytes_to_next(call->gated, axis);
     s.grad_dtype = call->grad->dtype;
-    s.log_one = log_positive(splat(1));
     s.log_count = log_positive(splat((float)(p->neighbours + 1)));
     if (mode == DENSITIES) {
         const float *scale = call->scale + (p->n + n) * p->c + k;
@@ -70,23 +81,23 @@ INLINE vf add_channel(int mode, vf sum, vf d, vf exponent)
     return sum + (mode == DENSITIES ? exp2_of(d * exponent * d) : mode == SQUARES ? d * d : d);
 }
 
-/* I of the average density within the channel and the sum of those across. */
-INLINE vf information_of(const stream *s, vf density, vf across)
+/* I from the sums of densities within the channel and across, and the logarithm of the window's size. */
+INLINE vf information_of(const stream *s, int half, vf within, vf size, vf across)
 {
-    if (s->half)
-        return 0.5f * at_least_zero(s->log_count - log_positive(density * density * across));
-    const vf within = at_least_zero(s->log_one - log_positive(density));
-    return s->neighbours ? within + s->weight * at_least_zero(s->log_count - log_positive(across)) : within;
+    const vf info = at_least(0, size - log_of_sums(half, within, across));
+    if (half)
+        return 0.5f * info;
+    return s->neighbours ? info + s->weight * at_least(0, s->log_count - log_positive(across)) : info;
 }
 
 /* Combines what came from within the channel and from the following channels, uses it, and moves on. */
-INLINE void take(stream *s, int mode, vf x, vf within, vf sum, int64_t count, int dtype)
+INLINE void take(stream *s, int mode, vf x, vf within, vf size, vf sum, int64_t count, int dtype)
 {
     vf value = within, extra = sum;
     if (mode == DIFFERENCES)
         value = absolute(within) + s->weight * absolute(sum);
     else if (mode == DENSITIES)
-        value = information_of(s, within, sum);
+        value = information_of(s, s->half, within, size, sum);
     if (mode == DIFFERENCES && s->pass != EMIT) {
         vi finite = value - value == splat(0);
         if (s->pass == SUM_PRODUCTS) {
@@ -113,65 +124,163 @@ INLINE void take(stream *s, int mode, vf x, vf within, vf sum, int64_t count, in
     }
 }
 
-/* The part of a lane's row from pixel `from` on, in vectors of `count`; constants let the compiler unroll. */
-INLINE void take_run(stream *s, int mode, const int64_t *to_channel, int64_t neighbours, const float *within,
-                     int64_t from, int64_t to, int64_t count, int64_t stride, int dtype)
+/* The sums across channels of `count` of a vector's pixels. */
+INLINE vf sum_following(int mode, const char *x, const int64_t *to_channel, int64_t neighbours, vf exponent, int64_t count,
+                        int64_t stride, int dtype)
 {
-    for (int64_t i = from; i < to; i += VL) {
-        vf x = load_some(s->x, stride, count, dtype), sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
-        for (int64_t step = 0; step < neighbours; step++)
-            sum = add_channel(mode, sum, x - load_some(s->x + to_channel[step], stride, count, dtype), s->exponent);
-        take(s, mode, x, within ? load(within + i) : splat(0), sum, count, dtype);
-        s->x += s->x_step;
-    }
+    const vf here = load_some(x, stride, count, dtype);
+    vf sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
+    for (int64_t step = 0; step < neighbours; step++)
+        sum = add_channel(mode, sum, here - load_some(x + to_channel[step], stride, count, dtype), exponent);
+    return sum;
 }
 
-/* A lane's finished pixels; without values from within the channel those are 0. */
+/* The same for all of a lane's pixels; constants let the compiler unroll. */
+INLINE void sum_across(int mode, const char *x, const int64_t *to_channel, int64_t neighbours, vf exponent, float *across,
+                       int64_t pixels, int64_t stride, int dtype)
+{
+    int64_t i = 0;
+    for (; stride == 1 && i + VL <= pixels; i += VL, x += VL * size_of(dtype))
+        store(across + i, sum_following(mode, x, to_channel, neighbours, exponent, VL, 1, dtype));
+    for (; i < pixels; i += VL, x += VL * stride * size_of(dtype))
+        store(across + i, sum_following(mode, x, to_channel, neighbours, exponent, smaller(VL, pixels - i), stride, dtype));
+}
+
+/* The loops below are functions of their own, so that each has all registers for its constants. */
+#define FOR_EACH_DTYPE(dtype, call)                                                                                    \
+    do {                                                                                                               \
+        if ((dtype) == SIA_FLOAT32)                                                                                    \
+            call(SIA_FLOAT32);                                                                                         \
+        else if ((dtype) == SIA_BFLOAT16)                                                                              \
+            call(SIA_BFLOAT16);                                                                                        \
+        else                                                                                                           \
+            call(SIA_FLOAT16);                                                                                         \
+    } while (0)
+
+#define FIVE(dtype) sum_across(MODE, x, to_channel, 5, *exponent, across, pixels, stride, dtype)
+#define ANY(dtype) sum_across(MODE, x, to_channel, neighbours, *exponent, across, pixels, stride, dtype)
+#define ACROSS(name)                                                                                                   \
+    static NOINLINE void name(const char *x, const int64_t *to_channel, int64_t neighbours, const vf *exponent,        \
+                              float *across, int64_t pixels, int64_t stride, int dtype)                                \
+    {                                                                                                                  \
+        if (neighbours == 5)                                                                                           \
+            FOR_EACH_DTYPE(dtype, FIVE);                                                                               \
+        else                                                                                                           \
+            FOR_EACH_DTYPE(dtype, ANY);                                                                                \
+    }
+#define MODE DENSITIES
+ACROSS(densities_across)
+#undef MODE
+#define MODE SQUARES
+ACROSS(squares_across)
+#undef MODE
+#define MODE DIFFERENCES
+ACROSS(differences_across)
+#undef MODE
+#undef ACROSS
+#undef FIVE
+#undef ANY
+
+/* I of whole vectors of a lane's pixels where nothing else is asked for and they are neighbours; how many pixels. */
+INLINE int64_t information_as(const stream *s, int half, const float *within, const float *size, const float *across, int64_t pixels,
+                              int dtype)
+{
+    char *info = s->info;
+    int64_t i = 0;
+    for (; i + VL <= pixels; i += VL)
+        store_as(info + i * size_of(dtype), information_of(s, half, load(within + i), load(size + i), load(across + i)), dtype);
+    return i;
+}
+
+static NOINLINE int64_t take_information(stream *s, const float *within, const float *size, const float *across, int64_t pixels,
+                                         int dtype)
+{
+    const stream held = *s;
+    int64_t taken;
+#define HALF(dtype) taken = information_as(&held, 1, within, size, across, pixels, dtype)
+#define WHOLE(dtype) taken = information_as(&held, 0, within, size, across, pixels, dtype)
+    if (held.half)
+        FOR_EACH_DTYPE(dtype, HALF);
+    else
+        FOR_EACH_DTYPE(dtype, WHOLE);
+#undef HALF
+#undef WHOLE
+    s->info += taken * size_of(dtype);
+    return taken;
+}
+#undef FOR_EACH_DTYPE
+
+/* A lane's finished pixels; without values from within the channel only what lies across counts. */
 INLINE void take_pixels(const forward_call *call, int mode, const tile *t, int64_t lane, int64_t row, int64_t pixels,
                         const float *within, int dtype)
 {
     const plan *p = &call->p;
-    const int64_t k = t->plane[lane], s_max = p->neighbours;
+    const int64_t k = t->plane[lane], neighbours = p->neighbours, stride = call->x->stride[3];
+    const char *x = pixel(call->x, t->sample, k, row);
+    const float *size = mode == DENSITIES ? call->size + row * p->w : t->across;
     stream s = open_stream(call, mode, 3, t->sample, k, row, 1);
-    for (int64_t step = 0; step < s_max; step++)
+    for (int64_t step = 0; step < neighbours; step++)
         t->to_channel[step] = (k + step + 1 < p->c ? step + 1 : step + 1 - p->c) * call->x->stride[1] * size_of(dtype);
-    const int64_t whole = s.x_stride == 1 ? pixels / VL * VL : 0;
-    if (s_max == 5)
-        take_run(&s, mode, t->to_channel, 5, within, 0, whole, VL, 1, dtype);
-    else
-        take_run(&s, mode, t->to_channel, s_max, within, 0, whole, VL, 1, dtype);
-    for (int64_t i = whole; i < pixels; i += VL)
-        take_run(&s, mode, t->to_channel, s_max, within, i, i + 1, smaller(VL, pixels - i), s.x_stride, dtype);
+    if (mode == SQUARES)
+        squares_across(x, t->to_channel, neighbours, &s.exponent, t->across, pixels, stride, dtype);
+    else if (mode == DIFFERENCES)
+        differences_across(x, t->to_channel, neighbours, &s.exponent, t->across, pixels, stride, dtype);
+    else if (neighbours)
+        densities_across(x, t->to_channel, neighbours, &s.exponent, t->across, pixels, stride, dtype);
+    int64_t i = 0;
+    if (mode == DENSITIES && !s.gated && s.info && s.info_stride == 1 && s.channel == SIA_NO_MEAN)
+        i = take_information(&s, within, size, t->across, pixels, dtype);
+    for (; stride == 1 && i + VL <= pixels; i += VL)
+        take(&s, mode, load_as(x + i * size_of(dtype), dtype), within ? load(within + i) : splat(0), load(size + i),
+             load(t->across + i), VL, dtype);
+    for (; i < pixels; i += VL) {
+        const int64_t count = smaller(VL, pixels - i);
+        take(&s, mode, load_some(x + i * stride * size_of(dtype), stride, count, dtype), within ? load(within + i) : splat(0),
+             load(size + i), load(t->across + i), count, dtype);
+    }
     t->sums[lane][0] += sum_of(s.totals[0]);
     t->sums[lane][1] += sum_of(s.totals[1]);
 }
 
-/* The same for by_channel: a vector is a pixel's lanes, and each pixel's channels are first laid out with those that
- * follow, cyclically, as floats. */
-INLINE void take_channels(const forward_call *call, int mode, const tile *t, int64_t row, int64_t pixels,
-                          const float *within, int dtype)
+/* Lays out pixels' channels, from the tile's first on, with those that follow, cyclically, as floats. */
+INLINE void lay_out_channels(const tile *t, const char *x, int64_t bytes, int64_t pixels, int64_t reach, int dtype)
+{
+    const int64_t c = t->p->c, wanted = t->count + t->p->neighbours, direct = smaller(wanted, c - t->first), size = size_of(dtype);
+    float *to = t->scratch;
+    for (int64_t i = 0; i < pixels; i++, x += bytes, to += reach) {
+        for (int64_t j = 0; j < direct; j += VL)
+            store(to + j, load_some(x + j * size, 1, smaller(VL, direct - j), dtype));
+        for (int64_t j = direct; j < wanted; j += VL)
+            store(to + j, load_some(x + (j - direct - t->first) * size, 1, smaller(VL, wanted - j), dtype));
+    }
+}
+
+/* The same for by_channel: a vector is a pixel's lanes; constants for the neighbours and the count of lanes. */
+INLINE void take_channels(const forward_call *call, int mode, const tile *t, int64_t row, int64_t pixels, const float *within,
+                          int64_t neighbours, int64_t count, int dtype)
 {
     const plan *p = &call->p;
-    const int64_t reach = VL + p->neighbours, wanted = t->count + p->neighbours;
-    const int64_t direct = smaller(wanted, p->c - t->first), size = size_of(dtype);
-    stream s = open_stream(call, mode, 1, t->sample, t->first, row, t->count);
-    for (int64_t i = 0; i < pixels; i++) {
-        const char *start = s.x + i * s.x_step - t->first * size;
-        float *to = t->scratch + i * reach;
-        for (int64_t j = 0; j < direct; j += VL)
-            store(to + j, load_some(start + (t->first + j) * size, 1, smaller(VL, direct - j), dtype));
-        for (int64_t j = direct; j < wanted; j += VL)
-            store(to + j, load_some(start + (j - direct) * size, 1, smaller(VL, wanted - j), dtype));
+    const char *x = pixel(call->x, t->sample, t->first, row);
+    const int64_t bytes = call->x->stride[3] * size_of(dtype);
+    const float *channels = (const float *)x, *size = mode == DENSITIES ? call->size + row * p->w : NULL;
+    int64_t reach = call->x->stride[3];
+    if (dtype != SIA_FLOAT32 || count < VL || t->first + VL + neighbours > p->c) {
+        channels = t->scratch;
+        reach = VL + neighbours;
+        lay_out_channels(t, x, bytes, pixels, reach, dtype);
     }
-    for (int64_t i = 0; i < pixels; i++) {
-        const float *channels = t->scratch + i * reach;
-        vf x = load(channels), sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
-        for (int64_t step = 1; step <= s.neighbours; step++)
-            sum = add_channel(mode, sum, x - load(channels + step), s.exponent);
-        take(&s, mode, x, within ? load(within + i * VL) : splat(0), sum, t->count, dtype);
+    stream s = open_stream(call, mode, 1, t->sample, t->first, row, count);
+    for (int64_t i = 0; i < pixels; i++, channels += reach) {
+        const vf here = load(channels);
+        vf sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
+        for (int64_t step = 1; step <= neighbours; step++)
+            sum = add_channel(mode, sum, here - load(channels + step), s.exponent);
+        take(&s, mode, here, within ? load(within + i * VL) : splat(0), size ? splat(size[i]) : here, sum, count, dtype);
     }
-    for (int64_t l = 0; l < t->count; l++) {
+    for (int64_t l = 0; l < count; l++) {
         t->sums[l][0] += s.totals[0][l];
         t->sums[l][1] += s.totals[1][l];
     }
 }
+
+#endif

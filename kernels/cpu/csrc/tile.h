@@ -1,5 +1,9 @@
 /* A tile: VL planes (or strips of planes) side by side, pixel by pixel, so that one vector holds the same pixel of
  * each and a shift in the map is a shift by whole vectors: no lane is lost at a border or on a small map. */
+#ifndef SIA_TILE_H
+#define SIA_TILE_H
+
+#include "vector.h"
 
 /* Pixels that are loaded, and later finished, together: enough to spread the cost of starting, few enough for the cache. */
 #define CHUNK_PIXELS 512
@@ -31,6 +35,7 @@ typedef struct {
     int64_t *to_channel;          /* (S): from a channel to those that follow, in bytes */
     char *whole;                  /* (rows): no lane of the row is masked */
     float *scratch;               /* (VL, chunk * width + VL), or (chunk * width, VL + S) */
+    float *across;                /* (chunk * width + VL): a lane's sums across channels */
     int64_t *offset, *x_offset;   /* (radius + 1): where a row and those below start in the rings; in that of pixels */
     float exponent[VL];           /* -scale log2(e) of every lane, within channels */
     double (*sums)[2];            /* the pass's two sums of every lane */
@@ -40,6 +45,7 @@ typedef struct {
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+INLINE int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 /* How many strips to cut a plane into: few lost lanes, little halo, and enough groups of lanes for many threads where
  * that is nearly free. It depends on the sample's shape alone, so that its result depends on neither batch nor threads. */
@@ -88,8 +94,9 @@ static int open_tile(tile *t, const plan *p, int64_t sample, int64_t group, int 
     const int64_t ragged = p->strips > 1 && p->pad == 0; /* a lane's rows may lie beyond its plane */
     const int64_t masks = ragged ? p->rows * VL : 0, offsets = 2 * (p->radius + 1) + p->neighbours;
     int64_t scratch = larger(VL * (p->chunk * p->width + VL), p->chunk * p->width * (VL + p->neighbours) + VL);
-    scratch += scratch % 2;
-    const int64_t floats = x_ring + ring * (weights ? 2 : 1) + masks + scratch;
+    scratch = round_up(scratch, VL);
+    const int64_t across = round_up(p->chunk * p->width + VL, VL);
+    const int64_t floats = x_ring + ring * (weights ? 2 : 1) + masks + scratch + across;
     *t = (tile){.p = p, .sample = sample, .first = group * VL};
     t->count = smaller(VL, p->lanes - t->first);
     t->memory = malloc((size_t)floats * sizeof(float) + (size_t)offsets * sizeof(int64_t) + (size_t)p->rows + 64);
@@ -100,7 +107,8 @@ static int open_tile(tile *t, const plan *p, int64_t sample, int64_t group, int 
     t->u = t->e + ring;
     t->mask = t->u + (weights ? ring : 0);
     t->scratch = t->mask + masks;
-    t->offset = (int64_t *)(t->scratch + scratch);
+    t->across = t->scratch + scratch;
+    t->offset = (int64_t *)(t->across + across);
     t->x_offset = t->offset + p->radius + 1;
     t->to_channel = t->x_offset + p->radius + 1;
     t->whole = (char *)(t->to_channel + p->neighbours);
@@ -275,3 +283,5 @@ static int useful_threads(const plan *p)
     const double work = (double)(p->n * p->c) * (double)(p->h * p->w) * (window + 4) / 100e3;
     return work < p->options->threads ? (int)work + 1 : p->options->threads;
 }
+
+#endif

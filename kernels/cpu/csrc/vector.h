@@ -1,7 +1,26 @@
 /* Vectors of VL floats, their exponential, logarithm and conversions. Included once for each instruction set.
  *
- * Only GNU vector arithmetic, so that one text serves SSE2, AVX2, AVX-512 and NEON; the exponential alone has an
- * AVX-512 form. The file must not be compiled with -ffast-math: it breaks the range reductions. */
+ * GNU vector arithmetic, so that one text serves SSE2, AVX2, AVX-512 and NEON; a few functions have a shorter form of
+ * their own for x86. The file must not be compiled with -ffast-math: it breaks the range reductions. */
+#ifndef SIA_VECTOR_H
+#define SIA_VECTOR_H
+
+#include "common.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#ifndef VL /* so that the header can be opened by itself */
+#define VL 4
+#define NAME(function) function##_baseline
+#endif
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
+#endif
 
 typedef float vf __attribute__((vector_size(VL * 4)));
 typedef int32_t vi __attribute__((vector_size(VL * 4)));
@@ -16,10 +35,24 @@ INLINE vf load(const float *p) { return *(const vf_memory *)p; }
 INLINE void store(float *p, vf a) { *(vf_memory *)p = a; }
 INLINE vf choose(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 
-/* 2^t for t < 127, relative error 1e-7; nearly 0 below -126, NaN stays NaN. Exactly 1 at 0. */
+/* The larger of the two; NaN in `a` stays NaN. */
+INLINE vf at_least(float bound, vf a)
+{
+#if VL == 16 && defined(__x86_64__)
+    return (vf)_mm512_max_ps((__m512)splat(bound), (__m512)a);
+#elif VL == 8 && defined(__x86_64__)
+    return (vf)_mm256_max_ps((__m256)splat(bound), (__m256)a);
+#elif VL == 4 && defined(__x86_64__)
+    return (vf)_mm_max_ps((__m128)splat(bound), (__m128)a);
+#else
+    return choose(a < splat(bound), splat(bound), a);
+#endif
+}
+
+/* 2^t for t < 127; nearly 0 below -126, NaN stays NaN. Exactly 1 at 0. */
 INLINE vf exp2_of(vf t)
 {
-#ifdef SIA_AVX512
+#if VL == 16 && defined(__x86_64__)
     vf f = (vf)_mm512_reduce_ps((__m512)t, 1); /* t - floor(t), in [0, 1) */
     vf p = splat(1.8793186e-3f);
     p = p * f + 8.9909951e-3f;
@@ -28,9 +61,21 @@ INLINE vf exp2_of(vf t)
     p = p * f + 6.9315174e-1f;
     p = p * f + 1.0f;
     return (vf)_mm512_scalef_ps((__m512)p, (__m512)t); /* p * 2^floor(t) */
+#elif VL == 8 && defined(__x86_64__)
+    /* The bits of 2^(j/8), less j << 20: what z << 20 adds beside the exponent. */
+    const vi table = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+    const float magic = 1572864.0f; /* 1.5 * 2^20: leaves 8 t, rounded, in the low bits */
+    t = at_least(-126.0f, t);
+    vf z = t + magic;
+    vf f = t - (z - magic); /* in [-1/16, 1/16] */
+    vf power = (vf)((vi)_mm256_permutevar8x32_epi32((__m256i)table, (__m256i)z) + ((vi)z << 20));
+    vf p = splat(5.5504109e-2f);
+    p = p * f + 2.4025761e-1f;
+    p = p * f + 6.9314718e-1f;
+    return f * power * p + power;
 #else
     const float magic = 12583039.0f; /* 1.5 * 2^23 + 127: leaves n + 127 in the low bits */
-    t = choose(t < splat(-126.0f), splat(-126.0f), t);
+    t = at_least(-126.0f, t);
     vf z = t + magic;
     vf f = t - (z - magic); /* in [-1/2, 1/2] */
     vf p = splat(1.3264727e-3f);
@@ -46,7 +91,7 @@ INLINE vf exp2_of(vf t)
 /* log(x) for normal x > 0, absolute error 1e-7 times max(1, |log x|); NaN stays NaN. */
 INLINE vf log_positive(vf x)
 {
-#ifdef SIA_AVX512
+#if VL == 16 && defined(__x86_64__)
     vf f = (vf)_mm512_getmant_ps((__m512)x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src) - 1.5f;
     vf p = splat(-6.29995145e-3f);
     p = p * f + 1.02438882e-2f;
@@ -81,16 +126,6 @@ INLINE vf exp_minus(vf x)
 
 INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp_minus(x)); }
 
-/* max(a, 0), but NaN stays NaN. */
-INLINE vf at_least_zero(vf a)
-{
-#ifdef SIA_AVX512
-    return (vf)_mm512_max_ps(_mm512_setzero_ps(), (__m512)a);
-#else
-    return choose(a < splat(0), splat(0), a);
-#endif
-}
-
 INLINE vf sign(vf a) { return choose(a > splat(0), splat(1), choose(a < splat(0), splat(-1), a)); }
 INLINE vf absolute(vf a) { return (vf)((vi)a & 0x7fffffff); }
 
@@ -118,15 +153,26 @@ INLINE vh float_to_bf16(vf a)
 
 INLINE vf half_to_float(vh a)
 {
+#if VL == 16 && defined(__x86_64__)
+    return (vf)_mm512_cvtph_ps((__m256i)a);
+#elif VL == 8 && defined(__x86_64__)
+    return (vf)_mm256_cvtph_ps((__m128i)a);
+#else
     vu u = __builtin_convertvector(a, vu);
     vu magnitude = (u & 0x7fff) << 13;
     vu special = (vu)(magnitude >= (vu)splat_int(0x0f800000));
     vf scaled = (vf)magnitude * 5.192296858534828e33f; /* 2^112: moves the exponent's bias */
     return (vf)((vu)scaled | ((u & 0x8000) << 16) | (special & 0x7f800000));
+#endif
 }
 
 INLINE vh float_to_half(vf a)
 {
+#if VL == 16 && defined(__x86_64__)
+    return (vh)_mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT);
+#elif VL == 8 && defined(__x86_64__)
+    return (vh)_mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT);
+#else
     vu u = (vu)a & 0x7fffffff, sign = ((vu)a >> 16) & 0x8000;
     vu normal = (u - 0x38000000 + 0xfff + ((u >> 13) & 1)) >> 13;
     vu small = (vu)((vf)u + 0.5f) - 0x3f000000;
@@ -135,6 +181,7 @@ INLINE vh float_to_half(vf a)
     vu h = (small & is_small) | (normal & ~is_small);
     h = (h & ~is_large) | (0x7c00 & is_large) | (0x200 & is_nan);
     return __builtin_convertvector(h | sign, vh);
+#endif
 }
 
 /* VL neighbouring elements of a map, as floats. */
@@ -159,7 +206,7 @@ INLINE int64_t size_of(int dtype) { return dtype == SIA_FLOAT32 ? 4 : 2; }
 /* The first `count` of VL neighbouring elements, without touching the others; those are 0. */
 INLINE vf load_first(const char *p, int64_t count, int dtype)
 {
-#ifdef SIA_AVX512
+#if VL == 16 && defined(__x86_64__)
     const __mmask16 mask = (__mmask16)((1u << count) - 1);
     if (dtype == SIA_FLOAT32)
         return (vf)_mm512_maskz_loadu_ps(mask, p);
@@ -175,7 +222,7 @@ INLINE vf load_first(const char *p, int64_t count, int dtype)
 
 INLINE void store_first(char *p, int64_t count, vf a, int dtype)
 {
-#ifdef SIA_AVX512
+#if VL == 16 && defined(__x86_64__)
     const __mmask16 mask = (__mmask16)((1u << count) - 1);
     if (dtype == SIA_FLOAT32)
         _mm512_mask_storeu_ps(p, mask, (__m512)a);
@@ -281,3 +328,5 @@ INLINE void transpose(vf row[VL])
 #undef PAIRS_HIGH
 #undef BLOCKS_EVEN
 #undef BLOCKS_ODD
+
+#endif
