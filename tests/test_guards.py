@@ -103,9 +103,9 @@ print((resident("VmHWM") - before) / (x.numel() * 4))
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells peak memory, other systems do not")
-@pytest.mark.parametrize(("backend", "maps"), [("cpu", 1.1), ("reference", 6.0)])
+@pytest.mark.parametrize(("backend", "maps"), [("cpu", 1.1), ("reference", 7.0)])
 def test_peak_memory(backend: str, maps: float) -> None:
-    """Of the output and little else; the reference holds five maps, where K^2 is 121."""
+    """Of the output and little else; the reference holds six maps, the pairs' a little larger, where K^2 is 121."""
     reason = backends.unavailable(backend)
     if reason is not None:
         pytest.skip(reason)
