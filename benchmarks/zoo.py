@@ -8,6 +8,7 @@ so an interrupted walk goes on where it stopped; those that failed are. ``--fres
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import fnmatch
 import multiprocessing
@@ -80,6 +81,9 @@ def examine(job: tuple[str, str]) -> dict[str, Any]:
     try:
         model = make(library, name)
         row["family"] = type(model).__module__.rpartition(".")[2]
+        if library == "transformers":  # its models add hooks of their own in their first forward pass
+            with contextlib.suppress(Exception):  # one that needs more than pictures is refused below
+                _ran(model)
         before = _shape_of(model)
         try:
             sites = find_sites(model)
@@ -119,22 +123,29 @@ def _check_injected(model: nn.Module, names: list[str], keys: list[str]) -> None
         return hook
 
     handles = [module.register_forward_hook(counted(name)) for name, module in sia_modules(model).items()]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        inputs = inputs_for(model)
-        output = model.get_submodule(entry(model))(*inputs.args, **inputs.kwargs)
+        output = _ran(model)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     _require(set(counts.values()) == {1}, f"sites ran {counts} times")
     parameters = [(key, parameter) for key, parameter in model.named_parameters() if _is_new(key)]
     total = torch.stack([tensor.sum() for tensor in _tensors(output) if tensor.requires_grad]).sum()
     grads = torch.autograd.grad(total, [parameter for _, parameter in parameters], allow_unused=True)
     missed = [key for (key, _), grad in zip(parameters, grads, strict=True) if grad is None]
     _require(not missed, f"no gradient reaches {missed[:2]}")
+
+
+def _ran(model: nn.Module) -> Any:
+    """Run the model in evaluation mode on what it declares."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        inputs = inputs_for(model)
+        return model.get_submodule(entry(model))(*inputs.args, **inputs.kwargs)
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _is_new(key: str) -> bool:

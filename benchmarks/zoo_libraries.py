@@ -159,7 +159,8 @@ def _ultralytics(name: str) -> nn.Module:
 def _open_clip(name: str) -> nn.Module:
     import open_clip
 
-    made: nn.Module = open_clip.create_model(name, pretrained=None)
+    with torch.device("meta"):
+        made: nn.Module = open_clip.create_model(name, pretrained=None, device="meta")
     return made.to("meta")
 
 

@@ -41,6 +41,27 @@ def test_injected_and_refused(zoo: dict[str, Any], tmp_path: Path, capsys: pytes
     assert "resnet10t" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("library", "pattern", "needs", "layout", "family"),
+    [
+        ("transformers", "ResNetModel", "transformers", "NCHW", "modeling_resnet"),
+        ("smp", "Unet/resnet18", "segmentation_models_pytorch", "NCHW", "model"),
+        ("ultralytics", "yolov8n-cls.yaml", "ultralytics", "NCHW", "tasks"),
+        ("open_clip", "ViT-S-16", "open_clip", "NLC", "model"),
+        ("torchvision-video", "r3d_18", "torchvision", "NCTHW", "resnet"),
+    ],
+)
+def test_other_libraries(
+    zoo: dict[str, Any], tmp_path: Path, library: str, pattern: str, needs: str, layout: str, family: str
+) -> None:
+    pytest.importorskip(needs, reason=f"needs {needs}")
+    output = tmp_path / "coverage.csv"
+    assert zoo["main"](["--library", library, "--pattern", pattern, "--output", str(output)]) == 0
+    row = rows(output)[pattern]
+    assert (row["library"], row["outcome"], row["layout"], row["family"]) == (library, "injected", layout, family)
+    assert row["sites"] == "3"
+
+
 def test_goes_on_where_it_stopped(zoo: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "coverage.csv"
     zoo["main"](["--pattern", "resnet10t", "--output", str(output)])

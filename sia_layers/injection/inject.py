@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -34,6 +35,7 @@ from sia_layers.kernels.options import as_choice
 
 Model = TypeVar("Model", bound=nn.Module)
 
+FUSE: Final = "reparameterize"  # of timm's blocks, which freezes all parameters that it does not fuse
 FROM_THE_HOST: Final = ("channels", "device", "dtype")
 
 
@@ -197,10 +199,22 @@ def _attach(model: nn.Module, site: Site, attention: Injected, relay: Relay) -> 
         raise InjectionError(f"{site.host!r} has something called {CHILD!r} already; name another module")
     host.add_module(CHILD, attention if site.alone else SiteGroup({str(site.item): attention}))
     setattr(host, ATTRIBUTE, relay)
+    if hasattr(host, FUSE):
+        setattr(host, FUSE, functools.partial(_fused, host))
     if site.side == "input":
         host.register_forward_pre_hook(input_hook)
     else:
         host.register_forward_hook(output_hook, prepend=True, with_kwargs=True)
+
+
+def _fused(host: nn.Module) -> None:
+    """Stand in for a block's own method, which would freeze the parameters of SIA."""
+    injected = host._modules[CHILD]
+    assert injected is not None
+    flags = [(parameter, parameter.requires_grad) for parameter in injected.parameters()]
+    getattr(type(host), FUSE)(host)
+    for parameter, learns in flags:
+        parameter.requires_grad_(learns)
 
 
 def _watch_patches(patches: nn.Module, name: str, relay: Relay) -> None:
@@ -236,6 +250,7 @@ def _detach(model: nn.Module) -> bool:
                 if hooks[key] is not patch_hook:
                     found = True
                     module._modules.pop(CHILD, None)
+                    module.__dict__.pop(FUSE, None)
                 del hooks[key]
                 options.pop(key, None)
         for attribute in (ATTRIBUTE, PATCHES):

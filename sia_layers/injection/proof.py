@@ -218,25 +218,35 @@ class _Survey:
 
     def _site(self, candidate: Candidate, reading: _Reading, alone: bool, bypassed: bool) -> Site:
         channels, expected = reading.layout.channels(reading.tensor), candidate.stage.channels
-        if expected not in (None, channels) and candidate.side == "output" and reading.item is None:
+        tried = reading.layout._replace(stride=1)  # whose grid is the tokens' own, not that of the patches
+        maps = tried.read(reading.tensor, [tried.grid]).maps
+        reduction = max(1, round(self.inputs.picture.shape[-2] / max(1, maps.shape[-2])))
+        declares = expected is not None and candidate.side == "output" and reading.item is None
+        if declares and channels != expected and not self._was_pruned(candidate, reading, reduction):
             raise LayoutError(
                 f"{candidate.host!r} gives {tuple(reading.tensor.shape)}, with {channels} channels as "
                 f"{reading.layout.kind}, but the model declares {expected}; name the module that gives them"
             )
-        tried = reading.layout._replace(stride=1)  # whose grid is the tokens' own, not that of the patches
-        maps = tried.read(reading.tensor, [tried.grid]).maps
         return Site(
             host=candidate.host,
             side=candidate.side,
             stage=candidate.stage.name,
             channels=channels,
-            reduction=max(1, round(self.inputs.picture.shape[-2] / max(1, maps.shape[-2]))),
+            reduction=reduction,
             layout=reading.layout,
             patches=reading.patches,
             item=reading.item,
             alone=alone,
             bypassed=bypassed,
         )
+
+    def _was_pruned(self, candidate: Candidate, reading: _Reading, reduction: int) -> bool:
+        """Tell whether a stage differs from what is declared in its width alone, as pruning leaves it."""
+        try:
+            kind = self._proved_kind(candidate, reading.item, reading.tensor)
+        except LayoutError:
+            return False
+        return kind == reading.layout.kind and reduction == candidate.stage.reduction
 
     def _check_firings(self, candidate: Candidate) -> None:
         counts = {other.host: len(self.first.firings[other.key]) for other in self.candidates}

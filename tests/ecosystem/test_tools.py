@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 from ecosystem_checks import channels, difference
@@ -81,15 +83,22 @@ def test_grad_cam(name: str) -> None:
     assert difference(model(x), expected) == 0
 
 
-def test_cams_that_change_the_batch_or_the_channels_in_mid_pass() -> None:
+@pytest.mark.parametrize(
+    ("way", "layer", "aggregate"),
+    [
+        ("ScoreCAM", "layer1", True),  # runs many masked pictures in batches of another size
+        ("AblationCAM", "layer3", True),  # puts a layer of its own in the host's place, and changes channels
+        ("AblationCAM", "layer1", False),  # so with aggregation only the last site's host will do
+    ],
+)
+def test_cams_that_change_the_batch_or_the_channels_in_mid_pass(way: str, layer: str, aggregate: bool) -> None:
     cam = pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam")
     targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
-    model, x = injected("resnet10t"), pictures()
+    model, x = injected("resnet10t", aggregate=aggregate), pictures()
     expected = model(x)
-    for way in (cam.ScoreCAM, cam.AblationCAM):
-        with way(model=model, target_layers=[model.layer1[0]]) as explainer:
-            explainer.batch_size = 32
-            assert explainer(input_tensor=x, targets=[targets.ClassifierOutputTarget(0)] * 2).shape == (2, 64, 64)
+    with getattr(cam, way)(model=model, target_layers=[getattr(model, layer)[0]]) as explainer:
+        explainer.batch_size = 32
+        assert explainer(input_tensor=x, targets=[targets.ClassifierOutputTarget(0)] * 2).shape == (2, 64, 64)
     assert difference(model(x), expected) == 0
     assert len(sia_modules(model)) == 3
 
@@ -130,7 +139,7 @@ def test_opacus_gives_gradients_by_sample() -> None:
     opacus = pytest.importorskip("opacus", reason="needs opacus")
     model, x = injected("vit_tiny_patch16_224", aggregate=False), pictures()
     assert not opacus.validators.ModuleValidator.validate(model.train(), strict=False)
-    private = opacus.GradSampleModule(model)
+    private = opacus.GradSampleModule(model, loss_reduction="sum")
     private(x).square().sum().backward()
     singly = injected("vit_tiny_patch16_224", aggregate=False).train()
     for index in range(2):
@@ -180,9 +189,13 @@ def test_timm_reparameterizes_blocks_that_are_hosts(name: str) -> None:
         for parameter in sia_parameters(model):
             parameter.add_(0.05)
     expected = model.eval()(x)
-    fused = timm.utils.reparameterize_model(model)
+    torch.save(model, file := io.BytesIO())
+    file.seek(0)
+    fused = timm.utils.reparameterize_model(torch.load(file, weights_only=False))
     assert list(sia_modules(fused)) == list(sia_modules(model))
     assert torch.allclose(fused(x), expected, rtol=1e-4, atol=1e-5)
     assert all(parameter.requires_grad for parameter in sia_parameters(fused))
     eject_sia(fused)
     assert fused(x).isfinite().all()
+    eject_sia(model)
+    assert not any("reparameterize" in vars(module) for module in model.modules())
