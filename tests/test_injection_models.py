@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from sia_layers.injection import eject_sia, errors, find_sites, inject_sia, sia_modules, sia_parameters
+from sia_layers.injection import eject_sia, find_sites, inject_sia, sia_modules, sia_parameters
 from sia_layers.injection.relay import relay_of
 
 
