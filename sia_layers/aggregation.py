@@ -187,8 +187,9 @@ def max_pool_to(x: Tensor, size: Sequence[int]) -> Tensor:
         return _pooled_by_index(x, size)
     if divides and x.is_contiguous() and not x.requires_grad:
         return _largest(_largest(x, 2, rows), 3, columns)
-    memory_format = torch.channels_last if x.device.type == "cpu" else torch.preserve_format
-    return F.adaptive_max_pool2d(x.contiguous(memory_format=memory_format), (rows, columns))
+    if x.device.type == "cpu":
+        x = x.contiguous(memory_format=torch.channels_last)
+    return F.adaptive_max_pool2d(x, (rows, columns))
 
 
 def _largest(x: Tensor, axis: int, count: int) -> Tensor:

@@ -258,3 +258,10 @@ def test_bad_maps_of_aggregation() -> None:
         SIAggregation([3], 4, form="cheap")
     with pytest.raises(TypeError, match="SIAggregation has no argument 'channel'; did you mean 'channels'"):
         SIAggregation([3], channel=4)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("form", ["published", "pooled"])
+@pytest.mark.parametrize("size", [(4, 4), (3, 5)])
+def test_every_device_pools_maps_of_every_size(form: str, size: tuple[int, int]) -> None:
+    layer = SIAggregation([4], 6, form=form, device="meta").eval()
+    assert layer([torch.empty(2, 4, 8, 8, device="meta")], size=size).shape == (2, 6, *size)

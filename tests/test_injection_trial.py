@@ -104,9 +104,9 @@ def test_a_failure_after_the_change_began_is_undone(monkeypatch: pytest.MonkeyPa
     before = snapshot(model)
     from sia_layers.injection import inject
 
-    def fails_later(model: nn.Module, site: object, attention: object, attach=inject._attach) -> None:  # type: ignore[no-untyped-def]
-        attach(model, site, attention)
-        calls.append(site)
+    def fails_later(*args: object, attach=inject._attach) -> None:  # type: ignore[no-untyped-def]
+        attach(*args)
+        calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
 

@@ -106,7 +106,9 @@ def stages_of(model: nn.Module) -> Stages:
 
 def _returns_features(module: nn.Module) -> bool:
     """Tell whether this is an encoder of segmentation_models_pytorch of its own making: it returns its features."""
-    return origin(module).__module__.startswith("segmentation_models_pytorch.encoders") and hasattr(module, "get_stages")
+    return origin(module).__module__.startswith("segmentation_models_pytorch.encoders") and hasattr(
+        module, "get_stages"
+    )
 
 
 def _within(prefix: str, stages: Sequence[Stage]) -> tuple[Stage, ...]:

