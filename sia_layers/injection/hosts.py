@@ -41,8 +41,9 @@ def check_supported(model: nn.Module) -> None:
             raise AlreadyInjectedError(f"the model holds SIA at {name!r} already; call eject_sia(model) first")
         if getattr(getattr(module, "_hf_hook", None), "offload", False):
             raise UnsupportedModelError(
-                f"{name or 'the model'!r} is offloaded by accelerate, whose hooks would not bring new parameters along; "
-                "inject first and offload after, or call accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+                f"{name or 'the model'!r} is offloaded by accelerate, whose hooks would not bring new parameters "
+                "along; inject first and offload after, or call "
+                "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
             )
         kind = type(module).__name__
         if kind in ("DistributedDataParallel", "FullyShardedDataParallel") or kind.startswith("FSDP"):

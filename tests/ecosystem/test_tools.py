@@ -58,7 +58,10 @@ def test_captum_explains(name: str) -> None:
         attr.Occlusion(model).attribute(x, target=0, sliding_window_shapes=(3, 32, 32), strides=(3, 32, 32)),
     ]
     assert all(value.shape == x.shape and value.isfinite().all() for value in found)
-    for value in (attr.LayerActivation(model, site).attribute(x), attr.LayerGradCam(model, site).attribute(x, target=0)):
+    for value in (
+        attr.LayerActivation(model, site).attribute(x),
+        attr.LayerGradCam(model, site).attribute(x, target=0),
+    ):
         assert value.isfinite().all()
     assert difference(model(x), expected) == 0  # and its hooks are gone
 

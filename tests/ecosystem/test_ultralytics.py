@@ -40,7 +40,7 @@ def injected() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def test_the_backbone_is_taken(injected: tuple[nn.Module, Tensor, Tensor]) -> None:
-    model, x, boxes = injected
+    model, _, boxes = injected
     assert list(sia_modules(model)) == ["model.2.sia", "model.4.sia", "model.6.sia"]
     assert channels(sia_modules(model)) == [32, 64, 128] and boxes.shape == (1, 7, 84)
 
@@ -80,7 +80,7 @@ def test_fusing_keeps_sia(injected: tuple[nn.Module, Tensor, Tensor]) -> None:
     assert torch.isfinite(fused(x)[0]).all()
 
 
-def test_its_own_exporter_to_torchscript(
+def test_its_own_exporter_to_torchscript_and_onnx(
     injected: tuple[nn.Module, Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ultralytics import YOLO
@@ -96,3 +96,9 @@ def test_its_own_exporter_to_torchscript(
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(exported(x), again.model.eval()(x)[0], rtol=1e-3, atol=1e-2)
+        expected = again.model.eval()(x)[0]
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    path = again.export(format="onnx", imgsz=64, dynamic=True, simplify=False, verbose=False)  # with dynamo=False
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert torch.allclose(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-2)
