@@ -203,7 +203,7 @@ def test_one_process_of_fully_sharded_data_parallel() -> None:
 
 
 def test_scripting_is_refused_with_what_works() -> None:
-    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace, torch\.export or torch\.onnx\.export"):
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace\(model, example\), torch\.export"):
         torch.jit.script(resnet())
 
 

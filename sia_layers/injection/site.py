@@ -153,12 +153,6 @@ class Injected(SIAttention):
         order = torch.tensor(self.layout.order, device=device)
         return order, order.argsort()
 
-    def __prepare_scriptable__(self) -> nn.Module:
-        raise RuntimeError(
-            "torch.jit.script cannot compile an injected site; use torch.jit.trace, torch.export or torch.onnx.export, "
-            "or call eject_sia(model) first"
-        )
-
 
 class InjectedSIAttention(Injected, SIAttention):
     """A site that gates pixels by their self-information."""
