@@ -18,6 +18,13 @@ if not GPU:
     # Triton's interpreter lets its kernels serve CPU tensors; the variable is read when triton is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+try:
+    from PIL import Image as PILLOW
+
+    OPEN = PILLOW.open
+except ImportError:
+    PILLOW = OPEN = None
+
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("local", max_examples=40, **COMMON)
 settings.register_profile("thorough", max_examples=2000, **COMMON)
@@ -69,6 +76,13 @@ def poison() -> Iterator[None]:
     yield
     torch.utils.deterministic.fill_uninitialized_memory = filled
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(autouse=True)
+def _pillow_as_it_comes() -> None:
+    """Undo what ultralytics, once imported, does to Pillow for the whole process: files are read otherwise then."""
+    if PILLOW is not None:
+        PILLOW.open = OPEN
 
 
 @pytest.fixture(autouse=True)
