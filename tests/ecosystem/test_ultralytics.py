@@ -56,7 +56,8 @@ def test_training(injected: tuple[nn.Module, Tensor, Tensor]) -> None:
     optimizer.step()
     ema.update(model)
     assert len(sia_modules(ema.ema)) == 3 and torch.isfinite(ema.ema(x)[0]).all()
-    assert difference(injected[0](x)[0], boxes) == 0  # the copy's training is the copy's own
+    with torch.no_grad():  # as the boxes were found; with a gradient other kernels run
+        assert difference(injected[0](x)[0], boxes) == 0  # the copy's training is the copy's own
 
 
 def test_the_whole_model_is_pickled_as_the_trainer_does(injected: tuple[nn.Module, Tensor, Tensor]) -> None:
