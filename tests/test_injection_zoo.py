@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from sia_layers.injection.errors import OutputTypeError
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -27,9 +29,16 @@ def rows(path: Path) -> dict[str, dict[str, str]]:
         return {row["model"]: row for row in csv.DictReader(file)}
 
 
-def test_injected_and_refused(zoo: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_injected_and_refused(
+    zoo: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "coverage.csv"
     assert zoo["main"](["--pattern", "resnet10t", "--output", str(output)]) == 0
+
+    def refuses(model: nn.Module) -> None:
+        raise OutputTypeError("'features.1' gives a list of 2")
+
+    monkeypatch.setitem(zoo["main"].__globals__, "find_sites", refuses)  # no model of timm is refused
     assert zoo["main"](["--pattern", "selecsls42", "--output", str(output)]) == 0
     found = rows(output)
     assert found["resnet10t"]["outcome"] == "injected" and found["resnet10t"]["hosts"] == "layer1.0 layer2.0 layer3.0"
