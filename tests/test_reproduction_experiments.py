@@ -208,8 +208,8 @@ def test_gains_have_a_rate_of_their_own() -> None:
     groups = training._groups(tiny_lite("SIA"), SETTINGS)
     found = {(group["params"][0].ndim, group["lr"], group["weight_decay"]): len(group["params"]) for group in groups}
     rate = SETTINGS.learning_rate
-    assert set(found) == {(4, rate, 0.01), (1, rate, 0.0), (0, training.GAIN_RATE * rate, 0.0)}
-    assert found[0, training.GAIN_RATE * rate, 0.0] == 2  # one for each site
+    assert set(found) == {(4, rate, 0.01), (1, rate, 0.0), (1, training.GAIN_RATE * rate, 0.0)}
+    assert found[1, training.GAIN_RATE * rate, 0.0] == 2  # one for each site
     assert len(training._groups(Tiny(), SETTINGS)) == 2
 
 

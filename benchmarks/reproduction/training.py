@@ -264,10 +264,12 @@ def _groups(detector: nn.Module, settings: Settings) -> list[dict[str, Any]]:
     """Weights are decayed; biases and what norms learn are not; and gains have a rate of their own."""
     learned = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     rate = settings.learning_rate
+    gains = {module.gain for module in detector.modules() if isinstance(module, SIAttention)}
+    others = [each for each in learned if each not in gains]
     groups = [
-        {"params": [each for each in learned if each.ndim > 1], "lr": rate, "weight_decay": settings.weight_decay},
-        {"params": [each for each in learned if each.ndim == 1], "lr": rate, "weight_decay": 0.0},
-        {"params": [each for each in learned if each.ndim == 0], "lr": GAIN_RATE * rate, "weight_decay": 0.0},
+        {"params": [each for each in others if each.ndim > 1], "lr": rate, "weight_decay": settings.weight_decay},
+        {"params": [each for each in others if each.ndim <= 1], "lr": rate, "weight_decay": 0.0},
+        {"params": [each for each in learned if each in gains], "lr": GAIN_RATE * rate, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
