@@ -64,7 +64,9 @@ def windows(x: Tensor) -> None:
     scale = squares.mean() * 49 / 48  # the centre is no neighbour of its own
     figure, axes = row(5)
     show(axes[0], grey[0, 0], "a channel, two windows", cmap="gray")
-    for index, ((i, j), colour) in enumerate((((52, 200), "tab:cyan"), ((214, 92), "tab:orange"))):
+    rarest = divmod(int(info[16:-16, 16:-16].argmax()), info.shape[1] - 32)
+    improbable = rarest[0] + 16, rarest[1] + 16
+    for index, ((i, j), colour) in enumerate(((improbable, "tab:cyan"), ((150, 118), "tab:orange"))):
         axes[0].add_patch(Rectangle((j - 8, i - 8), 17, 17, fill=False, edgecolor=colour, linewidth=2))
         window, weights = axes[1 + 2 * index], axes[2 + 2 * index]
         show(window, grey[0, 0, i - 3 : i + 4, j - 3 : j + 4], "its 7 × 7 pixels", cmap="gray", vmin=0, vmax=1)
