@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib as mpl
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sia_layers import SIAggregation, self_information
 
-matplotlib.use("Agg")
+mpl.use("Agg")
 IMAGES = Path(__file__).parent / "images"
 
 
