@@ -16,7 +16,7 @@ class Device:
 
     Attributes:
         name: of the product.
-        target: the one of ``sia_layers.kernels.triton.compile.TARGETS`` that it runs.
+        target: the one of ``benchmarks.gpu_compile.TARGETS`` that it runs.
         multiprocessors: SMs or compute units.
         clock: in Hz.
         special: exponentials, logarithms and reciprocals, in lanes a cycle and multiprocessor.

@@ -23,16 +23,16 @@ from torch import Tensor
 
 from benchmarks import gpu_tables, harness, timing
 from benchmarks.gpu_code import Counts, Loop, count, parse, resolve
+from benchmarks.gpu_compile import TARGETS, Compiled, compile_launch, launches
 from benchmarks.gpu_rates import A100, B200, DEVICES, H100, MI300X, Device
 from sia_layers.kernels.options import Options
-from sia_layers.kernels.triton.compile import TARGETS, Compiled, compile_launch, launches
 from sia_layers.kernels.triton.configs import ceil_div
 from sia_layers.kernels.triton.launch import Launch
 
 SHAPE: Final = (2, 64, 64, 64)
 KERNEL_SIZES: Final = (3, 5, 7)
 DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
-FUNCTIONS: Final = ("self_information", "attend", "self_information_backward", "gate", "channel_mean")
+FUNCTIONS: Final = ("self_information", "gate_and_mean", "self_information_backward", "gate", "channel_mean")
 PAGE_DEVICES: Final = (A100, H100, B200, MI300X)
 QUICK_TARGETS: Final = ("sm_80", "sm_90", "sm_100", "gfx942")
 KINDS: Final = ("exponential", "special", "float32", "packed float32", "alu", "product", "scalar", "control", "load",
@@ -119,7 +119,7 @@ class Expectation(NamedTuple):
 def expectation(launch: Launch) -> Expectation | None:
     """What the formula needs for one output; None for the reductions of partial sums, whose outputs are no pixels."""
     given = launch.arguments
-    name, window, channels = launch.kernel.__name__, given.get("K", 1) ** 2 - 1, given.get("S", 0)
+    name, window, channels = launch.kernel.name, given.get("K", 1) ** 2 - 1, given.get("S", 0)
     distance = given.get("DISTANCE", name == "distances")
     if name == "finish":
         return None
@@ -142,7 +142,7 @@ def expectation(launch: Launch) -> Expectation | None:
 
 def loops(launch: Launch) -> tuple[Loop, ...]:
     """The loops of a kernel's source, outermost first; a compiler may write some out."""
-    given, name = launch.arguments, launch.kernel.__name__
+    given, name = launch.arguments, launch.kernel.name
     size, channels = given.get("K", 1), given.get("S", 0)
     if name == "spread":
         inner = (Loop(size // 2), Loop(channels))
@@ -154,7 +154,7 @@ def loops(launch: Launch) -> tuple[Loop, ...]:
 def tiles(launch: Launch) -> int:
     """Tiles of one program."""
     given = launch.arguments
-    if launch.kernel.__name__ not in ("spread", "distances"):
+    if launch.kernel.name not in ("spread", "distances"):
         return 1
     return min(int(given["PER"]), ceil_div(given["H"], given["TH"]) * ceil_div(given["W"], given["TW"]))
 
@@ -211,7 +211,7 @@ def measure(targets: Sequence[str], chosen: Sequence[Case]) -> Iterator[Row]:
             timing.progress(f"{target} ({number + 1} of {len(targets)}): case {done + 1} of {len(chosen)}")
             options = Options(kernel_size=case.kernel_size)
             for launch in launches(options, SHAPE, case.dtype, case.channels_last, (case.function,)):
-                key = (launch.kernel.__name__, launch.num_warps, str(launch.arguments))
+                key = (launch.kernel.name, launch.num_warps, str(launch.arguments))
                 if key not in seen:
                     seen.add(key)
                     yield Row(case, compile_launch(launch, target))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-import torch
 from torch import Tensor, nn
 
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+from sia_layers.kernels.private_torch import HOOKS, any_global_hook
 
 
 class Unscriptable(nn.Module):
@@ -29,7 +28,7 @@ def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     attributes = module.__dict__
     if type(module) is not kind or "forward" in attributes or any(attributes[name] for name in HOOKS):
         return False
-    return not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    return not any_global_hook()
 
 
 def matrix_of(module: nn.Module) -> Tensor | None:

@@ -21,9 +21,7 @@ from torch import Tensor, nn
 from sia_layers._keywords import refuse_unknown
 from sia_layers._modules import Unscriptable, matrix_of, untouched
 from sia_layers.kernels import backends, ops
-from sia_layers.kernels.options import Options, as_bool, as_choice, as_float, as_int, check_map
-
-CHANNEL_GATES = ("excite", "mean")
+from sia_layers.kernels.options import CHANNEL_MEANS, Options, as_bool, as_choice, as_float, as_int, check_map
 
 
 class SelfInformation(Unscriptable):
@@ -174,7 +172,7 @@ class SIAttention(Unscriptable):
             padding_mode=padding_mode,
         )
         self.spatial = as_bool("spatial", spatial)
-        self.channel = None if channel is None else as_choice("channel", channel, CHANNEL_GATES)
+        self.channel = None if channel is None else as_choice("channel", channel, CHANNEL_MEANS)
         if not self.spatial and self.channel is None:
             raise ValueError("spatial=False with channel=None leaves nothing to gate; switch one of the gates on")
         self.detach = as_bool("detach", detach)
@@ -260,7 +258,7 @@ class SIAttention(Unscriptable):
         return self._gated(source, info if self.spatial else None, mean, base), info
 
     def _infer(self, source: Tensor, base: Tensor) -> Tensor:
-        gated, mean = ops.attend(source, self.options, self.spatial, self.channel or "", self.backend)
+        gated, mean = ops.gate_and_mean(source, self.options, self.spatial, self.channel or "", self.backend)
         return self._gated(gated if self.spatial else source, None, mean, base)
 
     def _source(self, x: Tensor, aggregate: Tensor | None) -> Tensor:

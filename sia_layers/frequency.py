@@ -29,9 +29,9 @@ from torch import Tensor
 from sia_layers._keywords import refuse_unknown
 from sia_layers.attention import SIAttention
 from sia_layers.kernels import ops
-from sia_layers.kernels.backends import constant_when_compiled
-from sia_layers.kernels.layout import is_channels_last
+from sia_layers.kernels.memory_format import is_channels_last
 from sia_layers.kernels.options import Options, as_choice, as_int, check_map
+from sia_layers.kernels.private_torch import constant_when_compiled
 from sia_layers.kernels.reference import wide_dtype
 
 BLOCKS: Final = {"dct": (2, 4, 8, 16), "haar": (2,)}  # sides that each transform takes
@@ -100,7 +100,7 @@ class FrequencySIAttention(SIAttention):
 
     def _infer(self, source: Tensor, base: Tensor) -> Tensor:
         found = [
-            ops.attend(band, self.options, self.spatial, self.channel or "", self.backend)
+            ops.gate_and_mean(band, self.options, self.spatial, self.channel or "", self.backend)
             for band in analysed(source, self.block)
         ]
         gated, means = ([pair[index] for pair in found] for index in (0, 1))

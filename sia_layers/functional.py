@@ -152,5 +152,5 @@ def average_self_information(
     if torch.is_grad_enabled() and x.requires_grad:
         mean = ops.channel_mean(ops.self_information(x, options, backend), "excite", backend)
     else:
-        _, mean = ops.attend(x, options, spatial=False, channel="excite", backend=backend)
+        _, mean = ops.gate_and_mean(x, options, spatial=False, mean_kind="excite", backend=backend)
     return (mean.mean(1) if reduction == "mean" else mean.sum(1)).to(x.dtype)

@@ -16,8 +16,8 @@ from sia_layers.injection.errors import DryRunError, nearest
 from sia_layers.injection.hosts import host_of, unwrapped
 from sia_layers.injection.inputs import inputs_of_batch
 from sia_layers.injection.layouts import Grid, grids_in
+from sia_layers.injection.module import patch_grid
 from sia_layers.injection.proof import Candidate, Said, Site
-from sia_layers.injection.site import patch_grid
 from sia_layers.injection.sites import StageRequest, as_requests, check_known, choose, complete
 from sia_layers.injection.stages import Stage, Stages, stages_of
 from sia_layers.injection.state_dict import found_sites

@@ -47,10 +47,10 @@ class Box(NamedTuple):
     height: float
 
 
-class Layout(NamedTuple):
-    """Where the parts of a figure lie, in inches."""
+class Page(NamedTuple):
+    """The size of a figure and the places of its panels, in inches."""
 
-    page: tuple[float, float]
+    size: tuple[float, float]
     photo: Box
     info: Box
     overlay: Box
@@ -67,19 +67,19 @@ def draw(photo: Photo, info: Tensor, caption: str = "") -> Figure:
     """
     mean = info.detach().cpu().float().mean(1, keepdim=True)
     pixels, values = _image(photo.pixels), _image(mean)[..., 0]
-    layout, top = arrange(photo.width / photo.height), _top(mean.numpy())
+    page, top = arrange(photo.width / photo.height), _top(mean.numpy())
     norm = Normalize(0, top)
-    figure = Figure(figsize=layout.page)
+    figure = Figure(figsize=page.size)
     FigureCanvasAgg(figure)
-    _headline(figure, layout.photo.left, f"Self-information of {photo.name}", caption)
-    axes = _panel(figure, layout.photo, "Photo", picture=True)
+    _headline(figure, page.photo.left, f"Self-information of {photo.name}", caption)
+    axes = _panel(figure, page.photo, "Photo", picture=True)
     axes.imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
-    axes = _panel(figure, layout.info, "Self-information", picture=True)
+    axes = _panel(figure, page.info, "Self-information", picture=True)
     axes.imshow(values, cmap=COLOURS, norm=norm)
-    _colour_bar(figure, layout.info, norm, mean.max().item() > top)
-    axes = _panel(figure, layout.overlay, "Overlay", picture=True)
+    _colour_bar(figure, page.info, norm, mean.max().item() > top)
+    axes = _panel(figure, page.overlay, "Overlay", picture=True)
     axes.imshow(_overlay(pixels, COLOURS(norm(values))[..., :3]))
-    axes = _panel(figure, layout.distribution, "Distribution", picture=False)
+    axes = _panel(figure, page.distribution, "Distribution", picture=False)
     _histogram(axes, mean.flatten(), norm)
     return figure
 
@@ -120,26 +120,24 @@ def draw_sites(photo: Photo, maps: Mapping[str, Tensor], caption: str = "") -> F
     return figure
 
 
-def arrange(aspect: float) -> Layout:
+def arrange(aspect: float) -> Page:
     """Lay the panels out for photographs of a given width / height: a square, or a strip if they are long."""
     left, right, bottom, head, title, axis = 0.85, 0.95, 0.7, 1.0, 0.45, 0.9
     if aspect > 2:  # panoramas: one below the other
         width, height, below = 9.0, max(9 / aspect, 0.6), 2.4
         rows = [bottom + below + title + row * (height + title) for row in (2, 1, 0)]
         photo, info, overlay = (Box(left, row, width, height) for row in rows)
-        page = (left + width + right, rows[0] + height + head)
-        return Layout(page, photo, info, overlay, Box(left, bottom, width, below))
+        size = (left + width + right, rows[0] + height + head)
+        return Page(size, photo, info, overlay, Box(left, bottom, width, below))
     if aspect < 0.5:  # towers: one beside the other
         width, height, beside = max(6 * aspect, 1.8), 6.0, 3.6
         columns = (left, left + width + axis / 2, left + 2 * width + axis / 2 + right)
         photo, info, overlay = (Box(column, bottom, width, height) for column in columns)
         distribution = Box(columns[2] + width + axis, bottom, beside, height)
-        return Layout(
-            (distribution.left + beside + axis / 2, bottom + height + head), photo, info, overlay, distribution
-        )
+        return Page((distribution.left + beside + axis / 2, bottom + height + head), photo, info, overlay, distribution)
     width, height = 4.6 * min(1, aspect), 4.6 * min(1, 1 / aspect)
     second, upper = left + width + axis, bottom + height + title
-    return Layout(
+    return Page(
         (second + width + right, upper + height + head),
         Box(left, upper, width, height),
         Box(second, upper, width, height),

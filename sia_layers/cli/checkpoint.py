@@ -15,6 +15,7 @@ from sia_layers.cli.weights import read_file
 from sia_layers.injection import find_sites, inject_sia
 from sia_layers.injection.config import config_in
 from sia_layers.injection.errors import InjectionError, nearest
+from sia_layers.injection.names import CHILD, EXTRA_STATE
 
 # Where scripts keep their weights: of several that fit equally well the first is taken.
 WITHIN: Final = (
@@ -27,7 +28,8 @@ PREFIXES: Final = (
     *("base_model.", "_model.", "_module.", "_forward_module."),
 )
 WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-EXTRA: Final = "._extra_state"  # what modules keep of their own, which load_state_dict need not find
+EXTRA: Final = f".{EXTRA_STATE}"  # what modules keep of their own, which load_state_dict need not find
+INJECTED: Final = f".{CHILD}."  # in the keys of SIA's parameters
 BOOKKEEPING: Final = frozenset({"n_averaged"})  # AveragedModel counts the models in its average
 
 
@@ -132,15 +134,14 @@ def injected_as(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Any] | No
 
 def _guessed(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Any] | None:
     """The arguments as the names of the parameters tell them, for checkpoints from before they held a configuration."""
-    names = {prefix for prefix, found, _ in (key.partition(".sia.") for key in state) if found}
+    names = {prefix for prefix, found, _ in (key.partition(INJECTED) for key in state) if found}
     if not names:
         return None
-    parts = {key.partition(".sia.")[2] for key in state if ".sia." in key}
-    hidden = {state[f"{name}.sia.fc1.weight"].shape[0] for name in names if f"{name}.sia.fc1.weight" in state}
+    parts = {key.partition(INJECTED)[2] for key in state if INJECTED in key}
     arguments: dict[str, Any] = {
         "aggregate": any(part.startswith("aggregation.") for part in parts),
         "identity_init": "gain" in parts,
-        "channel": "excite" if hidden else "mean",
+        "channel": "excite" if "fc1.weight" in parts else "mean",
     }
     try:
         default = {site.host for site in find_sites(model)} == names
@@ -161,7 +162,7 @@ def load(model: nn.Module, checkpoint: Checkpoint) -> None:
             continue
         if value.shape != own[key].shape and not value.numel() == own[key].numel() == 1:
             raise Refusal(f"{path} has {key!r} as {tuple(value.shape)}, the model as {tuple(own[key].shape)}")
-        if ".sia." in key and value.is_floating_point() and not torch.isfinite(value).all():
+        if INJECTED in key and value.is_floating_point() and not torch.isfinite(value).all():
             raise Refusal(
                 f"{path} has {key!r} not finite: it was never initialised, as where a model's weights are loaded after "
                 "SIA was injected; call reset_sia_parameters(model) before training, or load first and inject after"

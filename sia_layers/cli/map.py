@@ -25,6 +25,7 @@ from sia_layers.cli.folders import Photos
 from sia_layers.frequency import frequency_self_information
 from sia_layers.functional import self_information
 from sia_layers.injection import sia_modules
+from sia_layers.injection.names import CHILD
 from sia_layers.inspection import capture_self_information
 from sia_layers.kernels import backends
 from sia_layers.kernels.options import Options
@@ -168,7 +169,7 @@ def _of_model(given: argparse.Namespace, backbone: models.Backbone, photo: Photo
             model(pixels)
         seconds = time.perf_counter() - start
     options = next(iter(sia_modules(model).values())).options  # a checkpoint may hold its own
-    maps = {name.removesuffix(".sia"): info.float().cpu() for name, info in maps.items()}
+    maps = {name.removesuffix(f".{CHILD}"): info.float().cpu() for name, info in maps.items()}
     caption = [f"{backbone.name}, {backbone.weights}", f"{seen.width} × {seen.height} pixels"]
     figure = visualize.draw_sites(
         seen, maps, " · ".join([*caption, *described(options, min(info.shape[1] for info in maps.values()))])

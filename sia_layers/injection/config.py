@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sia_layers.attention import SIAttention
 from sia_layers.injection.errors import ConfigError
+from sia_layers.injection.names import CHILD, EXTRA_STATE
 
 VERSION: Final = 1
 AGGREGATE_FORMS: Final[dict[bool | str, str | None]] = {True: "published", "pooled": "pooled", False: None}
@@ -98,7 +99,7 @@ def config_in(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the arguments of inject_sia that a state dict carries; None if it carries none."""
     for name, value in state_dict.items():
         parts = name.split(".")
-        if parts[-1] == "_extra_state" and "sia" in parts:
+        if parts[-1] == EXTRA_STATE and CHILD in parts:
             config = Config.from_tensor(value)
             if config is not None:
                 return config.arguments

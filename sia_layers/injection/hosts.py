@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from sia_layers.injection.errors import AlreadyInjectedError, UnknownStageError, UnsupportedModelError
-from sia_layers.injection.site import is_site
+from sia_layers.injection.module import is_site
+from sia_layers.kernels.private_torch import BATCH_NORM, CONVOLUTION
 
 DENSE_BLOCKS: Final = frozenset({"DenseBlock", "_DenseBlock", "DenseStage"})  # their last layer is not their output
 CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -88,13 +89,13 @@ def _is_trimming(module: nn.Module) -> bool:
     """Whether it is a layer that merely follows a block: a norm, a dropout, nothing."""
     if isinstance(module, (nn.Identity, nn.Dropout)) or type(module).__name__ == "DropPath":
         return True
-    convolves = any(isinstance(child, nn.modules.conv._ConvNd) for child in module.modules())
+    convolves = any(isinstance(child, CONVOLUTION) for child in module.modules())
     return "Norm" in type(module).__name__ and not convolves
 
 
 def _activation(module: nn.Module) -> str | None:
     """The activation in a batch norm that has one: converting to synchronised batch norms drops the norm's hooks."""
-    activation = module._modules.get("act") if isinstance(module, nn.modules.batchnorm._BatchNorm) else None
+    activation = module._modules.get("act") if isinstance(module, BATCH_NORM) else None
     return None if activation is None or isinstance(activation, nn.Identity) else "act"
 
 
@@ -116,7 +117,7 @@ def _transition(model: nn.Module, name: str) -> str:
         inner = {
             child: value
             for child, value in module._modules.items()
-            if value is not None and not isinstance(value, (nn.modules.batchnorm._BatchNorm, nn.ReLU))
+            if value is not None and not isinstance(value, (BATCH_NORM, nn.ReLU))
         }
         if not inner:
             break

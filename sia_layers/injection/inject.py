@@ -10,17 +10,13 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sia_layers.injection import trial
+from sia_layers.injection import dry_run
 from sia_layers.injection.config import AGGREGATE_FORMS, Config, resolved
 from sia_layers.injection.errors import FiringError, InjectionError
 from sia_layers.injection.hosts import unwrapped
 from sia_layers.injection.inputs import inputs_for
-from sia_layers.injection.proof import Site
-from sia_layers.injection.relay import ATTRIBUTE, Relay
-from sia_layers.injection.site import (
-    CHILD,
+from sia_layers.injection.module import (
     DOMAINS,
-    PATCHES,
     Injected,
     Leading,
     Place,
@@ -29,14 +25,19 @@ from sia_layers.injection.site import (
     output_hook,
     patch_hook,
 )
+from sia_layers.injection.names import CHILD, PATCHES, RELAY
+from sia_layers.injection.proof import Site
+from sia_layers.injection.relay import Relay
 from sia_layers.injection.sites import StageRequest, find_sites
 from sia_layers.injection.state_dict import not_injected
 from sia_layers.kernels.options import as_choice
+from sia_layers.kernels.private_torch import hook_tables
 
 Model = TypeVar("Model", bound=nn.Module)
 
 FUSE: Final = "reparameterize"  # of timm's blocks, which freezes all parameters that it does not fuse
 FROM_THE_HOST: Final = ("channels", "device", "dtype")
+OWN_HOOKS: Final = (output_hook, input_hook, patch_hook)
 
 
 def inject_sia(
@@ -198,7 +199,7 @@ def _attach(model: nn.Module, site: Site, attention: Injected, relay: Relay) -> 
     if hasattr(host, CHILD):
         raise InjectionError(f"{site.host!r} has something called {CHILD!r} already; name another module")
     host.add_module(CHILD, attention if site.alone else SiteGroup({str(site.item): attention}))
-    setattr(host, ATTRIBUTE, relay)
+    setattr(host, RELAY, relay)
     if hasattr(host, FUSE):
         setattr(host, FUSE, functools.partial(_fused, host))
     if site.side == "input":
@@ -219,7 +220,7 @@ def _fused(host: nn.Module) -> None:
 
 def _watch_patches(patches: nn.Module, name: str, relay: Relay) -> None:
     if not hasattr(patches, PATCHES):
-        setattr(patches, ATTRIBUTE, relay)
+        setattr(patches, RELAY, relay)
         setattr(patches, PATCHES, name)
         patches.register_forward_hook(patch_hook, prepend=True)
 
@@ -228,7 +229,7 @@ def _check_firings(
     model: nn.Module, sites: list[Site], example_input: Any, example_kwargs: Mapping[str, Any] | None
 ) -> None:
     inputs = inputs_for(model, example_input, example_kwargs)
-    ran = trial.run(model, inputs, [(site.name, "output") for site in sites])
+    ran = dry_run.run(model, inputs, [(site.name, "output") for site in sites])
     counts = {name: len(firings) for (name, _), firings in ran.firings.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         uneven = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
@@ -242,18 +243,15 @@ def _detach(model: nn.Module) -> bool:
     """Take out every injected module and hook; whether there was any."""
     found = False
     for module in list(model.modules()):
-        for hooks, options, own in (
-            (module._forward_hooks, module._forward_hooks_with_kwargs, (output_hook, patch_hook)),
-            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, (input_hook,)),
-        ):
-            for key in [key for key, hook in hooks.items() if hook in own]:
+        for hooks, with_kwargs in hook_tables(module):
+            for key in [key for key, hook in hooks.items() if hook in OWN_HOOKS]:
                 if hooks[key] is not patch_hook:
                     found = True
                     module._modules.pop(CHILD, None)
                     module.__dict__.pop(FUSE, None)
                 del hooks[key]
-                options.pop(key, None)
-        for attribute in (ATTRIBUTE, PATCHES):
+                with_kwargs.pop(key, None)
+        for attribute in (RELAY, PATCHES):
             module.__dict__.pop(attribute, None)
     return found
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from sia_layers.injection.errors import DryRunError, NoStagesError
 from sia_layers.injection.families import config_of, family_of, origin
+from sia_layers.kernels.private_torch import pytree
 
 
 class Inputs(NamedTuple):

@@ -135,11 +135,16 @@ class Layout(NamedTuple):
         )
 
     def fits(self, length: int, grid: Grid) -> bool:
-        """Tell whether so many tokens are this grid with prefix tokens before it."""
-        cells = 1
-        for side in grid:
-            cells *= side
-        return length - cells in self.prefixes
+        """Tell whether ``length`` tokens are this grid after a possible number of prefix tokens."""
+        return length - cell_count(grid) in self.prefixes
+
+
+def cell_count(grid: Grid) -> int:
+    """Return the number of cells of a grid; its sides may be symbols while a compiler traces."""
+    count = 1
+    for side in grid:
+        count *= side
+    return count
 
 
 def strided(grid: Grid, stride: int) -> Grid:

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from sia_layers.injection import trial
+from sia_layers.injection import dry_run
 from sia_layers.injection.errors import (
     DryRunError,
     FiringError,
@@ -20,10 +19,12 @@ from sia_layers.injection.errors import (
 from sia_layers.injection.families import MAP_ITEMS, UNREADABLE_FAMILIES, family_at, known_kind
 from sia_layers.injection.inputs import Inputs
 from sia_layers.injection.layouts import KINDS, Grid, Layout
-from sia_layers.injection.site import Item
+from sia_layers.injection.module import Item
+from sia_layers.injection.names import child_of
 from sia_layers.injection.stages import Stage
 from sia_layers.injection.tokens import Tokens, patch_module
 from sia_layers.kernels.options import as_bool, as_choice, as_int
+from sia_layers.kernels.private_torch import pytree
 
 # The axes that change with the picture's rows and columns, and the layout that this proves.
 CHANGED: Final[dict[tuple[int, ...], str]] = {(2, 3): "NCHW", (1, 2): "NHWC", (1,): "NLC"}
@@ -60,7 +61,7 @@ class Site(NamedTuple):
     @property
     def name(self) -> str:
         """Full name of the SIA module there."""
-        own = f"{self.host}.sia" if self.host else "sia"
+        own = child_of(self.host)
         return own if self.alone else f"{own}.{self.item}"
 
 
@@ -73,7 +74,7 @@ class Candidate(NamedTuple):
     declared: bool
 
     @property
-    def key(self) -> trial.Key:
+    def key(self) -> dry_run.Key:
         """What a dry run watches."""
         return self.host, self.side
 
@@ -179,16 +180,16 @@ class _Survey:
         self.convs = [
             name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Conv3d)) and name
         ]
-        self.first = trial.run(model, inputs, self.watched, parts=[scope], shapes=self.convs)
-        self.others: dict[tuple[int, ...], trial.Trial | None] = {}
+        self.first = dry_run.run(model, inputs, self.watched, parts=[scope], shapes=self.convs)
+        self.others: dict[tuple[int, ...], dry_run.DryRun | None] = {}
         self.tokens = Tokens(model, self.first, inputs.picture, said.grid, said.prefix_tokens, self.at)
 
-    def at(self, *size: int) -> trial.Trial | None:
+    def at(self, *size: int) -> dry_run.DryRun | None:
         """Return a dry run at another (frames,) height and width; None if the model does not take it."""
         if size not in self.others:
             try:
                 inputs = self.inputs.resized(*size)
-                self.others[size] = trial.run(self.model, inputs, self.watched)
+                self.others[size] = dry_run.run(self.model, inputs, self.watched)
             except DryRunError:
                 self.others[size] = None
         return self.others[size]
@@ -270,7 +271,7 @@ class _Survey:
                 "the first site to the last, so run the backbone once after the other, or inject with one stage alone"
             )
 
-    def _readings(self, candidate: Candidate, firing: trial.Firing) -> list[_Reading]:
+    def _readings(self, candidate: Candidate, firing: dry_run.Firing) -> list[_Reading]:
         """Return the items of a host's output that can be read as maps."""
         wanted = MAP_ITEMS.get(family_at(self.model, candidate.host).name)
         items = [entry for entry in items_of(firing.value) if wanted is None or entry[0] in (None, wanted)]
@@ -377,7 +378,7 @@ class _Survey:
         if not any(part.depends_on(nodes) for part in self.first.parts.values()):
             return f"the model's output does not depend on the output of {host!r}; name a module that it depends on"
         parents = [host.rsplit(".", depth)[0] for depth in range(host.count("."), 0, -1)]
-        around = trial.run(self.model, self.inputs, [candidate.key], parts=parents)
+        around = dry_run.run(self.model, self.inputs, [candidate.key], parts=parents)
         again = [node for firing in around.firings[candidate.key] for node in firing.nodes if node is not None]
         advice = "name a module that the whole signal goes through, such as a whole block or stage"
         if self.scope and not f"{host}.".startswith(f"{self.scope}."):

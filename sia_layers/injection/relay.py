@@ -15,15 +15,15 @@ recomputation finds those of its own pass by walking back along its own graph. T
 from __future__ import annotations
 
 import threading
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sia_layers.injection.layouts import Grid
+from sia_layers.injection.names import RELAY
 from sia_layers.kernels import ops
-
-ATTRIBUTE: Final = "_sia_relay"  # of every module that takes part: hosts, and the modules that make the patches
+from sia_layers.kernels.private_torch import current_node, graph_task
 
 
 class Passed(NamedTuple):
@@ -79,7 +79,7 @@ class Relay(threading.local):
     def leave(self, passed: Passed | None, output: Tensor) -> None:
         """Leave ``passed`` for the next site; ``output`` is the tensor that the next site is computed from."""
         if recomputing():
-            _left_at(torch._C._current_autograd_node())[self, "again"] = passed
+            _left_at(current_node())[self, "again"] = passed
         else:
             self.slot.passed = passed
         self.remember(passed, output)
@@ -97,13 +97,13 @@ class Relay(threading.local):
         """
         if not recomputing():
             return self.slot.passed
-        passed = _left_at(torch._C._current_autograd_node()).get((self, "again"))
+        passed = _left_at(current_node()).get((self, "again"))
         if passed is None or len(passed.maps) < sites:
             passed = self._recalled(sites)
         return passed and passed.until(sites)
 
     def _recalled(self, sites: int) -> Passed | None:
-        waiting: list[Any] = [torch._C._current_autograd_node()]
+        waiting: list[Any] = [current_node()]
         seen: set[Any] = set()
         found: Passed | None = None
         while waiting:
@@ -122,13 +122,13 @@ class Relay(threading.local):
 
 def relay_of(module: nn.Module) -> Relay:
     """Return the relay of a host, or of a module that makes patches."""
-    relay: Relay = getattr(module, ATTRIBUTE)
+    relay: Relay = getattr(module, RELAY)
     return relay
 
 
 def recomputing() -> bool:
     """Tell whether this runs inside a backward pass, as the recomputation of a checkpoint does."""
-    return not _hidden() and torch._C._current_graph_task_id() != -1
+    return not _hidden() and graph_task() != -1
 
 
 def _left_at(node: Any) -> dict[Any, Any]:

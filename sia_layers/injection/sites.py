@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sia_layers.injection import proof, trial
+from sia_layers.injection import dry_run, proof
 from sia_layers.injection.errors import InjectionError, NoStagesError, UnknownStageError, nearest
 from sia_layers.injection.hosts import check_supported, host_of, unwrapped
 from sia_layers.injection.inputs import Inputs, inputs_for
@@ -152,7 +152,7 @@ def _candidates(model: nn.Module, chosen: Sequence[Stage], known: Stages) -> lis
 
 def _traced(model: nn.Module, inputs: Inputs, known: Stages) -> Stages:
     """The stages of an encoder that returns its features: the modules that gave them."""
-    found = trial.run(model, inputs, [], parts=[known.scope], features=[known.scope]).makers[known.scope]
+    found = dry_run.run(model, inputs, [], parts=[known.scope], features=[known.scope]).makers[known.scope]
     if not found:
         raise NoStagesError(
             f"the features of {known.scope or type(model).__name__!r} are no module's own outputs; name modules in "

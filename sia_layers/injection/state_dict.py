@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from sia_layers.attention import SIAttention
 from sia_layers.injection.errors import NotInjectedError, StateDictError, nearest
-from sia_layers.injection.site import Injected, Leading
-
-EXTRA_STATE = "_extra_state"
+from sia_layers.injection.module import Injected, Leading
+from sia_layers.injection.names import EXTRA_STATE
 
 
 def sia_modules(model: nn.Module) -> dict[str, SIAttention]:

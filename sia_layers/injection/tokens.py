@@ -7,11 +7,11 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from sia_layers.injection import trial
+from sia_layers.injection import dry_run
 from sia_layers.injection.errors import LayoutError
 from sia_layers.injection.families import PREFIX_FIRST, ancestors, declared_prefixes, family_at, token_order
-from sia_layers.injection.layouts import Grid, Layout, grids_in, strided
-from sia_layers.injection.site import patch_grid
+from sia_layers.injection.layouts import Grid, Layout, cell_count, grids_in, strided
+from sia_layers.injection.module import patch_grid
 from sia_layers.injection.stages import Stage
 
 # Where a model's patches come from, nearest first: their grid is the tokens' grid.
@@ -36,16 +36,16 @@ class Tokens:
     def __init__(
         self,
         model: nn.Module,
-        found: trial.Trial,
+        found: dry_run.DryRun,
         picture: Tensor,
         grid: Grid | None,
         prefix_tokens: int | None,
-        at: Callable[[int, int], trial.Trial | None],
+        at: Callable[[int, int], dry_run.DryRun | None],
     ) -> None:
         self.model, self.found, self.picture, self.at = model, found, picture, at
         self.grid, self.prefix_tokens = grid, prefix_tokens
 
-    def layout(self, host: str, stage: Stage, tokens: Tensor, firing: trial.Firing) -> tuple[Layout, str | None]:
+    def layout(self, host: str, stage: Stage, tokens: Tensor, firing: dry_run.Firing) -> tuple[Layout, str | None]:
         """Return the layout of a host's tokens, and the module whose patches tell their grid in a forward pass.
 
         Raises:
@@ -67,9 +67,7 @@ class Tokens:
         )
 
     def _as_said(self, host: str, length: int, grid: Grid) -> Layout:
-        cells = 1
-        for side in grid:
-            cells *= side
+        cells = cell_count(grid)
         prefix = length - cells if self.prefix_tokens is None else self.prefix_tokens
         if prefix < 0 or cells + prefix != length:
             raise LayoutError(
@@ -83,10 +81,7 @@ class Tokens:
 
     def _with_measured(self, host: str, prefixes: tuple[int, ...], length: int, grid: Grid) -> tuple[int, ...]:
         """The prefixes, with the number that the grid leaves where a library is known to put them all first."""
-        cells = 1
-        for side in grid:
-            cells *= side
-        left = length - cells
+        left = length - cell_count(grid)
         first = family_at(self.model, host).library in PREFIX_FIRST or left == self._special_tokens()
         measured = first and self.prefix_tokens is None and 0 <= left <= MOST_PREFIXES
         return (left,) if measured and left not in prefixes else prefixes
@@ -119,7 +114,7 @@ class Tokens:
         return None
 
     def _by_convolution(
-        self, host: str, length: int, prefixes: tuple[int, ...], firing: trial.Firing
+        self, host: str, length: int, prefixes: tuple[int, ...], firing: dry_run.Firing
     ) -> tuple[Layout, str | None]:
         """The last convolution before the host whose map has as many pixels as there are tokens, less the prefixes."""
         best: tuple[int, Layout, str] | None = None

@@ -102,7 +102,13 @@ def launches(
     shape: Sequence[int] = (2, 32, 64, 64),
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
-    functions: Sequence[str] = ("self_information", "attend", "self_information_backward", "gate", "channel_mean"),
+    functions: Sequence[str] = (
+        "self_information",
+        "gate_and_mean",
+        "self_information_backward",
+        "gate",
+        "channel_mean",
+    ),
 ) -> list[Launch]:
     """What the dispatch would launch for a map, for some of its functions; "gate" and "channel_mean" both ways."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -123,7 +129,7 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
     if interpreted():
         raise RuntimeError("kernels cannot be compiled while TRITON_INTERPRET is set; unset it and start Python anew")
     gpu = gpu_target(target)
-    kernel, arguments = launch.kernel, for_target(launch.arguments, nvidia=gpu.backend == "cuda")
+    kernel, arguments = launch.kernel.jit, for_target(launch.arguments, nvidia=gpu.backend == "cuda")
     signature = {item.name: _type(item.is_constexpr, arguments[item.name]) for item in kernel.params}
     constants = {name: arguments[name] for name, kind in signature.items() if kind == "constexpr"}
     options = launch.compile_options(nvidia=gpu.backend == "cuda")
@@ -134,7 +140,7 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
         assembly = built.asm["amdgcn"]
         registers = _amd_figure(assembly, "vgpr_count")
         spills = _amd_figure(assembly, "vgpr_spill_count") + _amd_figure(assembly, "sgpr_spill_count")
-    shared, name, num_warps = built.metadata.shared, kernel.__name__, launch.num_warps
+    shared, name, num_warps = built.metadata.shared, launch.kernel.name, launch.num_warps
     return Compiled(name, target, launch, num_warps, gpu.warp_size, registers, spills, shared, assembly)
 
 
@@ -171,13 +177,13 @@ def _self_information(x: Tensor, options: Options) -> None:
     dispatch.self_information(x, options)
 
 
-def _attend(x: Tensor, options: Options) -> None:
-    dispatch.attend(x, options, True, "excite")
+def _gate_and_mean(x: Tensor, options: Options) -> None:
+    dispatch.gate_and_mean(x, options, True, "excite")
 
 
 def _self_information_backward(x: Tensor, options: Options) -> None:
-    rows = (1, x.shape[0], 1) if options.estimator == "distance" else (2, *x.shape[:2])
-    dispatch.self_information_backward(x, x, x.new_empty(rows, dtype=torch.float32), options)
+    scale = x.new_empty(options.scale_shape(x), dtype=torch.float32)
+    dispatch.self_information_backward(x, x, scale, options)
 
 
 def _gate(x: Tensor, options: Options) -> None:
@@ -193,7 +199,7 @@ def _channel_mean(x: Tensor, options: Options) -> None:
 
 _CALLS: Final[dict[str, Callable[[Tensor, Options], None]]] = {
     "self_information": _self_information,
-    "attend": _attend,
+    "gate_and_mean": _gate_and_mean,
     "self_information_backward": _self_information_backward,
     "gate": _gate,
     "channel_mean": _channel_mean,

@@ -10,15 +10,21 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from sia_layers.injection.errors import DryRunError, ReentrantCheckpointError
 from sia_layers.injection.families import entry
 from sia_layers.injection.inputs import Inputs
+from sia_layers.kernels.private_torch import (
+    DROPOUT,
+    NORM,
+    FakeTensorMode,
+    call_eagerly,
+    forget_compiled_call,
+    pytree,
+)
 
 # What would change its statistics, or drop what is to be seen, in training mode.
-STATEFUL: Final = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+STATEFUL: Final = (NORM, DROPOUT)
 Node = Any  # of autograd's graph
 Key = tuple[str, str]  # a module's name, and "output" or "input"
 
@@ -62,7 +68,7 @@ class Part(NamedTuple):
         return any(wanted & reachable(end, frozenset()) for end in self.ends)
 
 
-class Trial(NamedTuple):
+class DryRun(NamedTuple):
     """What a dry run found.
 
     Attributes:
@@ -99,7 +105,7 @@ def run(
     parts: Iterable[str] = (),
     shapes: Iterable[str] = (),
     features: Iterable[str] = (),
-) -> Trial:
+) -> DryRun:
     """Run the model once on fake tensors.
 
     Nothing of the model changes: no statistics, modes, hooks or gradients, nor any generator of random numbers.
@@ -131,7 +137,7 @@ def run(
             "checkpoint with use_reentrant=False"
         )
     found = {"": whole, **recorder.parts}
-    return Trial(recorder.firings, found, recorder.shapes, recorder.makers)
+    return DryRun(recorder.firings, found, recorder.shapes, recorder.makers)
 
 
 class _ValuesNeededError(DryRunError):
@@ -303,7 +309,7 @@ def _forward(model: nn.Module, inputs: Inputs, recorder: _Recorder, training: bo
         try:
             with torch.random.fork_rng(devices=[]):
                 part = model.get_submodule(entry(model))
-                output = nn.Module._call_impl(part, *fakes.args, **fakes.kwargs)  # type: ignore[no-untyped-call]
+                output = call_eagerly(part, fakes.args, fakes.kwargs)
         except Exception as error:
             if recorder.complete() and _depends_on_values(error):
                 return Part(frozenset(starts), ())
@@ -387,7 +393,7 @@ def _unchanged(model: nn.Module, training: bool) -> Iterator[None]:
     try:
         for module, _ in before:
             module.training = training and not isinstance(module, STATEFUL)
-            module.__dict__.pop("_compiled_call_impl", None)  # a part compiled in place runs as it is
+            forget_compiled_call(module)
         yield
     finally:
         for module, contents in before:

@@ -14,11 +14,10 @@ from sia_layers.attention import SIAttention
 from sia_layers.frequency import FrequencySIAttention
 from sia_layers.injection.config import Config
 from sia_layers.injection.layouts import Grid, Layout, Reading, grids_in
-from sia_layers.injection.relay import ATTRIBUTE, Passed, Relay, relay_of
+from sia_layers.injection.names import CHILD, EXTRA_STATE, PATCHES, RELAY
+from sia_layers.injection.relay import Passed, Relay, relay_of
 from sia_layers.kernels import ops
 
-CHILD: Final = "sia"  # the name of the module that a host is given
-PATCHES: Final = "_sia_patches"  # the attribute that tells a module that makes patches its own full name
 Item = int | str | None  # of a host's output: a position or a key; None for the output itself
 
 
@@ -234,7 +233,7 @@ class Leading(Injected):
     ) -> None:
         """Load as any module does, and do without the configuration where an older state dict has none."""
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
-        key = f"{prefix}_extra_state"
+        key = f"{prefix}{EXTRA_STATE}"
         if key in missing_keys:
             missing_keys.remove(key)
 
@@ -313,7 +312,7 @@ def _gated(host: nn.Module, value: Any, grids: Sequence[Grid]) -> Any:
     assert sites is not None
     if isinstance(value, torch.fx.Proxy):  # torch.fx: one call in its graph, as of a layer of torch's own
         path = value.tracer.path_of_module(sites)  # type: ignore[attr-defined]
-        relay = value.tracer.create_proxy("get_attr", f"{path.rpartition('.')[0]}.{ATTRIBUTE}", (), {})
+        relay = value.tracer.create_proxy("get_attr", f"{path.rpartition('.')[0]}.{RELAY}", (), {})
         return value.tracer.create_proxy("call_module", path, (value, relay), {})
     return sites(value, relay=relay_of(host), grids=grids)
 
