@@ -142,7 +142,7 @@ def plane(base, n, c, sn, sc, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr)
 
 @triton.jit
 def pixel_at(base, offset, UINT32: tl.constexpr):
-    """Return the address ``offset`` elements into a plane; UINT32 needs one pointer ``base`` and an int32 ``offset``."""
+    """Return the address ``offset`` elements into a plane; UINT32 needs a single ``base`` and an int32 ``offset``."""
     if UINT32:
         # AMD's loads add an unsigned byte offset to a pointer that all lanes share at no cost.
         element: tl.constexpr = base.dtype.element_ty

@@ -64,7 +64,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Compute, draw and print."""
+    """Compute the self-information, draw it, and print a table."""
     photo_kernel_size = PHOTO_KERNEL_SIZE if given.domain == "spatial" else BLOCKS_KERNEL_SIZE
     options = information(given, photo_kernel_size if given.model is None else MODEL_KERNEL_SIZE)
     if given.model is None:
@@ -79,12 +79,12 @@ def run(given: argparse.Namespace) -> None:
 
 
 def _folder(given: argparse.Namespace, folder: Path, output: Path, options: Options) -> None:
-    """A figure of each photograph in a folder, under the same name with an ending of its own."""
+    """Draw each photograph in a folder, under its own path with ".png" appended."""
     _check_output(output / "figure.png" if output.is_dir() else output.with_name("figure.png"), given.dpi)
     if output.is_dir() and output.samefile(folder):
         raise Refusal(f"{output} is the folder of the photographs; choose another with -o")
     if not output.is_dir() and (output.exists() or output.suffix):
-        raise Refusal(f"{folder} is a folder, and {output} must be one for the figures of what it holds")
+        raise Refusal(f"{folder} is a folder, so {output} must be a folder as well, for the figures")
     photos = Photos([folder], without=output)
     backbone = _backbone(given, options)
     for path, photo in photos.read():
@@ -144,7 +144,7 @@ def _of_photo(given: argparse.Namespace, photo: Photo, options: Options) -> Figu
 
 
 def _of_blocks(pixels: Tensor, options: Options, backend: str) -> Tensor:
-    """The mean over the sub-bands of each channel, each block's value at all of its pixels."""
+    """Average over the sub-bands of each channel, and repeat the value of each block at all of its pixels."""
     info = frequency_self_information(pixels, **options._asdict(), block=BLOCK, backend=backend)
     mean = info.reshape(1, pixels.shape[1], -1, *info.shape[2:]).mean(2)
     whole: Tensor = mean.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)

@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Profile and print."""
+    """Profile the layers and print a table."""
     options = information(given, KERNEL_SIZE)
     with refusing(ValueError):
         if given.batch_size < 1:
@@ -60,7 +60,7 @@ def run(given: argparse.Namespace) -> None:
 
 
 class _Batches:
-    """The photographs as the model takes them, so many at once; read as they are needed."""
+    """Batches of photographs as inputs of the model, read as they are needed."""
 
     def __init__(self, backbone: models.Backbone, photos: Photos, size: int) -> None:
         self.backbone, self.photos, self.size = backbone, photos, size

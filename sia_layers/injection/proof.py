@@ -1,4 +1,4 @@
-"""Prove sites on dry runs: what a stage gives, in which layout, and that the model's output depends on it alone."""
+"""Prove sites by dry runs: what a stage returns, in which layout, and that the model's output depends on it alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sia_layers.injection.tokens import Tokens, patch_module
 from sia_layers.kernels.options import as_bool, as_choice, as_int
 from sia_layers.kernels.private_torch import pytree
 
-# The axes that change with the picture's rows and columns, and the layout that this proves.
+# The layout that follows from the axes that change with the picture's rows and columns.
 CHANGED: Final[dict[tuple[int, ...], str]] = {(2, 3): "NCHW", (1, 2): "NHWC", (1,): "NLC"}
 CHANGED_VIDEO: Final[dict[tuple[int, ...], str]] = {(3, 4): "NCTHW", (2, 3): "NTHWC"}
 
@@ -36,15 +36,15 @@ class Site(NamedTuple):
 
     Attributes:
         host: full name of the module whose output is gated.
-        side: ``"output"``, or ``"input"`` if what the host is given is gated instead.
-        stage: full name of the stage that the site ends.
-        channels: of the feature map.
-        reduction: rows of the picture to a row of the map, as measured.
-        layout: of what is gated.
+        side: ``"output"``, or ``"input"`` if the input of the host is gated instead.
+        stage: full name of the stage that the host ends.
+        channels: channels of the feature map.
+        reduction: number of rows of the picture for each row of the map, as measured.
+        layout: layout of the tensor that is gated.
         patches: full name of the module that makes the patches, for tokens.
-        item: which item of the host's output is gated, a position or a key; None for an output that is one tensor.
-        alone: whether no other item of the host's output is gated as well.
-        bypassed: whether some path from input to output leads around the site.
+        item: index or key of the item of the host's output that is gated; None if the output is one tensor.
+        alone: whether it is the only item of the host's output that is gated.
+        bypassed: whether some path from input to output bypasses the site.
     """
 
     host: str
@@ -60,13 +60,13 @@ class Site(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Full name of the SIA module there."""
+        """Full name of the SIA module at this site."""
         own = child_of(self.host)
         return own if self.alone else f"{own}.{self.item}"
 
 
 class Candidate(NamedTuple):
-    """A stage and the module that ends it, not yet proved; ``declared`` if the model itself tells of the stage."""
+    """A stage and its host, not proved yet; ``declared`` tells whether the model itself declares the stage."""
 
     stage: Stage
     host: str
@@ -75,12 +75,12 @@ class Candidate(NamedTuple):
 
     @property
     def key(self) -> dry_run.Key:
-        """What a dry run watches."""
+        """What a dry run watches: the host and its side."""
         return self.host, self.side
 
 
 class Said(NamedTuple):
-    """What the caller says of the sites, so that it need not be proved."""
+    """What the caller says about the sites, which then needs no proof."""
 
     layout: str | None = None
     grid: Grid | None = None
@@ -91,10 +91,10 @@ class Said(NamedTuple):
     def checked(
         cls, layout: str | None, grid: Sequence[int] | None, prefix_tokens: int | None, allow_bypass: bool
     ) -> Said:
-        """Check a caller's arguments.
+        """Check the arguments of a caller.
 
         Raises:
-            TypeError, ValueError: one of the wrong type or out of its range.
+            TypeError, ValueError: an argument has the wrong type or is out of range.
         """
         if layout is not None:
             as_choice("layout", layout, tuple(KINDS))
@@ -105,12 +105,12 @@ class Said(NamedTuple):
         if prefix_tokens is not None and as_int("prefix_tokens", prefix_tokens) < 0:
             raise ValueError(f"prefix_tokens must be 0 or more, got {prefix_tokens}")
         if layout not in (None, "NLC") and (grid is not None or prefix_tokens is not None):
-            raise ValueError(f"grid and prefix_tokens are of tokens, layout='NLC'; got layout={layout!r}")
+            raise ValueError(f"grid and prefix_tokens are for tokens, layout='NLC'; got layout={layout!r}")
         return cls(layout, grid, prefix_tokens, as_bool("allow_bypass", allow_bypass))
 
 
 class Proved(NamedTuple):
-    """A site, and when it runs."""
+    """A site, and its place in the order of the forward pass."""
 
     order: int
     site: Site
@@ -120,7 +120,7 @@ def prove(model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, sai
     """Return the sites of all candidates in the order in which they run.
 
     Raises:
-        InjectionError: the first candidate's that is no site.
+        InjectionError: a candidate is not a site; the error is that of the first such candidate.
     """
     found: list[Proved] = []
     for _, outcome in each(model, candidates, inputs, said, scope):
@@ -133,7 +133,7 @@ def prove(model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, sai
 def each(
     model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, said: Said, scope: str = ""
 ) -> list[tuple[Candidate, list[Proved] | InjectionError]]:
-    """Return each candidate with its sites, or with why it is none.
+    """Return each candidate with its sites, or with the error that tells why it has none.
 
     Raises:
         DryRunError: the model fails on the inputs.
@@ -149,10 +149,10 @@ def each(
 
 
 def read(model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, said: Said) -> list[Site]:
-    """Return how to read the first feature map that each candidate gives, wherever it lies in the model.
+    """Return how to read the first feature map that each candidate returns, on the trunk or not.
 
     Raises:
-        InjectionError: a candidate does not run, or gives nothing that can be read.
+        InjectionError: a candidate does not run, or returns nothing that can be read as a map.
     """
     survey = _Survey(model, candidates, inputs, said, "")
     return [survey.readable(candidate) for candidate in candidates]
@@ -163,13 +163,13 @@ class _Reading(NamedTuple):
 
     item: Item
     tensor: Tensor
-    node: int  # place of its node among those of the output
+    node: int  # index of its node among those of the output
     layout: Layout
     patches: str | None
 
 
 class _Survey:
-    """Dry runs of a model and what they tell of its candidates."""
+    """Dry runs of a model, and what they tell about its candidates."""
 
     def __init__(
         self, model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, said: Said, scope: str
@@ -185,7 +185,7 @@ class _Survey:
         self.tokens = Tokens(model, self.first, inputs.picture, said.grid, said.prefix_tokens, self.at)
 
     def at(self, *size: int) -> dry_run.DryRun | None:
-        """Return a dry run at another (frames,) height and width; None if the model does not take it."""
+        """Return a dry run at another (frames,) height and width; None if the model fails at that size."""
         if size not in self.others:
             try:
                 inputs = self.inputs.resized(*size)
@@ -207,10 +207,10 @@ class _Survey:
         return [Proved(firing.order, self._site(candidate, reading, alone, bypassed)) for reading in readings]
 
     def readable(self, candidate: Candidate) -> Site:
-        """Return the first feature map that a candidate gives, on the trunk or not.
+        """Return how to read the first feature map that a candidate returns, on the trunk or not.
 
         Raises:
-            InjectionError: it does not run, or gives none.
+            InjectionError: it does not run, or returns none.
         """
         firings = self.first.firings[candidate.key]
         if not firings:
@@ -219,14 +219,14 @@ class _Survey:
 
     def _site(self, candidate: Candidate, reading: _Reading, alone: bool, bypassed: bool) -> Site:
         channels, expected = reading.layout.channels(reading.tensor), candidate.stage.channels
-        tried = reading.layout._replace(stride=1)  # whose grid is the tokens' own, not that of the patches
+        tried = reading.layout._replace(stride=1)  # because its grid is that of the tokens, not of the patches
         maps = tried.read(reading.tensor, [tried.grid]).maps
         reduction = max(1, round(self.inputs.picture.shape[-2] / max(1, maps.shape[-2])))
         declares = expected is not None and candidate.side == "output" and reading.item is None
         if declares and channels != expected and not self._was_pruned(candidate, reading, reduction):
             raise LayoutError(
-                f"{candidate.host!r} gives {tuple(reading.tensor.shape)}, with {channels} channels as "
-                f"{reading.layout.kind}, but the model declares {expected}; name the module that gives them"
+                f"{candidate.host!r} returns {tuple(reading.tensor.shape)}, with {channels} channels as "
+                f"{reading.layout.kind}, but the model declares {expected}; name the module that returns them"
             )
         return Site(
             host=candidate.host,
@@ -242,7 +242,7 @@ class _Survey:
         )
 
     def _was_pruned(self, candidate: Candidate, reading: _Reading, reduction: int) -> bool:
-        """Tell whether a stage differs from what is declared in its width alone, as pruning leaves it."""
+        """Tell whether a stage differs from its declaration only in the number of channels, as after pruning."""
         try:
             kind = self._proved_kind(candidate, reading.item, reading.tensor)
         except LayoutError:
@@ -260,25 +260,29 @@ class _Survey:
         if other is not None:
             raise FiringError(
                 f"{what} runs {count} times in a forward pass and {other!r} {ran[other]} times; all sites must run "
-                "equally often, so leave one of them out of stages, or inject into the two parts of the model apart"
+                "equally often, so leave one of them out of stages, or inject into the parts of the model separately"
             )
         firings = [(firing.order, key) for key in self.watched for firing in self.first.firings[key]
                    if key in {other.key for other in self.candidates}]  # fmt: skip
         in_order = [key for _, key in sorted(firings)]
         if in_order != in_order[: len(ran)] * count:
             raise FiringError(
-                f"{what} runs {count} times in a forward pass, not in turn with the other sites; SIA hands maps from "
-                "the first site to the last, so run the backbone once after the other, or inject with one stage alone"
+                f"{what} runs {count} times in a forward pass, not in turn with the other sites; SIA passes maps from "
+                "the first site to the last, so finish one run of the backbone before the next, or inject at one stage"
             )
 
     def _readings(self, candidate: Candidate, firing: dry_run.Firing) -> list[_Reading]:
-        """Return the items of a host's output that can be read as maps."""
+        """Return the items of a host's output that can be read as maps.
+
+        Raises:
+            OutputTypeError, LayoutError: there is none.
+        """
         wanted = MAP_ITEMS.get(family_at(self.model, candidate.host).name)
         items = [entry for entry in items_of(firing.value) if wanted is None or entry[0] in (None, wanted)]
         if not items:
             raise OutputTypeError(
-                f"{candidate.host!r} gives {described(firing.value)}, where SIA needs a feature map; name a module "
-                "that gives a tensor"
+                f"{candidate.host!r} returns {described(firing.value)}, where SIA needs a feature map; name a module "
+                "that returns a tensor"
             )
         found: list[_Reading] = []
         refusals: list[LayoutError] = []
@@ -296,13 +300,13 @@ class _Survey:
         return found
 
     def _kind(self, candidate: Candidate, item: Item, tensor: Tensor) -> str:
-        """The kind of layout: as the caller says, as the family has it, or proved at another resolution."""
+        """Return the kind of layout: from the caller, from the family, or proved at another resolution."""
         host, shape = candidate.host, tuple(tensor.shape)
         family = family_at(self.model, host)
         if self.said.layout is not None:
             if tensor.dim() != KINDS[self.said.layout]:
                 raise LayoutError(
-                    f"layout={self.said.layout!r} was given, but {host!r} gives a tensor of shape {shape}"
+                    f"layout={self.said.layout!r} was given, but {host!r} returns a tensor of shape {shape}"
                 )
             return self.said.layout
         whole_level = type(self.model.get_submodule(host)).__name__ == "NestLevel"
@@ -313,7 +317,7 @@ class _Survey:
         return known if known is not None else self._proved_kind(candidate, item, tensor)
 
     def _proved_kind(self, candidate: Candidate, item: Item, tensor: Tensor) -> str:
-        """The channels are the axis that does not change with the resolution."""
+        """Return the kind of layout in which the channels are the axis that does not change with the resolution."""
         host, shape, axes = candidate.host, tuple(tensor.shape), range(1, tensor.dim())
         height, width = self.inputs.picture.shape[-2:]
         for size in ((2 * height, 2 * width), (height // 2, width // 2), (height + height // 2, width + width // 2)):
@@ -328,9 +332,9 @@ class _Survey:
                 return kind
             break
         raise LayoutError(
-            f"{host!r} gives a tensor of shape {shape}, and nothing proves which axis has the channels (the model "
-            "takes no other resolution, or the shape does not follow it); say layout='NCHW', 'NHWC' or 'NLC', or name "
-            "a module that gives feature maps"
+            f"{host!r} returns a tensor of shape {shape}, and nothing proves which axis has the channels (the model "
+            "takes no other resolution, or the shape does not depend on it); pass layout='NCHW', 'NHWC' or 'NLC', or "
+            "name a module that returns feature maps"
         )
 
     def _proved_video(self, candidate: Candidate, item: Item, shape: tuple[int, ...], changed: tuple[int, ...]) -> str:
@@ -343,19 +347,23 @@ class _Survey:
             if longer is None or time == [2 if kind == "NCTHW" else 1]:
                 return kind
         raise LayoutError(
-            f"{candidate.host!r} gives a tensor of shape {shape}, and nothing proves which axis is time; say "
+            f"{candidate.host!r} returns a tensor of shape {shape}, and nothing proves which axis is time; pass "
             "layout='NCTHW' or 'NTHWC'"
         )
 
     def _again(self, candidate: Candidate, item: Item, size: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The shape of an item at another size; None if the model does not take that."""
+        """Return the shape of an item at another size of the picture; None if the model fails at that size."""
         other = self.at(*size)
         firings = other.firings[candidate.key] if other is not None else []
         found = [tensor for key, tensor, _ in items_of(firings[0].value) if key == item] if firings else []
         return tuple(found[0].shape) if found else None
 
     def _gated(self, candidate: Candidate, readings: list[_Reading]) -> tuple[list[_Reading], bool]:
-        """Choose the items to gate so that the output depends on them alone; whether some path bypasses them."""
+        """Choose items to gate such that the output depends on them alone; also return whether some path bypasses them.
+
+        Raises:
+            OffTrunkError: there are no such items, and the stage is not declared nor bypasses allowed.
+        """
         judges = [self.first.parts[""], *([self.first.parts[self.scope]] if self.scope else [])]
         firings = self.first.firings[candidate.key]
 
@@ -380,7 +388,7 @@ class _Survey:
         parents = [host.rsplit(".", depth)[0] for depth in range(host.count("."), 0, -1)]
         around = dry_run.run(self.model, self.inputs, [candidate.key], parts=parents)
         again = [node for firing in around.firings[candidate.key] for node in firing.nodes if node is not None]
-        advice = "name a module that the whole signal goes through, such as a whole block or stage"
+        advice = "name a module that the whole signal passes through, such as a whole block or stage"
         if self.scope and not f"{host}.".startswith(f"{self.scope}."):
             advice = f"name a stage of {self.scope!r}, or leave stages out to have them chosen there"
         for parent in parents:
@@ -390,13 +398,13 @@ class _Survey:
                 )
                 break
         return (
-            f"the output of {host!r} does not decide the model's output: a path leads around it; {advice}, or insist "
-            "with allow_bypass=True"
+            f"the output of {host!r} does not decide the model's output: a path bypasses it; {advice}, or inject "
+            "anyway with allow_bypass=True"
         )
 
 
 def items_of(value: Any) -> list[tuple[Item, Tensor, int]]:
-    """List the floating tensors of an output: where each is in it, and its place among all of them."""
+    """List the floating-point tensors that are items of an output: key, tensor, and index among all its leaves."""
     if isinstance(value, Tensor):
         return [(None, value, 0)] if value.is_floating_point() else []
     entries = (
@@ -413,7 +421,7 @@ def items_of(value: Any) -> list[tuple[Item, Tensor, int]]:
 
 
 def described(value: Any) -> str:
-    """An output in words."""
+    """Describe an output in words."""
     if isinstance(value, (list, tuple)):
         return f"a {type(value).__name__} of {len(value)} ({', '.join(described(entry) for entry in value)})"
     return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

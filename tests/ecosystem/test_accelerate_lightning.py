@@ -81,7 +81,7 @@ def test_accelerate_offloads(name: str, way: str, tmp_path: Path) -> None:
 def test_an_offloaded_model_is_refused_in_words() -> None:
     accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
     model = accelerate.cpu_offload(made("resnet10t"), execution_device="cpu")
-    with pytest.raises(UnsupportedModelError, match="inject first and offload after"):
+    with pytest.raises(UnsupportedModelError, match="inject before offloading"):
         inject_sia(model)
     accelerate.hooks.remove_hook_from_module(model, recurse=True)
     assert len(sia_modules(inject_sia(model))) == 3
