@@ -54,7 +54,7 @@ RENAMED: Final[dict[str, tuple[str, str]]] = {
     "mvitv2": (r"^block\.", "stages."),
     "pit": (r"^(transformers\.\d+)$", r"\1.blocks"),  # the stage returns its class token separately from its map
     "twins": (r"^block\.", "blocks."),
-    "efficientvim": (r"^(stages\.\d+)$", r"\1.blocks"),  # a stage's first item goes to no other
+    "efficientvim": (r"^(stages\.\d+)$", r"\1.blocks"),  # the next stage does not use a stage's first item
 }
 # transformers: the list of the stages, or of the blocks of a plain vision transformer; the first that exists.
 TRANSFORMERS_LISTS: Final = (
