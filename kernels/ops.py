@@ -28,7 +28,7 @@ def self_information(x: Tensor, options: Options, backend: str | None = None) ->
     _check(x, options)
     chosen = _choose(x, backend)
     if chosen is None:
-        return _plainly(reference.self_information, x, options)[0]
+        return _run_reference(reference.self_information, x, options)[0]
     return cast(Tensor, _call("self_information", (x,), x, *options, chosen)[0])
 
 
@@ -42,7 +42,7 @@ def gate_and_mean(
     _check(x, options)
     chosen = _choose(x, backend)
     if chosen is None:
-        return _plainly(reference.gate_and_mean, x, options, spatial, mean_kind)
+        return _run_reference(reference.gate_and_mean, x, options, spatial, mean_kind)
     return cast("tuple[Tensor, Tensor]", _call("gate_and_mean", (x,), x, *options, spatial, mean_kind, chosen))
 
 
@@ -50,7 +50,7 @@ def channel_mean(info: Tensor, mean_kind: str, backend: str | None = None) -> Te
     """Compute what the channel gate is a function of; see :func:`sia_layers.kernels.reference.channel_mean`."""
     chosen = _choose(info, backend)
     if chosen is None:
-        return _plainly(reference.channel_mean, info, mean_kind)
+        return _run_reference(reference.channel_mean, info, mean_kind)
     return cast(Tensor, _call("channel_mean", (info,), info, mean_kind, chosen))
 
 
@@ -76,7 +76,7 @@ def gate(
     ]
     chosen = _choose(x, backend)
     if chosen is None:
-        return _plainly(reference.gate, x, *tensors)
+        return _run_reference(reference.gate, x, *tensors)
     return cast(Tensor, _call("gate", (x, *tensors), x, *tensors, chosen))
 
 
@@ -85,7 +85,7 @@ def tracing() -> bool:
     return cast(bool, torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
-def spelt_out() -> bool:
+def inlined() -> bool:
     """Tell whether calls run the reference's ATen operations, whatever the backend.
 
     They do in a graph that leaves PyTorch (export, ONNX, trace), and under torch.func and forward-mode
@@ -135,13 +135,13 @@ def _check(x: Tensor, options: Options) -> None:
 
 def _choose(x: Tensor, backend: str | None) -> str | None:
     """Return the backend for a call; None to run the reference's ATen operations without an operator."""
-    if spelt_out():
+    if inlined():
         return None
     chosen = backends.select(x, backend)
     return None if chosen == "reference" and torch.compiler.is_compiling() else chosen
 
 
-def _plainly(function: Callable[..., Result], *arguments: Any) -> Result:
+def _run_reference(function: Callable[..., Result], *arguments: Any) -> Result:
     """Call a function of the reference without an operator."""
     if not tracing():
         return function(*arguments)

@@ -27,9 +27,9 @@ class SIAggregation(Unscriptable):
         "pooled"      a = sum_s relu(bn_s(conv1x1_s(pool(I_s))))
 
     The adaptive max-pool keeps evidence that shows in a single early pixel. The later :class:`sia_layers.SIAttention`
-    takes a as its ``aggregate``. The published form is that of Sun et al., ECCV 2022. The pooled form has the same
-    parameters under the same names, but projects the small map instead of the large one: a quarter of the work if the
-    earlier map has half the stride of the later one, a sixteenth if it has a quarter.
+    takes the sum a as its ``aggregate``. The published form is that of Sun et al., ECCV 2022. The pooled form has the
+    same parameters under the same names, but projects the small map instead of the large one: a quarter of the work if
+    the earlier map has half the stride of the later one, a sixteenth if it has a quarter.
 
     Args:
         in_channels: channels of each earlier map, in order.

@@ -243,7 +243,7 @@ class SIAttention(Unscriptable):
         learns = source.requires_grad and torch.is_grad_enabled()
         # In float16, x (1 + sigmoid(I)) overflows for x in the upper half of the range, but a gain of 0 must return x.
         overflows = source.dtype == torch.float16 and self.gain is not None
-        if ops.spelt_out() or learns or overflows:
+        if ops.inlined() or learns or overflows:
             return self._attend(source, x)[0]
         return self._infer(source, x)
 

@@ -277,7 +277,7 @@ def synthesised(dc: Tensor, ac: Tensor, like: Tensor, block: int) -> Tensor:
         _matrix(block, ac)[1:],
         dc.permute(0, 2, 3, 1).reshape(n * c * rows * columns, 1) / block,
     ).reshape(n, c, rows, columns, block, block)
-    if not ops.spelt_out() and is_channels_last(like):
+    if not ops.inlined() and is_channels_last(like):
         y = blocks.permute(0, 2, 4, 3, 5, 1).reshape(n, rows * block, columns * block, c).permute(0, 3, 1, 2)
         return y[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
     y = blocks.permute(0, 1, 2, 4, 3, 5).reshape(n, c, rows * block, columns * block)
@@ -308,7 +308,7 @@ def _product(rows: Tensor, matrix: Tensor, start: Tensor | None = None) -> Tenso
     would keep them busy for minutes.
     """
     count = rows.shape[0]
-    if not (ops.spelt_out() or torch.compiler.is_compiling()) and count % ROWS:
+    if not (ops.inlined() or torch.compiler.is_compiling()) and count % ROWS:
         rows = F.pad(rows, (0, 0, 0, -count % ROWS))
         start = None if start is None else F.pad(start, (0, 0, 0, -count % ROWS))
     with _without_autocast(rows):

@@ -17,7 +17,7 @@ from sia_layers.injection.hosts import host_of, unwrapped
 from sia_layers.injection.inputs import inputs_of_batch
 from sia_layers.injection.layouts import Grid, grids_in
 from sia_layers.injection.module import patch_grid
-from sia_layers.injection.proof import Candidate, Said, Site
+from sia_layers.injection.proof import Candidate, Overrides, Site
 from sia_layers.injection.sites import StageRequest, as_requests, check_known, choose, complete
 from sia_layers.injection.stages import Stage, Stages, stages_of
 from sia_layers.injection.state_dict import found_sites
@@ -138,8 +138,8 @@ def profile_self_information(
     model = unwrapped(model)
     as_choice("reduction", reduction, REDUCTIONS)
     _check_options(options)
-    said = Said.checked(layout, grid, prefix_tokens, True)
-    plan = _Layers(model, as_requests(layers), said, key)
+    overrides = Overrides.checked(layout, grid, prefix_tokens, True)
+    plan = _Layers(model, as_requests(layers), overrides, key)
     watch: _Watch | None = None
     way, device = 0, _device(model)
     try:
@@ -171,9 +171,9 @@ class _Layers:
     """The layers to profile, and how to read their outputs, which the first batch shows."""
 
     def __init__(
-        self, model: nn.Module, requests: list[StageRequest] | None, said: Said, key: str | int | None
+        self, model: nn.Module, requests: list[StageRequest] | None, overrides: Overrides, key: str | int | None
     ) -> None:
-        self.model, self.requests, self.said, self.key = model, requests, said, key
+        self.model, self.requests, self.overrides, self.key = model, requests, overrides, key
         self.known = stages_of(model)
         check_known(model, requests, self.known)
         self.names = [] if self.known.features else self._names(self.known)
@@ -188,10 +188,10 @@ class _Layers:
         ways = inputs_of_batch(self.model, batch, self.key)
         for way, inputs in enumerate(ways):
             try:
-                known = complete(self.model, self.requests, self.known, inputs, self.said)
+                known = complete(self.model, self.requests, self.known, inputs, self.overrides)
                 self.names = self._names(known)
                 candidates = [Candidate(Stage(name, 0), name, "output", True) for name in self.names]
-                sites = proof.read(self.model, candidates, inputs, self.said)
+                sites = proof.read(self.model, candidates, inputs, self.overrides)
                 return dict(zip(self.names, sites, strict=True)), way
             except DryRunError:
                 if way == len(ways) - 1:

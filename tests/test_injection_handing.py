@@ -84,9 +84,9 @@ def agree(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     yield
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
 def test_graph_breaks_between_sites() -> None:

@@ -49,18 +49,18 @@ def add_information(command: Parser, kernel_size: str) -> None:
     default, add = Options(kernel_size=3), command.add_argument
     add("--kernel-size", type=int, metavar="K", help=f"side of the window in pixels, odd ({kernel_size})")
     add("--bandwidth", type=float, default=default.bandwidth, metavar="B",
-        help="factor on the bandwidth that is measured (%(default)s)")  # fmt: skip
+        help="factor on the measured bandwidth (%(default)s)")  # fmt: skip
     add("--adaptive", action=argparse.BooleanOptionalAction, default=default.adaptive,
-        help="measure the bandwidth, or take it as given, white being 1 (measured)")  # fmt: skip
+        help="measure the bandwidth, or use --bandwidth itself, where white is 1 (measured)")  # fmt: skip
     add("--estimator", choices=ESTIMATORS, default=default.estimator, help="(%(default)s)")
     add("--inter-channels", type=int, default=default.inter_channels, metavar="S",
-        help="other channels that each is compared with, as far as there are (%(default)s)")  # fmt: skip
+        help="number of other channels to compare each channel with, if there are as many (%(default)s)")  # fmt: skip
     add("--inter-weight", type=float, default=default.inter_weight, metavar="W",
-        help="weight of that comparison (%(default)s)")  # fmt: skip
+        help="weight of the inter-channel term (%(default)s)")  # fmt: skip
     add("--padding-mode", choices=PADDING_MODES, default=default.padding_mode,
-        help="what the window sees beyond the border (%(default)s)")  # fmt: skip
-    add("--backend", choices=backends.BACKENDS, help="what computes it (the best that can)")
-    add("--device", default="cpu", metavar="D", help="where, as torch names devices (%(default)s)")
+        help="what the window contains beyond the border (%(default)s)")  # fmt: skip
+    add("--backend", choices=backends.BACKENDS, help="backend that computes it (the best that can serve)")
+    add("--device", default="cpu", metavar="D", help="torch device to compute on (%(default)s)")
 
 
 def information(given: argparse.Namespace, kernel_size: int) -> Options:

@@ -45,21 +45,21 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command."""
     about = (
         "Compute the self-information of a photograph and draw it: photo, map, overlay and distribution. With --model, "
-        "inject SIA into a model and draw the map at every site. Of a folder draw each photograph."
+        "inject SIA into a model and draw the map at every site. For a folder, draw each of its photographs."
     )
     command = commands.add_parser("map", help="self-information of a photograph", description=about)
     option = command.add_argument
     option("photo", nargs="?", type=Path, metavar="PHOTO",
-        help="in any format that Pillow reads, or a folder of folders of such (an astronaut)")  # fmt: skip
+        help="a file in any format that Pillow reads, or a folder, with its subfolders (an astronaut)")  # fmt: skip
     option("-o", "--output", type=Path, metavar="FILE",
-        help=f"the figure, in the format that its suffix names ({FILE}); of a folder, a folder ({FOLDER})")  # fmt: skip
-    option("--dpi", type=float, default=150, metavar="N", help="pixels of the figure to an inch (%(default)s)")
+        help=f"the figure, in the format of its suffix ({FILE}); for a folder, a folder ({FOLDER})")  # fmt: skip
+    option("--dpi", type=float, default=150, metavar="N", help="pixels per inch of the figure (%(default)s)")
     option("--domain", choices=DOMAINS, default=DOMAINS[0],
-        help="of pixels, or of the DCT coefficients of blocks of 8 x 8, a window of blocks (%(default)s)")  # fmt: skip
-    add_information(command, f"{PHOTO_KERNEL_SIZE}; {MODEL_KERNEL_SIZE} in a model, {BLOCKS_KERNEL_SIZE} of blocks")
+        help="measure pixels, or DCT coefficients of 8 x 8 blocks, with a window of blocks (%(default)s)")  # fmt: skip
+    add_information(command, f"{PHOTO_KERNEL_SIZE}; {MODEL_KERNEL_SIZE} in a model, {BLOCKS_KERNEL_SIZE} for blocks")
     models.add(command, required=False)
     option("--stages", nargs="+", metavar="STAGE",
-        help="where: names of modules, patterns or reductions (the reductions 4, 8 and 16)")  # fmt: skip
+        help="where to inject: names of modules, patterns or reductions (the reductions 4, 8 and 16)")  # fmt: skip
     command.set_defaults(run=run, prog=command.prog)
 
 

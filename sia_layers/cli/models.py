@@ -75,9 +75,9 @@ def add(command: Parser, required: bool) -> None:
     option("--model", required=required, metavar="NAME", help="a model of timm or torchvision")
     weights = command.add_mutually_exclusive_group()
     weights.add_argument("--checkpoint", type=Path, metavar="FILE",
-        help="its weights: a .safetensors file, or one of torch.save, of which no code is run")  # fmt: skip
-    weights.add_argument("--pretrained", action="store_true", help="its library's weights, downloaded if need be")
-    option("--image-size", type=int, metavar="N", help="rows and columns of what the model sees (what it declares)")
+        help="its weights: a .safetensors file, or one written by torch.save; no code in it is run")  # fmt: skip
+    weights.add_argument("--pretrained", action="store_true", help="its library's weights, downloaded if necessary")
+    option("--image-size", type=int, metavar="N", help="rows and columns of the model's input (what it declares)")
 
 
 def refuse_options_without_model(given: argparse.Namespace, *more: str) -> None:

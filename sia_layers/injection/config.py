@@ -51,14 +51,14 @@ class Config(NamedTuple):
             if name not in defaults or value != defaults[name].default  # SIAttention refuses unknown names
         }
         options = {name: _named(value) if name in LAYERS else value for name, value in changed.items()}
-        said = {name: list(value) if name == "grid" else value for name, value in where.items()
+        given = {name: list(value) if name == "grid" else value for name, value in where.items()
                 if value and value != "spatial"}  # fmt: skip
         return cls({
             "version": VERSION,
             "stages": list(dict.fromkeys(stages)),
             "aggregate": aggregate,
             "identity_init": identity_init,
-            **said,
+            **given,
             **options,
         })  # fmt: skip
 

@@ -101,7 +101,7 @@ def _activation(module: nn.Module) -> str | None:
 
 
 def _transition(model: nn.Module, name: str) -> str:
-    """Return the first layer after a dense block that is not a batch norm or ReLU: its input is the block's output."""
+    """Return the first layer after a dense block that is not a batch norm or ReLU: all maps of the block go into it."""
     path = name
     while path:
         parent, _, own = path.rpartition(".")

@@ -79,7 +79,7 @@ class Candidate(NamedTuple):
         return self.host, self.side
 
 
-class Said(NamedTuple):
+class Overrides(NamedTuple):
     """What the caller says about the sites, which then needs no proof."""
 
     layout: str | None = None
@@ -90,7 +90,7 @@ class Said(NamedTuple):
     @classmethod
     def checked(
         cls, layout: str | None, grid: Sequence[int] | None, prefix_tokens: int | None, allow_bypass: bool
-    ) -> Said:
+    ) -> Overrides:
         """Check the arguments of a caller.
 
         Raises:
@@ -116,14 +116,16 @@ class Proved(NamedTuple):
     site: Site
 
 
-def prove(model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, said: Said, scope: str = "") -> list[Site]:
+def prove(
+    model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, overrides: Overrides, scope: str = ""
+) -> list[Site]:
     """Return the sites of all candidates in the order in which they run.
 
     Raises:
         InjectionError: a candidate is not a site; the error is that of the first such candidate.
     """
     found: list[Proved] = []
-    for _, outcome in each(model, candidates, inputs, said, scope):
+    for _, outcome in each(model, candidates, inputs, overrides, scope):
         if isinstance(outcome, InjectionError):
             raise outcome
         found += outcome
@@ -131,14 +133,14 @@ def prove(model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, sai
 
 
 def each(
-    model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, said: Said, scope: str = ""
+    model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, overrides: Overrides, scope: str = ""
 ) -> list[tuple[Candidate, list[Proved] | InjectionError]]:
     """Return each candidate with its sites, or with the error that tells why it has none.
 
     Raises:
         DryRunError: the model fails on the inputs.
     """
-    survey = _Survey(model, candidates, inputs, said, scope)
+    survey = _Survey(model, candidates, inputs, overrides, scope)
     outcomes: list[tuple[Candidate, list[Proved] | InjectionError]] = []
     for candidate in candidates:
         try:
@@ -148,13 +150,13 @@ def each(
     return outcomes
 
 
-def read(model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, said: Said) -> list[Site]:
+def read(model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, overrides: Overrides) -> list[Site]:
     """Return how to read the first feature map that each candidate returns, on the trunk or not.
 
     Raises:
         InjectionError: a candidate does not run, or returns nothing that can be read as a map.
     """
-    survey = _Survey(model, candidates, inputs, said, "")
+    survey = _Survey(model, candidates, inputs, overrides, "")
     return [survey.readable(candidate) for candidate in candidates]
 
 
@@ -172,9 +174,10 @@ class _Survey:
     """Dry runs of a model, and what they tell about its candidates."""
 
     def __init__(
-        self, model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, said: Said, scope: str
+        self, model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, overrides: Overrides, scope: str
     ) -> None:
-        self.model, self.candidates, self.inputs, self.said, self.scope = model, candidates, inputs, said, scope
+        self.model, self.candidates, self.inputs = model, candidates, inputs
+        self.overrides, self.scope = overrides, scope
         patches = {patch_module(model, candidate.host) for candidate in candidates} - {None}
         self.watched = {candidate.key for candidate in candidates} | {(str(name), "output") for name in patches}
         self.convs = [
@@ -182,7 +185,7 @@ class _Survey:
         ]
         self.first = dry_run.run(model, inputs, self.watched, parts=[scope], shapes=self.convs)
         self.others: dict[tuple[int, ...], dry_run.DryRun | None] = {}
-        self.tokens = Tokens(model, self.first, inputs.picture, said.grid, said.prefix_tokens, self.at)
+        self.tokens = Tokens(model, self.first, inputs.picture, overrides.grid, overrides.prefix_tokens, self.at)
 
     def at(self, *size: int) -> dry_run.DryRun | None:
         """Return a dry run at another (frames,) height and width; None if the model fails at that size."""
@@ -303,12 +306,12 @@ class _Survey:
         """Return the kind of layout: from the caller, from the family, or proved at another resolution."""
         host, shape = candidate.host, tuple(tensor.shape)
         family = family_at(self.model, host)
-        if self.said.layout is not None:
-            if tensor.dim() != KINDS[self.said.layout]:
+        if self.overrides.layout is not None:
+            if tensor.dim() != KINDS[self.overrides.layout]:
                 raise LayoutError(
-                    f"layout={self.said.layout!r} was given, but {host!r} returns a tensor of shape {shape}"
+                    f"layout={self.overrides.layout!r} was given, but {host!r} returns a tensor of shape {shape}"
                 )
-            return self.said.layout
+            return self.overrides.layout
         whole_level = type(self.model.get_submodule(host)).__name__ == "NestLevel"
         unreadable = UNREADABLE_FAMILIES.get(family[:2])
         if unreadable is not None and not whole_level:
@@ -375,7 +378,7 @@ class _Survey:
         for chosen in [*([reading] for reading in used), used]:
             if any(judge.decided_by(nodes(chosen)) for judge in judges):
                 return chosen, False
-        if candidate.declared or self.said.allow_bypass:
+        if candidate.declared or self.overrides.allow_bypass:
             of_channels = [one for one in used if one.layout.channels(one.tensor) == candidate.stage.channels]
             if used:
                 return (of_channels or used)[:1], True

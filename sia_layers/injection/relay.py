@@ -138,4 +138,4 @@ def _left_at(node: Any) -> dict[Any, Any]:
 
 def _hidden() -> bool:
     """Tell whether autograd's graph is not accessible, because a compiler or exporter traces a graph of its own."""
-    return torch.compiler.is_compiling() or ops.spelt_out()
+    return torch.compiler.is_compiling() or ops.inlined()

@@ -12,7 +12,7 @@ from sia_layers.injection import dry_run, proof
 from sia_layers.injection.errors import InjectionError, NoStagesError, UnknownStageError, nearest
 from sia_layers.injection.hosts import check_supported, host_of, unwrapped
 from sia_layers.injection.inputs import Inputs, inputs_for
-from sia_layers.injection.proof import Candidate, Said, Site
+from sia_layers.injection.proof import Candidate, Overrides, Site
 from sia_layers.injection.stages import Stage, Stages, default_stages, stages_of
 
 StageRequest = str | int  # a name, a pattern, or a reduction
@@ -62,14 +62,14 @@ def find_sites(
     """
     model = unwrapped(model)
     check_supported(model)
-    said = Said.checked(layout, grid, prefix_tokens, allow_bypass)
+    overrides = Overrides.checked(layout, grid, prefix_tokens, allow_bypass)
     requests = as_requests(stages)
     known = stages_of(model)
     check_known(model, requests, known)
     inputs = inputs_for(model, example_input, example_kwargs)
-    known = complete(model, requests, known, inputs, said)
+    known = complete(model, requests, known, inputs, overrides)
     chosen = choose(model, requests, known)
-    return proof.prove(model, _candidates(model, chosen, known), inputs, said, known.scope)
+    return proof.prove(model, _candidates(model, chosen, known), inputs, overrides, known.scope)
 
 
 def check_known(model: nn.Module, requests: list[StageRequest] | None, known: Stages) -> None:
@@ -86,13 +86,13 @@ def check_known(model: nn.Module, requests: list[StageRequest] | None, known: St
 
 
 def complete(
-    model: nn.Module, requests: list[StageRequest] | None, known: Stages, inputs: Inputs, said: Said
+    model: nn.Module, requests: list[StageRequest] | None, known: Stages, inputs: Inputs, overrides: Overrides
 ) -> Stages:
     """Return the stages, completed by dry runs as far as the requests need it."""
     if known.features:
         known = _traced(model, inputs, known)
     by_reduction = requests is None or any(isinstance(request, int) for request in requests)
-    return _measured(model, inputs, known, said) if by_reduction else known
+    return _measured(model, inputs, known, overrides) if by_reduction else known
 
 
 def as_requests(stages: StageRequest | Sequence[StageRequest] | None) -> list[StageRequest] | None:
@@ -162,13 +162,13 @@ def _traced(model: nn.Module, inputs: Inputs, known: Stages) -> Stages:
     return known._replace(stages=tuple(Stage(name, 0) for name in dict.fromkeys(found)), features=False)
 
 
-def _measured(model: nn.Module, inputs: Inputs, known: Stages, said: Said) -> Stages:
+def _measured(model: nn.Module, inputs: Inputs, known: Stages, overrides: Overrides) -> Stages:
     """Return the stages with their reductions, which a dry run measures if the model does not declare them."""
     if all(stage.reduction for stage in known.stages):
         return known
     measured = []
     candidates = _candidates(model, known.stages, known)
-    for candidate, outcome in proof.each(model, candidates, inputs, said, known.scope):
+    for candidate, outcome in proof.each(model, candidates, inputs, overrides, known.scope):
         if not isinstance(outcome, InjectionError):
             measured.append((outcome[0].order, candidate.stage._replace(reduction=outcome[0].site.reduction)))
         else:

@@ -54,7 +54,7 @@ def test_accelerate_compiles_by_regions() -> None:
     expected = model(x)
     compiled = compile_regions(model, backend="eager")
     assert difference(compiled(x), expected) < 1e-5 and len(sia_modules(compiled)) == 3
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("name", NAMES)
