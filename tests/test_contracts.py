@@ -63,3 +63,34 @@ def test_defaults_of_the_options_agree(function: Callable[..., Any]) -> None:
 def test_defaults_reach_the_layers() -> None:
     for module in (sia_layers.SelfInformation(), sia_layers.SIAttention(2), sia_layers.FrequencySIAttention(2)):
         assert module.options == Options()
+
+
+def test_kernels_with_a_window_are_marked() -> None:
+    pytest.importorskip("triton")
+    from sia_layers.kernels.triton import backward, forward, pixelwise
+    from sia_layers.kernels.triton.launch import Kernel
+
+    found = [kernel for part in (forward, backward, pixelwise) for kernel in vars(part).values()]
+    kernels = {kernel.name: kernel for kernel in found if isinstance(kernel, Kernel)}
+    assert len(kernels) == 10
+    for kernel in kernels.values():
+        assert kernel.windowed == ("K" in kernel.jit.arg_names), kernel.name
+
+
+def test_register_limits() -> None:
+    pytest.importorskip("triton")
+    from sia_layers.kernels.triton import backward, forward
+
+    x = torch.zeros(1)
+    dense = {"DISTANCE": False, "CHANNELS_LAST": True, "K": 5, "x": x}
+    for kernel, arguments, limit in (
+        (forward.information, dense, 96),
+        (forward.information, dense | {"CHANNELS_LAST": False}, None),
+        (forward.information, dense | {"DISTANCE": True}, 255),
+        (forward.distances, {}, 255),
+        (forward.spread, {}, None),
+        (backward.gather, dense, None),
+        (backward.gather, dense | {"x": x.bfloat16()}, 128),
+        (backward.shares, dense | {"DISTANCE": True}, 255),
+    ):
+        assert (kernel.registers and kernel.registers(arguments)) == limit, (kernel.name, arguments)
