@@ -319,15 +319,15 @@ def _pairs(
 ) -> Iterator[tuple[Tensor, Tensor | None, tuple[tuple[Any, ...], tuple[Any, ...]]]]:
     """Yield every pair of pixels in a window once: x[i] - x[i + o] for one of each two opposite offsets o.
 
-    Yields:
-        The map of differences; for "exclude", 0 where both pixels are inside of ``x`` and minus infinity elsewhere,
-        and None otherwise; and two crops of the map of differences to the size of ``x``, which hold at each pixel its
-        pair with the pixel that follows it and with the one that precedes it.
-
     Args:
         x: map (N, C, H, W).
         options: of the self-information.
         beyond: value of the pads for "exclude".
+
+    Yields:
+        The map of differences; for "exclude", 0 where both pixels are inside of ``x`` and minus infinity elsewhere,
+        and None otherwise; and two crops of the map of differences to the size of ``x``, which hold at each pixel its
+        pair with the pixel that follows it and with the one that precedes it.
     """
     (height, width), radius = x.shape[2:], options.radius
     padded, excludes = _pad(x, options, beyond), options.padding_mode == "exclude"
