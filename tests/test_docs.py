@@ -137,7 +137,7 @@ def fits(entry: str, message: str) -> bool:
 
 
 def test_every_entry_is_in_an_error_s_words() -> None:
-    known = {text for tree in trees() for text in texts(tree)}
+    known = {text for tree in trees() for text in texts(tree) if "\n" not in text}  # no docstrings
     assert [entry for entry in entries() if not any(fits(entry, text) for text in known)] == []
 
 
