@@ -29,7 +29,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "gallery", "examples/*.ipynb", "examples/*.zip", "scripts"]
-suppress_warnings = ["config.cache"]
+suppress_warnings = ["config.cache", "toc.empty_glob"]  # a page may come with another branch
 
 html_theme = "furo"
 html_title = f"sia-layers {release}"
@@ -81,17 +81,38 @@ sphinx_gallery_conf = {
 }
 
 
-def _links_out_of_the_pages(app: Any, name: str, source: list[str]) -> None:
-    """Turn links to folders of the repository into their names: a page can hand out a file, but no folder."""
-    page = Path(app.env.doc2path(name)).parent
+# Pages that stand at the root of the repository.
+AT_THE_ROOT = {
+    "CHANGELOG.md": "changelog.md",
+    "CODE_OF_CONDUCT.md": "conduct.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+}
+LINK = re.compile(r"\[([^\]]+)\]\(((?!\w+:|#)[^)#\s]+)((?:#[^)]*)?)\)")
+
+
+def _as_in_the_repository(app: Any, name: str, source: list[str]) -> None:
+    """Read the pages of the root where a page includes one, and turn links to folders, which no page is, into names."""
+    page = Path(app.env.doc2path(name))
+    included = re.fullmatch(r"```{include} \.\./(\w+\.md)\n```\s*", source[0])
+    if included is not None:
+        app.env.note_dependency(str(HERE.parent / included[1]), docname=name)
+        source[0] = LINK.sub(_from_the_root, (HERE.parent / included[1]).read_text(encoding="utf-8"))
 
     def named(link: re.Match[str]) -> str:
-        folder = (page / link[2]).resolve()
-        return f"{link[1]} (`{folder.relative_to(HERE.parent)}/`)" if folder.is_dir() else link[0]
+        target = (page.parent / link[2]).resolve()
+        return f"{link[1]} (`{target.relative_to(HERE.parent)}/`)" if target.is_dir() else link[0]
 
-    source[0] = re.sub(r"\[([^\]]+)\]\((\.\./[^)#]+)\)", named, source[0])
+    source[0] = LINK.sub(named, source[0])
+
+
+def _from_the_root(link: re.Match[str]) -> str:
+    text, target, anchor = link.groups()
+    inside = target.removeprefix("docs/")
+    target = AT_THE_ROOT.get(target, inside if inside != target else f"../{target}")
+    return f"[{text}]({target}{anchor})"
 
 
 def setup(app: Any) -> None:
     """Hook into the build."""
-    app.connect("source-read", _links_out_of_the_pages)
+    app.connect("source-read", _as_in_the_repository)

@@ -66,7 +66,7 @@ def test_the_code_runs(part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         if importlib.util.find_spec(library) is None:
             pytest.skip(f"needs {library}")
     monkeypatch.chdir(tmp_path)
-    exec(compile(part.code, part.name, "exec"), {"__name__": "page"})
+    exec(compile(part.code, f"<{part.name}>", "exec"), {"__name__": "page"})
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
