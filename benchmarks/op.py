@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.op [--quick] [--threads N] [--maps all] [--kernel-sizes K ...] [--passes PASS ...] [--csv FILE]
 [--plot FILE]``. Forward, backward and both over windows, feature maps of real backbones, dtypes and layouts. No
-figure is printed for a provider whose result does not agree with the reference in float64. How the time grows is
-measured by ``benchmarks.scaling``.
+figure is printed for a provider whose result does not agree with the reference in float64. The libraries of
+``benchmarks.peers`` that are installed have a row too, in float32, forward and NCHW. How the time grows is measured
+by ``benchmarks.scaling``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import harness, maps, providers, timing
+from benchmarks import harness, maps, peers, providers, timing
 from sia_layers.kernels import reference
 from sia_layers.kernels.options import Options
 
@@ -93,10 +94,15 @@ def measure(case: Case, device: torch.device, rounds: int, table: harness.Table,
     x.requires_grad_(case.direction != "forward")
     truth = _truth(x, case)
     functions = {name: providers.created(name, case.options) for name in (*PROVIDERS, ours)}
+    if device.type == "cpu" and (case.dtype, case.channels_last, case.direction) == ("float32", False, "forward"):
+        functions |= {
+            name: peers.created(name, case.options, case.shape) for name in ([] if memory else peers.installed())
+        }
     runs, errors = {}, {}
     for name, function in functions.items():
         timing.progress(f"{case.name}, K = {case.options.kernel_size}, {case.direction}: {name}")
-        right, errors[name] = _checked(function, x, case, truth, TOLERANCE if name == ours else ROUGH_TOLERANCE)
+        expected = peers.bilateral(x, case.options) if name == "opencv" else truth
+        right, errors[name] = _checked(function, x, case, expected, TOLERANCE if name == ours else ROUGH_TOLERANCE)
         if right:
             runs[name] = run_of(function, x, case.direction)
     seconds = timing.interleaved(runs, rounds, device) if ours in runs and not memory else {}
