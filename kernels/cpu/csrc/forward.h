@@ -60,9 +60,9 @@ INLINE void clear_rows(const tile *t, int64_t from, int64_t to, float value)
 {
     if (from >= to)
         return;
-    float *e = t->e + ring_offset(t, from);
-    for (int64_t i = 0; i < (to - from) * t->p->width; i++)
-        store(e + i * VL, splat(value));
+    float *e = t->e + ring_offset(t, from), *end = e + (to - from) * t->p->width * VL;
+    for (; e < end; e += VL)
+        store(e, splat(value));
 }
 
 INLINE void set_exponents(tile *t, const float *scale)

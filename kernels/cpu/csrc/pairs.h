@@ -150,25 +150,37 @@ static void visit(int mode, tile *t, int64_t row)
         visit_row(PULLS, t, row);
 }
 
+/* The squares of one pixel's pairs with those `left` to `right` columns away in one row. */
+INLINE void add_squares(const float *here, const float *there, int64_t left, int64_t right, vf total[2])
+{
+    const vf x = load(here);
+#pragma GCC unroll 7
+    for (int64_t shift = left; shift <= right; shift++) {
+        const vf d = x - load(there + shift * VL);
+        total[shift & 1] += d * d;
+    }
+}
+
+/* add_squares for a whole row; a constant `radius` lets the compiler unroll the window. */
+INLINE vf squares_along(const float *here, const float *there, int64_t left, int64_t width, int64_t radius)
+{
+    const int64_t start = smaller(radius, width), end = larger(start, width - radius);
+    vf total[2] = {{0}};
+    for (int64_t j = 0; j < start; j++)
+        add_squares(here + j * VL, there + j * VL, larger(left, -j), smaller(radius, width - 1 - j), total);
+    for (int64_t j = start; j < end; j++)
+        add_squares(here + j * VL, there + j * VL, left, radius, total);
+    for (int64_t j = end; j < width; j++)
+        add_squares(here + j * VL, there + j * VL, larger(left, -j), width - 1 - j, total);
+    return total[0] + total[1];
+}
+
 /* The squares of a row's pairs with the row `down` rows below, or with itself (0), each pair once. */
 INLINE vf squares_between(const float *here, const float *there, int64_t down, int64_t width, int64_t radius)
 {
-    const int64_t reach = smaller(radius, width - 1);
-    vf total[4] = {{0}};
-    for (int64_t shift = down ? -reach : 1; shift <= reach; shift++) {
-        const int64_t to = width - larger(0, shift);
-        int64_t j = larger(0, -shift);
-        for (; j + 4 <= to; j += 4)
-            for (int i = 0; i < 4; i++) {
-                vf d = load(here + (j + i) * VL) - load(there + (j + i + shift) * VL);
-                total[i] += d * d;
-            }
-        for (; j < to; j++) {
-            vf d = load(here + j * VL) - load(there + (j + shift) * VL);
-            total[0] += d * d;
-        }
-    }
-    return (total[0] + total[1]) + (total[2] + total[3]);
+    if (radius == 3)
+        return down ? squares_along(here, there, -3, width, 3) : squares_along(here, there, 1, width, 3);
+    return squares_along(here, there, down ? -radius : 1, width, radius);
 }
 
 /* The same for a row with itself (to[0]) and with the row below (to[1]) at radius 1, every pixel loaded once. */

@@ -106,7 +106,7 @@ INLINE void take(stream *s, int mode, vf x, vf within, vf size, vf sum, int64_t 
         }
         value = choose(finite, value, splat(0));
         extra = choose(finite, splat(1), splat(0));
-    } else if (mode != SQUARES) {
+    } else {
         if (mode == DIFFERENCES)
             value *= s->scale;
         if (s->info)
@@ -130,20 +130,32 @@ INLINE vf sum_following(int mode, const char *x, const int64_t *to_channel, int6
 {
     const vf here = load_some(x, stride, count, dtype);
     vf sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
+#pragma GCC unroll 5
     for (int64_t step = 0; step < neighbours; step++)
         sum = add_channel(mode, sum, here - load_some(x + to_channel[step], stride, count, dtype), exponent);
     return sum;
 }
 
-/* The same for all of a lane's pixels; constants let the compiler unroll. */
-INLINE void sum_across(int mode, const char *x, const int64_t *to_channel, int64_t neighbours, vf exponent, float *across,
-                       int64_t pixels, int64_t stride, int dtype)
+/* The same for all of a lane's pixels; constants let the compiler unroll. Squares are added up, the others are stored. */
+INLINE vf sum_across(int mode, const char *x, const int64_t *to_channel, int64_t neighbours, vf exponent, float *across,
+                     int64_t pixels, int64_t stride, int dtype)
 {
+    vf total = splat(0), sum;
     int64_t i = 0;
-    for (; stride == 1 && i + VL <= pixels; i += VL, x += VL * size_of(dtype))
-        store(across + i, sum_following(mode, x, to_channel, neighbours, exponent, VL, 1, dtype));
-    for (; i < pixels; i += VL, x += VL * stride * size_of(dtype))
-        store(across + i, sum_following(mode, x, to_channel, neighbours, exponent, smaller(VL, pixels - i), stride, dtype));
+#define TAKE(count, stride)                                                                                            \
+    sum = sum_following(mode, x, to_channel, neighbours, exponent, count, stride, dtype);                              \
+    if (mode == SQUARES)                                                                                               \
+        total += sum;                                                                                                  \
+    else                                                                                                               \
+        store(across + i, sum)
+    for (; stride == 1 && i + VL <= pixels; i += VL, x += VL * size_of(dtype)) {
+        TAKE(VL, 1);
+    }
+    for (; i < pixels; i += VL, x += VL * stride * size_of(dtype)) {
+        TAKE(smaller(VL, pixels - i), stride);
+    }
+#undef TAKE
+    return total;
 }
 
 /* The loops below are functions of their own, so that each has all registers for its constants. */
@@ -157,16 +169,18 @@ INLINE void sum_across(int mode, const char *x, const int64_t *to_channel, int64
             call(SIA_FLOAT16);                                                                                         \
     } while (0)
 
-#define FIVE(dtype) sum_across(MODE, x, to_channel, 5, *exponent, across, pixels, stride, dtype)
-#define ANY(dtype) sum_across(MODE, x, to_channel, neighbours, *exponent, across, pixels, stride, dtype)
+#define FIVE(dtype) total = sum_across(MODE, x, to_channel, 5, *exponent, across, pixels, stride, dtype)
+#define ANY(dtype) total = sum_across(MODE, x, to_channel, neighbours, *exponent, across, pixels, stride, dtype)
 #define ACROSS(name)                                                                                                   \
-    static NOINLINE void name(const char *x, const int64_t *to_channel, int64_t neighbours, const vf *exponent,        \
-                              float *across, int64_t pixels, int64_t stride, int dtype)                                \
+    static NOINLINE float name(const char *x, const int64_t *to_channel, int64_t neighbours, const vf *exponent,       \
+                               float *across, int64_t pixels, int64_t stride, int dtype)                               \
     {                                                                                                                  \
+        vf total;                                                                                                      \
         if (neighbours == 5)                                                                                           \
             FOR_EACH_DTYPE(dtype, FIVE);                                                                               \
         else                                                                                                           \
             FOR_EACH_DTYPE(dtype, ANY);                                                                                \
+        return MODE == SQUARES ? sum_of(total) : 0;                                                                    \
     }
 #define MODE DENSITIES
 ACROSS(densities_across)
@@ -180,6 +194,12 @@ ACROSS(differences_across)
 #undef ACROSS
 #undef FIVE
 #undef ANY
+
+/* Whether I is all that is asked for, and its next VL values are neighbours in memory. */
+INLINE int is_plain(const stream *s, int mode)
+{
+    return mode == DENSITIES && s->info && !s->gated && s->info_stride == 1 && s->channel == SIA_NO_MEAN;
+}
 
 /* I of whole vectors of a lane's pixels where nothing else is asked for and they are neighbours; how many pixels. */
 INLINE int64_t information_as(const stream *s, int half, const float *within, const float *size, const float *across, int64_t pixels,
@@ -210,7 +230,7 @@ static NOINLINE int64_t take_information(stream *s, const float *within, const f
 }
 #undef FOR_EACH_DTYPE
 
-/* A lane's finished pixels; without values from within the channel only what lies across counts. */
+/* A lane's finished pixels; of SQUARES only what lies across channels. */
 INLINE void take_pixels(const forward_call *call, int mode, const tile *t, int64_t lane, int64_t row, int64_t pixels,
                         const float *within, int dtype)
 {
@@ -221,21 +241,23 @@ INLINE void take_pixels(const forward_call *call, int mode, const tile *t, int64
     stream s = open_stream(call, mode, 3, t->sample, k, row, 1);
     for (int64_t step = 0; step < neighbours; step++)
         t->to_channel[step] = (k + step + 1 < p->c ? step + 1 : step + 1 - p->c) * call->x->stride[1] * size_of(dtype);
-    if (mode == SQUARES)
-        squares_across(x, t->to_channel, neighbours, &s.exponent, t->across, pixels, stride, dtype);
-    else if (mode == DIFFERENCES)
+    if (mode == SQUARES) {
+        t->sums[lane][1] += squares_across(x, t->to_channel, neighbours, &s.exponent, NULL, pixels, stride, dtype);
+        return;
+    }
+    if (mode == DIFFERENCES)
         differences_across(x, t->to_channel, neighbours, &s.exponent, t->across, pixels, stride, dtype);
     else if (neighbours)
         densities_across(x, t->to_channel, neighbours, &s.exponent, t->across, pixels, stride, dtype);
     int64_t i = 0;
-    if (mode == DENSITIES && !s.gated && s.info && s.info_stride == 1 && s.channel == SIA_NO_MEAN)
+    if (is_plain(&s, mode))
         i = take_information(&s, within, size, t->across, pixels, dtype);
     for (; stride == 1 && i + VL <= pixels; i += VL)
-        take(&s, mode, load_as(x + i * size_of(dtype), dtype), within ? load(within + i) : splat(0), load(size + i),
+        take(&s, mode, load_as(x + i * size_of(dtype), dtype), load(within + i), load(size + i),
              load(t->across + i), VL, dtype);
     for (; i < pixels; i += VL) {
         const int64_t count = smaller(VL, pixels - i);
-        take(&s, mode, load_some(x + i * stride * size_of(dtype), stride, count, dtype), within ? load(within + i) : splat(0),
+        take(&s, mode, load_some(x + i * stride * size_of(dtype), stride, count, dtype), load(within + i),
              load(size + i), load(t->across + i), count, dtype);
     }
     t->sums[lane][0] += sum_of(s.totals[0]);
@@ -270,12 +292,20 @@ INLINE void take_channels(const forward_call *call, int mode, const tile *t, int
         lay_out_channels(t, x, bytes, pixels, reach, dtype);
     }
     stream s = open_stream(call, mode, 1, t->sample, t->first, row, count);
+    const int plain = is_plain(&s, mode);
     for (int64_t i = 0; i < pixels; i++, channels += reach) {
         const vf here = load(channels);
         vf sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
         for (int64_t step = 1; step <= neighbours; step++)
             sum = add_channel(mode, sum, here - load(channels + step), s.exponent);
-        take(&s, mode, here, within ? load(within + i * VL) : splat(0), size ? splat(size[i]) : here, sum, count, dtype);
+        if (mode == SQUARES) {
+            s.totals[1] += sum;
+        } else if (plain) {
+            store_some(s.info, 1, count, information_of(&s, s.half, load(within + i * VL), splat(size[i]), sum), dtype);
+            s.info += s.info_step;
+        } else {
+            take(&s, mode, here, load(within + i * VL), size ? splat(size[i]) : here, sum, count, dtype);
+        }
     }
     for (int64_t l = 0; l < count; l++) {
         t->sums[l][0] += s.totals[0][l];
