@@ -1,4 +1,4 @@
-"""Machine code of a GPU read as instructions, loops and how often each instruction runs."""
+"""Read the machine code of a GPU: its instructions, its loops, and how often each instruction runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Final, NamedTuple
 
-# The first pattern that the mnemonic begins like says what an instruction is.
+# The kind of an instruction is that of the first pattern that its mnemonic matches.
 NVIDIA_KINDS: Final = (
     ("exponential", r"MUFU\.EX2"),
     ("special", r"MUFU|I2F\b|I2F\.|F2I|F2F|FRND|POPC|FLO"),
@@ -41,7 +41,7 @@ AMD_KINDS: Final = (
     ("scalar", r"s_"),
     ("alu", r""),
 )
-WIDTHS: Final = (  # bytes of a lane, by the mnemonic of a load or store
+WIDTHS: Final = (  # bytes per lane, by the mnemonic of a load or store
     (r".*(\.128|x4\b|_b128)", 16), (r".*(x3\b|_b96)", 12), (r".*(\.64|x2\b|_b64)", 8),
     (r".*(\.U16|\.S16|\.16\b|_ushort|_sshort|_short|_u16|_i16|_b16|_d16)", 2),
     (r".*(\.U8|\.S8|_ubyte|_sbyte|_byte|_u8|_i8|_b8)", 1), (r"", 4),
@@ -52,16 +52,16 @@ AMD: Final = re.compile(r"^(?:([.\w$]+):|\s+([a-z]\w+)\s*([^;]*))")
 
 
 class Instruction(NamedTuple):
-    """One instruction: its mnemonic, its kind, and where it may go on."""
+    """One instruction: its mnemonic, its kind, and what may follow it."""
 
     name: str
     kind: str
-    target: int | None = None  # place in the code of what it branches to
+    target: int | None = None  # index of the instruction that it branches to
     falls: bool = True  # whether the next instruction may follow
 
 
 class Loop(NamedTuple):
-    """A loop that the kernel's source has: how often it runs, and those within."""
+    """A loop in the source of a kernel: its number of trips, and the loops inside."""
 
     trips: int
     inner: tuple[Loop, ...] = ()
@@ -69,28 +69,28 @@ class Loop(NamedTuple):
 
 @dataclass(frozen=True)
 class Counts:
-    """How many instructions of each kind a thread runs, and the bytes that its loads and stores move."""
+    """The number of instructions of each kind that a thread runs, and the bytes that its loads and stores move."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     loaded: float = 0.0
     stored: float = 0.0
 
     def over(self, outputs: float) -> Counts:
-        """By output, of so many a thread."""
+        """Return the counts per output, for a thread with so many outputs."""
         kinds = Counter({kind: times / outputs for kind, times in self.kinds.items()})
         return Counts(kinds, self.loaded / outputs, self.stored / outputs)
 
     @property
     def total(self) -> float:
-        """All instructions."""
+        """Number of instructions of all kinds."""
         return sum(self.kinds.values())
 
 
 def parse(assembly: str, amd: bool) -> list[Instruction]:
-    """Instructions of the first function of SASS or AMD's assembly.
+    """Parse the instructions of the first function in SASS or AMD's assembly.
 
     Raises:
-        ValueError: it goes to where a register says.
+        ValueError: the function has an indirect branch.
     """
     lines = list(_amd_lines(assembly) if amd else _sass_lines(assembly))
     places: dict[str, int] = {}
@@ -113,9 +113,9 @@ def parse(assembly: str, amd: bool) -> list[Instruction]:
 
 
 def _without_subroutines(code: list[Instruction]) -> list[Instruction]:
-    """The code with calls that return made into none: they are slow ways of a division, hardly ever taken.
+    """Remove calls to subroutines that return: they are the slow path of a division and hardly ever taken.
 
-    Others stay what they are, which is branches: ptxas writes some like that.
+    Calls that do not return are kept as branches, since ptxas writes some branches as calls.
     """
     following = [[place + 1] if (one.falls or "CALL" in one.name) and place + 1 < len(code) else []
                  for place, one in enumerate(code)]  # fmt: skip
@@ -136,7 +136,7 @@ def _sass_lines(assembly: str) -> Iterator[tuple[str, str, str, bool]]:
         match = SASS.match(line)
         if match:
             address, guard, name, operands = match.groups()
-            # A branch may have its condition among the operands, too.
+            # The condition of a branch may also be among the operands.
             conditional = guard is not None or bool(re.search(r"\bU?P\d", operands)) or name.startswith("BRA.DIV")
             yield f"0x{int(address, 16):x}", name, operands, conditional
 
@@ -149,7 +149,7 @@ def _amd_lines(assembly: str) -> Iterator[tuple[str, str, str, bool]]:
         if match is None:
             continue
         label, name, operands = match.groups()
-        # A pair of RDNA's is two operations of one issue.
+        # RDNA issues a pair of operations together.
         for part in f"{name} {operands}".split("::") if name else [""]:
             first, _, rest = part.strip().partition(" ")
             yield label or "", first, rest, False
@@ -160,7 +160,7 @@ def _kind(name: str, amd: bool) -> str:
 
 
 def width(name: str) -> int:
-    """Bytes that a load or store moves for each lane."""
+    """Return the number of bytes that a load or store moves per lane."""
     return next(size for pattern, size in WIDTHS if re.match(pattern, name))
 
 
@@ -179,18 +179,18 @@ class Graph:
                 self.predecessors[successor].append(place)
 
     def reached(self, removed: frozenset[int] = frozenset()) -> set[int]:
-        """Instructions that lie on a way from the start to an end, without those removed."""
+        """Return the instructions on a path from the start to an end that avoids the removed instructions."""
         ends = [place for place, following in enumerate(self.successors) if not following]
         ahead = _spread([0], self.successors, removed)
         return ahead & _spread([end for end in ends if end in ahead], self.predecessors, removed)
 
     def loops(self) -> dict[int, set[int]]:
-        """The natural loops: their instructions, by the first one."""
+        """Find the natural loops; return the instructions of each by its first one."""
         reached = self.reached()
         found: dict[int, set[int]] = {}
         for place in sorted(reached):
             for header in self.successors[place]:
-                # Going back, if every way to the branch leads over where it goes.
+                # A back edge: every path to the branch passes through its target.
                 if header <= place and place not in _spread([0], self.successors, frozenset({header})):
                     body = _spread([place], self.predecessors, frozenset({header})) | {header}
                     found[header] = found.get(header, set()) | (body & reached)
@@ -208,9 +208,9 @@ def _spread(starts: Sequence[int], edges: Sequence[Sequence[int]], removed: froz
 
 
 def count(code: Sequence[Instruction], trips: dict[int, int] | None = None) -> Counts:
-    """Counts of what runs where each loop, by the place of its first instruction, runs so often; once without.
+    """Count the instructions that run, given the trips of each loop by the index of its first instruction.
 
-    What is reached only by way of a loop of 0 trips does not run.
+    Other loops run once. Instructions that are reached only through a loop of 0 trips do not run.
     """
     graph, trips = Graph(code), trips or {}
     reached = graph.reached(frozenset(header for header, times in trips.items() if times == 0))
@@ -229,19 +229,19 @@ def count(code: Sequence[Instruction], trips: dict[int, int] | None = None) -> C
 
 
 def resolve(code: Sequence[Instruction], source: Sequence[Loop], fewer: bool = False) -> list[dict[int, int]]:
-    """Every way to give the loops of the code the trips of the source's.
+    """Return every way to assign the trips of the source's loops to the loops of the code.
 
-    They come in the source's order and nest as there; the compiler may have written some out.
+    Loops keep the order and nesting of the source, but the compiler may have unrolled some completely.
 
     Args:
-        code: of a function.
-        source: its loops, outermost first.
-        fewer: take in that the compiler has written out some trips of a loop and left fewer of it.
+        code: instructions of a function.
+        source: loops of its source, outermost first.
+        fewer: whether the compiler may also have peeled some trips off a loop.
     """
     bodies = Graph(code).loops()
 
     def within(outer: set[int] | None) -> list[int]:
-        """Headers of the loops that lie in one, and in no other in between."""
+        """Return the headers of the loops directly inside a loop."""
         inside = [header for header in bodies if outer is None or (header in outer and bodies[header] < outer)]
         return sorted(h for h in inside if not any(bodies[h] < bodies[other] for other in inside))
 

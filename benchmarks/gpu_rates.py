@@ -1,7 +1,7 @@
-"""Published rates of the GPUs that stand for their architectures, and where each figure was published.
+"""Published rates of GPUs, one for each architecture, with the source of each figure.
 
-What a pipe can do is given in lanes (threads) a cycle and multiprocessor: a multiprocessor is NVIDIA's SM or AMD's
-compute unit. Clocks are the boost clocks that the vendors' own peak figures are computed with.
+The rate of a pipe is in lanes (threads) per cycle and multiprocessor, which is NVIDIA's SM or AMD's compute unit.
+Clocks are the boost clocks from which the vendors compute their own peak figures.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Device:
-    """Rates of one GPU.
+    """The rates of one GPU.
 
     Attributes:
-        name: of the product.
-        target: the one of ``sia_layers.kernels.triton.compile.TARGETS`` that it runs.
-        multiprocessors: SMs or compute units.
-        clock: in Hz.
-        special: exponentials, logarithms and reciprocals, in lanes a cycle and multiprocessor.
-        float32: float32 operations, likewise; a packed instruction makes two.
-        alu: integer, logic, comparison and selection (NVIDIA); every vector instruction (AMD, where a special one
-            takes the place of ``alu / special`` others, and a packed one of one).
-        issue: vector and scalar instructions together; None where they are issued side by side.
+        name: name of the product.
+        target: its target in ``benchmarks.gpu_compile.TARGETS``.
+        multiprocessors: number of SMs or compute units.
+        clock: clock rate in Hz.
+        special: exponentials, logarithms and reciprocals, in lanes per cycle and multiprocessor.
+        float32: float32 operations, in the same unit; a packed instruction is two operations.
+        alu: integer, logic, comparison and selection instructions (NVIDIA), or all vector instructions (AMD, where a
+            special one takes as long as ``alu / special`` others, and a packed one as long as one).
+        issue: vector and scalar instructions together; None if they are issued side by side.
         addresses: lanes of load and store instructions.
-        cache_bytes: bytes a cycle and multiprocessor between registers and the first-level cache.
-        memory: bytes a second.
-        sources: what each figure is from.
+        cache_bytes: bytes per cycle and multiprocessor between registers and the first-level cache.
+        memory: bytes per second.
+        sources: the source of each figure.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Device:
 
     @property
     def vendor(self) -> str:
-        """Who made it: "nvidia" or "amd"."""
+        """The vendor, "nvidia" or "amd"."""
         return "amd" if self.target.startswith("gfx") else "nvidia"
 
 

@@ -1,9 +1,9 @@
-"""What the Triton kernels cost on GPUs that are not at hand: registers, instructions, and the bounds they set.
+"""The cost of the Triton kernels on GPUs that are not at hand: registers, instructions, and the bounds they set.
 
 ``python -m benchmarks.gpu_report [--quick] [--targets sm_90 ...] [--csv FILE] [--plot FILE] [--page FILE]`` compiles
-what the dispatch would launch for a map of SHAPE, counts instructions by output in the machine code, each as often as
-its loops run, and sets them against the published rates of ``benchmarks.gpu_rates``. Triton's cache makes a second
-run short, and lets one go on that was stopped.
+the kernels that the dispatch would launch for a map of SHAPE, counts the instructions per output in the machine code,
+each as often as its loops run, and divides them by the published rates of ``benchmarks.gpu_rates``. Triton's cache
+makes a second run short, and lets a stopped run continue.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from torch import Tensor
 
 from benchmarks import gpu_tables, harness, timing
 from benchmarks.gpu_code import Counts, Loop, count, parse, resolve
+from benchmarks.gpu_compile import TARGETS, Compiled, compile_launch, launches
 from benchmarks.gpu_rates import A100, B200, DEVICES, H100, MI300X, Device
 from sia_layers.kernels.options import Options
-from sia_layers.kernels.triton.compile import TARGETS, Compiled, compile_launch, launches
 from sia_layers.kernels.triton.configs import ceil_div
 from sia_layers.kernels.triton.launch import Launch
 
 SHAPE: Final = (2, 64, 64, 64)
 KERNEL_SIZES: Final = (3, 5, 7)
 DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
-FUNCTIONS: Final = ("self_information", "attend", "self_information_backward", "gate", "channel_mean")
+FUNCTIONS: Final = ("self_information", "gate_and_mean", "self_information_backward", "gate", "channel_mean")
 PAGE_DEVICES: Final = (A100, H100, B200, MI300X)
 QUICK_TARGETS: Final = ("sm_80", "sm_90", "sm_100", "gfx942")
 KINDS: Final = ("exponential", "special", "float32", "packed float32", "alu", "product", "scalar", "control", "load",
@@ -46,7 +46,7 @@ of a launch, and the tail of the last programs. The bound is the time of the bus
 
 
 class Case(NamedTuple):
-    """What is compiled together."""
+    """Kernels that are compiled together."""
 
     function: str
     kernel_size: int
@@ -63,13 +63,13 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The kernel, and what it does beside its first purpose."""
+        """Name of the kernel, and its variant."""
         arguments = self.built.launch.arguments
         return f"{self.built.name}, gated" if arguments.get("gated") is not None else self.built.name
 
     @cached_property
     def counts(self) -> Counts | None:
-        """Counts by output; None where the loops could not be resolved, or for what has no output by pixel."""
+        """Counts per output; None if the loops could not be resolved, or the kernel has no output per pixel."""
         launch = self.built.launch
         expected = expectation(launch)
         if expected is None:
@@ -88,7 +88,7 @@ class Row:
 
     @cached_property
     def once(self) -> Counts | None:
-        """Counts by output of a tile with every loop run once, as the instructions stand in the code."""
+        """Counts per output of a tile if every loop ran once, that is, of the instructions in the code."""
         try:
             code = parse(self.built.assembly, self.built.target.startswith("gfx"))
         except ValueError:
@@ -97,29 +97,29 @@ class Row:
 
     @property
     def compulsory(self) -> int:
-        """Bytes by output if each map is read or written once."""
+        """Bytes per output if each map is read or written once."""
         maps = [value for value in self.built.launch.arguments.values() if isinstance(value, Tensor)]
         return sum(value.element_size() for value in maps if value.shape == torch.Size(SHAPE))
 
 
 class Expectation(NamedTuple):
-    """What a kernel must do for an output, which shows whether its loops were read right."""
+    """What a kernel must do for each output, to check that its loops were resolved correctly."""
 
     window: int = 0  # exponentials of the window
     others: int = 0  # exponentials of the channels and the gates
-    values: int | None = None  # of ``size`` bytes, loaded; None if not every load is by pixel
+    values: int | None = None  # values of ``size`` bytes to load; None if some loads are not per pixel
     size: int = 4
 
     def met(self, counts: Counts) -> bool:
-        """Whether the counts are what they must be."""
+        """Tell whether the counts are as expected."""
         loaded = self.values is None or math.isclose(counts.loaded, self.values * self.size)
         return loaded and math.isclose(counts.kinds["exponential"], self.window + self.others)
 
 
 def expectation(launch: Launch) -> Expectation | None:
-    """What the formula needs for one output; None for the reductions of partial sums, whose outputs are no pixels."""
+    """Return what the formula needs for one output; None for kernels whose outputs are partial sums, not pixels."""
     given = launch.arguments
-    name, window, channels = launch.kernel.__name__, given.get("K", 1) ** 2 - 1, given.get("S", 0)
+    name, window, channels = launch.kernel.name, given.get("K", 1) ** 2 - 1, given.get("S", 0)
     distance = given.get("DISTANCE", name == "distances")
     if name == "finish":
         return None
@@ -141,29 +141,29 @@ def expectation(launch: Launch) -> Expectation | None:
 
 
 def loops(launch: Launch) -> tuple[Loop, ...]:
-    """The loops of a kernel's source, outermost first; a compiler may write some out."""
-    given, name = launch.arguments, launch.kernel.__name__
+    """Return the loops of a kernel's source, outermost first; the compiler may unroll some."""
+    given, name = launch.arguments, launch.kernel.name
     size, channels = given.get("K", 1), given.get("S", 0)
     if name == "spread":
         inner = (Loop(size // 2), Loop(channels))
-        return Loop(tiles(launch), inner), Loop(0, inner)  # the second with care, where there is infinity
+        return Loop(tiles(launch), inner), Loop(0, inner)  # the second only if there are infinities
     inner = (Loop(size if name == "gather" and given["DISTANCE"] else size - 1), Loop(channels))
     return (Loop(tiles(launch), inner),) if name == "distances" else inner if "K" in given else ()
 
 
 def tiles(launch: Launch) -> int:
-    """Tiles of one program."""
+    """Return the number of tiles of one program."""
     given = launch.arguments
-    if launch.kernel.__name__ not in ("spread", "distances"):
+    if launch.kernel.name not in ("spread", "distances"):
         return 1
     return min(int(given["PER"]), ceil_div(given["H"], given["TH"]) * ceil_div(given["W"], given["TW"]))
 
 
 def bounds(row: Row, device: Device) -> dict[str, float]:
-    """Picoseconds by output on each pipe, of all multiprocessors together.
+    """Return the picoseconds per output on each pipe, for all multiprocessors together.
 
     Raises:
-        ValueError: the row's loops were not resolved, or it is for another target.
+        ValueError: the loops of the row were not resolved, or the row is for another target.
     """
     counts = row.counts
     if counts is None or row.built.target != device.target:
@@ -177,7 +177,7 @@ def bounds(row: Row, device: Device) -> dict[str, float]:
         "load/store": max(moved / device.addresses, (counts.loaded + counts.stored) / device.cache_bytes),
     }
     if device.vendor == "nvidia":
-        # Integer products go down the float32 pipe, at most as many a cycle as the ALU's.
+        # Integer products use the float32 pipe, at no more per cycle than the ALU executes.
         cycles["float32"] = flops / device.float32 + kinds["product"] / min(device.float32, device.alu)
         cycles["alu"] = kinds["alu"] / device.alu
     else:
@@ -192,26 +192,26 @@ def bounds(row: Row, device: Device) -> dict[str, float]:
 
 
 def cases(quick: bool) -> list[Case]:
-    """Everything, or float32 and the smallest and largest window alone."""
+    """Return all cases, or if quick those of float32 with the smallest and the largest window."""
     return [
         Case(function, size, dtype, channels_last)
         for dtype in (DTYPES[:1] if quick else DTYPES)
         for channels_last in (False, True)
         for function in FUNCTIONS
-        # The others look at no window.
+        # The other functions have no window.
         for size in ((3,) if function in FUNCTIONS[3:] else (3, 7) if quick else KERNEL_SIZES)
     ]
 
 
 def measure(targets: Sequence[str], chosen: Sequence[Case]) -> Iterator[Row]:
-    """Compile every different kernel of the cases for every target."""
+    """Compile every distinct kernel of the cases for every target, and yield a row for each."""
     for number, target in enumerate(targets):
         seen: set[tuple[str, int, str]] = set()
         for done, case in enumerate(chosen):
             timing.progress(f"{target} ({number + 1} of {len(targets)}): case {done + 1} of {len(chosen)}")
             options = Options(kernel_size=case.kernel_size)
             for launch in launches(options, SHAPE, case.dtype, case.channels_last, (case.function,)):
-                key = (launch.kernel.__name__, launch.num_warps, str(launch.arguments))
+                key = (launch.kernel.name, launch.num_warps, str(launch.arguments))
                 if key not in seen:
                     seen.add(key)
                     yield Row(case, compile_launch(launch, target))
@@ -219,7 +219,7 @@ def measure(targets: Sequence[str], chosen: Sequence[Case]) -> Iterator[Row]:
 
 
 def settings() -> dict[str, str]:
-    """What was compiled, by which versions of which commit: beside every row."""
+    """Return what belongs to every row: the map, the versions, the commit and the date."""
     machine = timing.machine(torch.device("cpu"))
     return {
         "map": "x".join(str(size) for size in SHAPE), "S": str(Options().inter_channels),
@@ -229,7 +229,7 @@ def settings() -> dict[str, str]:
 
 
 def record(row: Row) -> dict[str, str]:
-    """A row as it stands in the CSV file: counts by output, and picoseconds by output where its target has a device."""
+    """Return a row for the CSV file: counts per output, and picoseconds per output if a device has the target."""
     built, case, counts, expected = row.built, row.case, row.counts, expectation(row.built.launch)
     found: dict[str, object] = {
         "target": built.target, "kernel": row.label,
@@ -240,7 +240,7 @@ def record(row: Row) -> dict[str, str]:
     }  # fmt: skip
     figures: dict[str, float] = {}
     if counts is not None and expected is not None:
-        # Those of the window are what is left when the other terms have theirs.
+        # The exponentials of the window are those that the other terms do not need.
         figures["intra exponentials"] = counts.kinds["exponential"] - expected.others
         figures |= {"loaded bytes": counts.loaded, "stored bytes": counts.stored, "instructions": counts.total}
         figures |= {kind: counts.kinds[kind] for kind in KINDS}
@@ -253,24 +253,24 @@ def record(row: Row) -> dict[str, str]:
 
 
 def records(targets: Sequence[str] = TARGETS, quick: bool = False) -> list[dict[str, str]]:
-    """Compile and count: the rows of every target, with the settings."""
+    """Compile and count; return the rows of every target, with the settings."""
     return [record(row) | settings() for row in measure(targets, cases(quick))]
 
 
 def report(rows: Sequence[Mapping[str, str]]) -> str:
-    """The tables of :func:`records` in Markdown, what they do not say, and where the rates are from."""
+    """Format the tables of :func:`records` in Markdown, with their limits and the sources of the rates."""
     sources = [f"- {device.name}: {source}" for device in DEVICES for source in device.sources]
     parts = [gpu_tables.tables(rows).strip(), UNKNOWN.strip(), "Rates from:\n\n" + "\n".join(sources)]
     return "\n\n".join(parts) + "\n"
 
 
 def filled(page: str, rows: Sequence[Mapping[str, str]]) -> str:
-    """A page with the tables of the devices it is about put between its marks."""
+    """Insert the tables of the devices of the page between its marks."""
     return gpu_tables.filled(page, rows, PAGE_DEVICES)
 
 
 def faults(rows: Iterable[Mapping[str, str]]) -> list[str]:
-    """What must not be: registers that spill, a window of more than K^2 - 1 exponentials, loops not resolved."""
+    """List the faults: spilled registers, more than K^2 - 1 exponentials for a window, loops that are not resolved."""
     found = []
     for row in rows:
         name = ", ".join(row[part] for part in ("target", "kernel", "K", "dtype", "layout") if row[part])

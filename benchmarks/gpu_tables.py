@@ -1,4 +1,4 @@
-"""The rows of ``benchmarks.gpu_report`` as tables in Markdown and as a plot."""
+"""Format the rows of ``benchmarks.gpu_report`` as Markdown tables and as a plot."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ START, END = "<!-- gpu -->\n", "<!-- end of gpu -->"
 
 
 def tables(rows: Sequence[Record], devices: Iterable[Device] = DEVICES, gates: bool = True) -> str:
-    """What every target takes, then the counts and bounds of the kernels on each device.
+    """Format the resources for every target, then the counts and bounds of the kernels on each device.
 
     Args:
-        rows: of the CSV file.
-        devices: that get a table, where there are rows for them.
-        gates: whether the kernels without a window are shown as well.
+        rows: rows of the CSV file.
+        devices: devices to show, if there are rows for them.
+        gates: whether to show the kernels without a window as well.
     """
     first = rows[0]
     parts = [
@@ -34,7 +34,7 @@ def tables(rows: Sequence[Record], devices: Iterable[Device] = DEVICES, gates: b
 
 
 def filled(page: str, rows: Sequence[Record], devices: Iterable[Device]) -> str:
-    """A page with the tables of the kernels with a window put between its marks.
+    """Insert the tables of the kernels with a window between the marks of a page.
 
     Raises:
         ValueError: the page has no marks.
@@ -47,14 +47,14 @@ def filled(page: str, rows: Sequence[Record], devices: Iterable[Device]) -> str:
 
 
 def bound(row: Record) -> tuple[str, float]:
-    """The pipe that takes longest, and how long, in picoseconds by output."""
+    """Return the pipe that takes longest, and its time in picoseconds per output."""
     times = {pipe: float(row[f"{pipe} ps"]) for pipe in PIPES if row.get(f"{pipe} ps")}
     pipe = max(times, key=lambda name: times[name])
     return pipe, times[pipe]
 
 
 def plot(rows: Iterable[Record], path: Path) -> None:
-    """Bars of the bound that each pipe sets: a panel for each device, a group for each kernel of float32 in NCHW."""
+    """Plot the bound that each pipe sets, with a panel for each device and a group for each float32 kernel in NCHW."""
     from benchmarks.plots import panels_of  # and Matplotlib
 
     chosen = [row for row in rows if _shown(row) and row["layout"] == "NCHW" and row["K"]]
@@ -75,7 +75,7 @@ def plot(rows: Iterable[Record], path: Path) -> None:
 
 
 def _shown(row: Record) -> bool:
-    """Whether a row is for the tables: the CSV file has the rest."""
+    """Tell whether to show a row in the tables; the CSV file has all rows."""
     return row["dtype"] == "float32" and row["K"] != "5" and row["resolved"] == "True" and "gated" not in row["kernel"]
 
 
@@ -92,7 +92,7 @@ def _targets(rows: Sequence[Record]) -> str:
 
 
 def _figures(rows: Sequence[Record]) -> str:
-    """Counts by output, and picoseconds by output on every pipe."""
+    """Format the counts per output and the picoseconds per output on every pipe."""
     pipes = [pipe for pipe in PIPES if any(row.get(f"{pipe} ps") for row in rows)]
     lines = []
     for row in rows:

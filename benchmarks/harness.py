@@ -1,4 +1,4 @@
-"""What the benchmarks share: their options, the table that they print and write, and memory in a fresh process."""
+"""Shared parts of the benchmarks: options, the table of results, and peak memory in a fresh process."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from benchmarks import timing
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-# That memory which the warm-up has freed is not resident any more when the run asks for it again (glibc's settings).
+# Settings of glibc: return freed memory to the system, so that the memory of the warm-up is not counted for the run.
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def parser(name: str, doc: str | None, plot: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has; ``plot`` says what --plot draws."""
+    """Return a parser with the options that every benchmark has; ``plot`` says what --plot draws."""
     made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=(doc or "").partition("\n")[0])
     add = made.add_argument
     add("--quick", action="store_true", help="fewer cases and rounds")
@@ -40,7 +40,7 @@ def parser(name: str, doc: str | None, plot: str) -> argparse.ArgumentParser:
 
 
 def begin(given: argparse.Namespace) -> torch.device:
-    """Set the threads, print the machine, and give the device."""
+    """Set the number of threads, print the machine, and return the device."""
     if given.threads < 1:
         raise SystemExit(f"--threads must be 1 or more, got {given.threads}")
     torch.set_num_threads(given.threads)
@@ -50,11 +50,11 @@ def begin(given: argparse.Namespace) -> torch.device:
 
 
 class Table:
-    """Rows that are printed as they come and written at the end, with the machine beside each.
+    """A table whose rows are printed at once and written at the end, with the machine beside each.
 
     Args:
-        device: that they are measured on.
-        columns: names, with the format of each.
+        device: device of the measurements.
+        columns: the format of each column, by name.
     """
 
     def __init__(self, device: torch.device, columns: Mapping[str, str]) -> None:
@@ -75,7 +75,12 @@ class Table:
         print("  ".join(cells).rstrip(), flush=True)
 
     def finish(self, given: argparse.Namespace, name: str) -> None:
-        """Write and draw what was asked for, as the benchmark of this name does."""
+        """Write and draw the files that the arguments name.
+
+        Args:
+            given: the parsed arguments.
+            name: of the benchmark, which determines the plot.
+        """
         if given.csv is not None:
             self.write(given.csv)
         if given.plot is not None:
@@ -105,13 +110,13 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file that :func:`write` wrote."""
+    """Read the rows of a CSV file that :func:`write` wrote."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def as_numbers(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Rows that were read, with numbers for what reads as one."""
+    """Convert the cells of rows to numbers where possible."""
     return [{name: _as_number(cell) for name, cell in row.items()} for row in rows]
 
 
@@ -123,7 +128,7 @@ def _as_number(cell: str) -> int | float | str:
 
 
 def agrees(found: Tensor, truth: Tensor, tolerance: float) -> tuple[bool, float]:
-    """Whether a result is within a tolerance of the truth, with an ulp of its dtype on top; and its largest error."""
+    """Tell whether a result is within a tolerance of the truth, plus an ulp for half dtypes, and return the error."""
     error = (found.detach().double().cpu() - truth.detach().double().cpu()).abs()
     ulp = torch.finfo(found.dtype).eps * truth.detach().double().cpu().abs() if found.dtype != torch.float32 else 0.0
     right = found.shape == truth.shape and bool((error <= tolerance + ulp).all())
@@ -131,7 +136,7 @@ def agrees(found: Tensor, truth: Tensor, tolerance: float) -> tuple[bool, float]
 
 
 def peak_memory(module: str, function: str, arguments: Sequence[Any], device: torch.device) -> float:
-    """Peak memory in MiB that a function takes: of the allocator on a GPU, of a fresh process on a CPU.
+    """Measure the peak memory in MiB of a function: of the allocator on a GPU, of a fresh process on a CPU.
 
     Args:
         module: that holds the function.

@@ -58,20 +58,20 @@ class Rates(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a map needs: exponentials, other operations, and bytes read and written."""
+    """The work that a map needs: exponentials, other operations, and bytes read and written."""
 
     exponentials: int
     operations: int
     bytes: int
 
     def seconds(self, rates: Rates) -> tuple[float, float]:
-        """Of arithmetic and of memory."""
+        """Return the seconds of arithmetic and of memory traffic."""
         vectors = self.exponentials * rates.exponential + self.operations * rates.multiply_add
         return vectors / rates.floats, self.bytes * rates.byte
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write what is asked for."""
+    """Run the benchmark: measure, print, and write the files that the arguments name."""
     given = harness.parser("limit", __doc__, "the share of the limit").parse_args(arguments)
     if given.device != "cpu" or given.threads != 1 or given.dtype != "float32":
         raise SystemExit("limit measures one thread of the CPU in float32; leave --device, --threads and --dtype out")
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def built(folder: Path) -> ctypes.CDLL:
-    """limit.c as a library, for the instruction set that the kernels take.
+    """Compile limit.c for the instruction set that the kernels use, and load it.
 
     Raises:
         SystemExit: there is no C compiler.
@@ -117,7 +117,7 @@ def built(folder: Path) -> ctypes.CDLL:
 
 
 def rates_of(made: ctypes.CDLL, memory: tuple[torch.Tensor, torch.Tensor], rounds: int = 20000) -> Rates:
-    """The machine's rates now."""
+    """Measure the current rates of the machine."""
     source, target = (ctypes.c_void_p(tensor.data_ptr()) for tensor in memory)
     count = ctypes.c_int64(rounds)
     return Rates(
@@ -129,7 +129,7 @@ def rates_of(made: ctypes.CDLL, memory: tuple[torch.Tensor, torch.Tensor], round
 
 
 def work_of(shape: tuple[int, int, int, int], options: Options) -> Work:
-    """What the formulas need, borders left out: bandwidth and densities over each pair once, then logarithms."""
+    """Count the work of the formulas inside the borders: bandwidth and density of each pair once, then logarithms."""
     n, c, h, w = shape
     radius, planes = options.radius, n * c
     pairs = sum(
@@ -144,7 +144,7 @@ def work_of(shape: tuple[int, int, int, int], options: Options) -> Work:
 
 
 def measure(options: Options, made: ctypes.CDLL, rounds: int, table: harness.Table) -> None:
-    """Rates and kernel in alternation; a row of the medians."""
+    """Measure the rates and the kernel in alternation, and add a row of medians."""
     x = maps.made(MAP, torch.float32, torch.device("cpu"))
     memory = torch.ones(COPIED), torch.ones(COPIED)
     truth = reference.self_information(x.double(), options)[0]

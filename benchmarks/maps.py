@@ -1,4 +1,4 @@
-"""Feature maps of real backbones: where inject_sia puts SIA, at the picture size that is named."""
+"""Feature maps of real backbones: those at which inject_sia injects SIA, for the named picture size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Map(NamedTuple):
-    """A feature map: of which model, at which reduction, and its shape without the batch."""
+    """A feature map: its model, picture size and reduction, and its shape without the batch."""
 
     model: str
     size: int
@@ -31,11 +31,11 @@ MAPS: Final = tuple(
     )
     for reduction, shape in shapes.items()
 )
-# The two that the bars are set on: a wide map and a deep stage's small one.
+# The two maps for which the bars are set: a large one, and the small one of a deep stage.
 BARS: Final = tuple(found for found in MAPS if found.model == "efficientnet_b4" and found.size == 256)[::2]
 
 
 def made(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, channels_last: bool = False) -> Tensor:
-    """A map of normal values, the same each time."""
+    """Return a map of normal values, the same each time."""
     values = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     return values.contiguous(memory_format=torch.channels_last) if channels_last else values

@@ -35,7 +35,7 @@ COLUMNS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write what is asked for."""
+    """Run the benchmark: measure, print, and write the files that the arguments name."""
     parser = harness.parser("model", __doc__, "the time added")
     parser.add_argument("--models", nargs="+", metavar="NAME@SIZE", help="of timm, and the picture's rows (four)")
     parser.add_argument("--batches", nargs="+", type=int, metavar="N", help="batch sizes (1 and 8)")
@@ -56,8 +56,8 @@ def measure(
     name: str, batch: int, train: bool, dtype: torch.dtype, device: torch.device, rounds: int, table: harness.Table,
     quick: bool,
 ) -> None:  # fmt: skip
-    """Time every variant of a model; a row for each."""
-    # What else there is costs as much more a picture in every batch.
+    """Time every variant of a model, and add a row for each."""
+    # The other variants add the same time per picture in every batch.
     variants = [variant for variant in VARIANTS if (batch == 1 and not quick) or variant in FEW_VARIANTS]
     models = {variant: created(name, variant).to(device, dtype).train(train) for variant in variants}
     x = pictures(name, batch, dtype, device)
@@ -82,7 +82,7 @@ def measure(
 
 
 def created(name: str, variant: str) -> nn.Module:
-    """A variant of a model, the same each time."""
+    """Create a variant of a model, with the same weights each time."""
     import timm
 
     torch.manual_seed(0)
@@ -92,14 +92,14 @@ def created(name: str, variant: str) -> nn.Module:
 
 
 def pictures(name: str, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As many pictures of the model's size."""
+    """Return a batch of pictures of the model's size, the same each time."""
     side = int(name.partition("@")[2])
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
 
 @torch.no_grad()
 def checked(bare: nn.Module, model: nn.Module, x: Tensor) -> float:
-    """The largest error of the maps against the reference's, or of the output at identity against the bare one's."""
+    """Return the largest error of the maps against the reference, or of the output against the bare model's."""
     training = model.training
     bare.eval(), model.eval()
     try:
@@ -120,7 +120,7 @@ def checked(bare: nn.Module, model: nn.Module, x: Tensor) -> float:
 def for_memory(
     name: str, variant: str, batch: int, train: bool, dtype: str, device: str
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The run whose memory is measured, and one of a single small picture to warm up with."""
+    """Return a warm-up on small pictures, and the run whose memory is measured."""
     model = created(name, variant).to(device, harness.DTYPES[dtype]).train(train)
     run: Callable[[nn.Module, Tensor], object] = _step if train else _inference
     x = pictures(name, batch, harness.DTYPES[dtype], torch.device(device))
@@ -134,7 +134,7 @@ def _inference(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _step(model: nn.Module, x: Tensor) -> Iterable[Tensor]:
-    """Forward and backward of every parameter; no optimizer, whose time is the same for each."""
+    """Run forward and backward for every parameter, without an optimizer, which takes the same time in each variant."""
     return torch.autograd.grad(model(x).square().mean(), list(model.parameters()))
 
 

@@ -35,7 +35,7 @@ COLUMNS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write what is asked for."""
+    """Run the benchmark: measure, print, and write the files that the arguments name."""
     parser = harness.parser("module", __doc__, "times beside SIAttention")
     given = parser.parse_args(arguments)
     device = harness.begin(given)
@@ -53,7 +53,7 @@ def measure(
     name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, rounds: int,
     table: harness.Table, memory: bool,
 ) -> None:  # fmt: skip
-    """Time every layer on one map; a row for each."""
+    """Time every layer on one map, and add a row for each."""
     x = maps.made(shape, dtype, device)
     layers = {layer: created(layer, shape[1]).to(device, dtype) for layer in (*OURS, *FREQUENCY, *TIMMS)}
     errors = {layer: _error(layer, shape[1], x) for layer in (*OURS, *FREQUENCY)}
@@ -82,7 +82,7 @@ def measure(
 
 
 def created(layer: str, channels: int, backend: str | None = None) -> nn.Module:
-    """A layer by its name, the same each time."""
+    """Create a layer by name, with the same weights each time."""
     torch.manual_seed(0)
     if layer in OURS:
         return SIAttention(channels, backend=backend, **OURS[layer])
@@ -98,7 +98,7 @@ def created(layer: str, channels: int, backend: str | None = None) -> nn.Module:
 def for_memory(
     layer: str, shape: Sequence[int], dtype: str, device: str, train: bool
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The run whose memory is measured, and one on a small map to warm up with."""
+    """Return a warm-up on a small map, and the run whose memory is measured."""
     module = created(layer, shape[1]).to(device, harness.DTYPES[dtype]).train(train)
     run: Callable[[nn.Module, Tensor], object] = _step if train else _inference
     small, large = (
@@ -108,7 +108,7 @@ def for_memory(
 
 
 def _error(layer: str, channels: int, x: Tensor) -> float:
-    """How far a layer of ours is from its reference in float64, over the largest value there."""
+    """Return the largest error of one of our layers against its float64 reference, relative to the largest value."""
     exact = created(layer, channels, "reference").double()
     with torch.no_grad():
         truth = exact(x.double().cpu())
@@ -122,7 +122,7 @@ def _inference(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _step(module: nn.Module, x: Tensor) -> Iterable[Tensor]:
-    """Forward and backward, of the map too, as within a network."""
+    """Run forward and backward, also for the map, as inside a network."""
     x = x.detach().requires_grad_()
     return torch.autograd.grad(module(x).sum(), [x, *module.parameters()])
 

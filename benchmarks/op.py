@@ -34,7 +34,7 @@ PASSES = ("forward", "backward", "both")
 
 
 class Case(NamedTuple):
-    """What is measured: a map, options, dtype, layout and pass."""
+    """One measurement: a map, options, dtype, layout and pass."""
 
     name: str
     shape: tuple[int, int, int, int]
@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write what is asked for."""
+    """Run the benchmark: measure, print, and write the files that the arguments name."""
     parser = harness.parser("op", __doc__, "the speed-up over every other provider")
     parser.add_argument(
         "--maps", choices=("bars", "all"), default="bars", help="those of the bars (%(default)s), or all"
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def cases(given: argparse.Namespace) -> Iterator[Case]:
-    """What the options ask for: windows and passes for each map; unless chosen, dtypes and layouts for the first."""
+    """Yield the cases: all windows and passes for each map, and by default more dtypes and layouts for the first."""
     chosen = maps.BARS if given.maps == "bars" else maps.MAPS
     windows = given.kernel_sizes or ((3, 7) if given.quick else (3, 5, 7, 11))
     batch = 4 if given.maps == "bars" else 1
@@ -87,7 +87,7 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
 
 
 def measure(case: Case, device: torch.device, rounds: int, table: harness.Table, memory: bool) -> None:
-    """Check every provider on one case, and time it or measure its memory; a row for each."""
+    """Check every provider on one case, time it or measure its memory, and add a row for each."""
     torch.compiler.reset()
     ours = "triton" if device.type == "cuda" else "cpu"
     x = maps.made(case.shape, harness.DTYPES[case.dtype], device, case.channels_last)
@@ -125,7 +125,7 @@ def measure(case: Case, device: torch.device, rounds: int, table: harness.Table,
 
 
 def run_of(function: Callable[[Tensor], Tensor], x: Tensor, direction: str) -> timing.Run:
-    """What is timed of a provider."""
+    """Return what to time of a provider."""
     if direction == "forward":
         return timing.Run(functools.partial(_without_gradients, function, x))
     grad = torch.ones_like(x)
@@ -135,11 +135,11 @@ def run_of(function: Callable[[Tensor], Tensor], x: Tensor, direction: str) -> t
 
 
 def for_memory(name: str, fields: Sequence[Any], device: str) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The run whose memory is measured, and one of the same code on a small map to warm up with."""
+    """Return a warm-up of the same code on a small map, and the run whose memory is measured."""
     case = Case(*fields)._replace(shape=tuple(fields[1]), options=Options(**fields[2]))
     function = providers.created(name, case.options)
     runs = []
-    # Compiled code is of one shape, so that it has to warm up on the map itself.
+    # Compiled code is specialised on one shape, so it has to warm up on the map itself.
     for shape in (case.shape if "compiled" in name else (1, 8, 16, 16), case.shape):
         x = maps.made(tuple(shape), harness.DTYPES[case.dtype], torch.device(device), case.channels_last)
         x.requires_grad_(case.direction != "forward")

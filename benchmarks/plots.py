@@ -1,4 +1,4 @@
-"""Plots of the benchmarks' rows, as they are measured or as they are read from a CSV file."""
+"""Plot the rows of the benchmarks, just measured or read from a CSV file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rows = Iterable[Mapping[str, Any]]
 
 
 def speedups(rows: Rows, path: Path) -> None:
-    """How many times as long as the kernels every other provider takes, a panel for each map and pass."""
+    """Plot how many times as long as the kernels each provider takes, with a panel for each map and pass."""
     panels: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
         usual = row["dtype"] == "float32" and row["S"] and row["layout"] == "NCHW"
@@ -35,7 +35,7 @@ def speedups(rows: Rows, path: Path) -> None:
 
 
 def added(rows: Rows, path: Path) -> None:
-    """Per cent of time that each variant adds to a model, a panel for each model."""
+    """Plot the percentage of time that each variant adds to a model, with a panel for each model."""
     panels: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
         if isinstance(row.get("added %"), int | float) and row["variant"] != "bare":
@@ -53,12 +53,12 @@ def added(rows: Rows, path: Path) -> None:
 
 
 def limits(rows: Rows, path: Path) -> None:
-    """The share of the machine's limit that the kernel reaches."""
+    """Plot the share of the machine's limit that the kernel reaches."""
     bars([{**row, "window": f"K = {row['K']}, S = {row['S']}"} for row in rows], path, "window", ("of limit %",))
 
 
 def bars(rows: Rows, path: Path, group: str, values: Sequence[str]) -> None:
-    """Some columns of the rows, grouped by another, a panel for each; the medians over what else differs."""
+    """Plot columns of the rows by group, with a panel for each column; bars are medians over all other columns."""
     rows = list(rows)
     figure, axes = panels_of(len(values))
     for ax, value in zip(axes, values, strict=True):
@@ -75,7 +75,7 @@ def bars(rows: Rows, path: Path, group: str, values: Sequence[str]) -> None:
 
 
 def curves(rows: Rows, path: Path) -> None:
-    """Time over size in logarithms, a panel for each axis, with the fitted slope in the legend."""
+    """Plot time over size on logarithmic axes, with a panel for each axis and the fitted slope in the legend."""
     axes_of: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
         axes_of.setdefault(row["axis"], {}).setdefault(row["provider"], []).append(row)
@@ -94,7 +94,7 @@ def curves(rows: Rows, path: Path) -> None:
 
 
 def panels_of(count: int, width: float = 4.6, height: float = 3.4, most: int = 3) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, ``most`` of them side by side; width and height of each in inches."""
+    """Create a figure of ``count`` panels, at most ``most`` side by side, each of a width and height in inches."""
     columns = min(most, max(1, count))
     rows = -(-max(1, count) // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -109,7 +109,7 @@ def panels_of(count: int, width: float = 4.6, height: float = 3.4, most: int = 3
 
 
 def _grouped(ax: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
-    """Bars side by side: a group for each key of the inner mappings, a colour for each of the outer one."""
+    """Draw bars side by side: a group for each key of the inner mappings, a colour for each key of the outer one."""
     groups = list(dict.fromkeys(key for heights in bars.values() for key in heights))
     width = 0.8 / max(1, len(bars))
     for position, (label, heights) in enumerate(bars.items()):
@@ -126,7 +126,7 @@ def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-# What draws the rows of each benchmark.
+# The function that plots the rows of each benchmark.
 DRAWN: Final[dict[str, Callable[[Rows, Path], None]]] = {
     "op": speedups,
     "scaling": curves,

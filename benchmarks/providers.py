@@ -1,4 +1,4 @@
-"""What the kernels are measured against: the formulas as one would write them in eager PyTorch.
+"""The rivals of the kernels: the formulas as one would write them in eager PyTorch.
 
 Both compute the "kde" estimator with ``padding_mode="exclude"``, as :mod:`sia_layers.kernels.reference` defines it.
 """
@@ -18,7 +18,7 @@ from sia_layers.kernels.options import Options
 
 
 def unfold(x: Tensor, options: Options) -> Tensor:
-    """Self-information through ``F.unfold``: K^2 copies of the map, then plain tensor arithmetic."""
+    """Compute the self-information with ``F.unfold``: K^2 copies of the map, then plain tensor arithmetic."""
     dtype, x = x.dtype, x.float()
     n, c, h, w = x.shape
     k, pixels = options.kernel_size, h * w
@@ -39,7 +39,7 @@ def unfold(x: Tensor, options: Options) -> Tensor:
 
 
 def shift_and_add(x: Tensor, options: Options) -> Tensor:
-    """Self-information by shifting the padded map and adding up: no K^2 copies, and what a compiler can fuse."""
+    """Compute the self-information by adding up shifts of the padded map, without K^2 copies; compilers can fuse it."""
     dtype, x = x.dtype, x.float()
     h, w = x.shape[2:]
     r, k = options.radius, options.kernel_size
@@ -62,14 +62,14 @@ def shift_and_add(x: Tensor, options: Options) -> Tensor:
 
 
 def _scale(mean_square: Tensor, options: Options) -> Tensor:
-    """The bandwidth is a constant to the gradient, as it is to the kernels'."""
+    """Return the scale, which is a constant in the backward pass, as it is for the kernels."""
     if not options.adaptive:
         return torch.full_like(mean_square, options.fixed_scale)
     return torch.where(mean_square > 0, options.fixed_scale / mean_square, 0.0).detach()
 
 
 def created(name: str, options: Options) -> Callable[[Tensor], Tensor]:
-    """A provider by its name: one of the backends, ``"unfold"`` or ``"shift"``, or either ``"compiled"``."""
+    """Return a provider by name: a backend, ``"unfold"`` or ``"shift"``, or either of these with ``" compiled"``."""
     form, _, compiled = name.partition(" ")
     if form in BACKENDS:
         return lambda x: ops.self_information(x, options, form)

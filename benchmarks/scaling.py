@@ -34,7 +34,7 @@ TOLERANCE = {"cpu": 5e-6, "triton": 5e-6, "shift": 1e-4}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write what is asked for."""
+    """Run the benchmark: measure, print, and write the files that the arguments name."""
     parser = harness.parser("scaling", __doc__, "time over each axis")
     given = parser.parse_args(arguments)
     device = harness.begin(given)
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for axis, every in AXES.items():
         if axis == "threads" and device.type != "cpu":
             continue
-        # The largest take most of the time.
+        # The largest sizes take most of the time.
         sizes = every[:-1] if given.quick and len(every) > 3 else every
         times: dict[str, list[float]] = {name: [] for name in names}
         for size in sizes:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(
     axis: str, size: int, names: Sequence[str], dtype: torch.dtype, device: torch.device, rounds: int
 ) -> dict[str, tuple[float, float]]:
-    """Error and median seconds of each provider that agrees with the reference."""
+    """Return the error and the median seconds of each provider that agrees with the reference."""
     n, c, h, w = BASE
     shape = {"pixels": (n, c, size, size), "channels": (n, size, h, w), "batch": (size, c, h, w)}.get(axis, BASE)
     options = Options(size if axis == "K" else BASE_KERNEL_SIZE)
@@ -85,7 +85,7 @@ def measure(
 
 
 def slope(sizes: Sequence[int], seconds: Sequence[float]) -> float:
-    """Of the logarithm of the time over that of the size."""
+    """Fit the slope of the logarithm of the time over the logarithm of the size."""
     return statistics.linear_regression([math.log(size) for size in sizes], [math.log(time) for time in seconds]).slope
 
 

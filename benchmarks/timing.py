@@ -1,4 +1,4 @@
-"""Interleaved timing, and what must be said of the machine beside every figure."""
+"""Interleaved timing, and the description of the machine that belongs to every figure."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LONG = 1.0  # seconds
 
 
 class Run(NamedTuple):
-    """What is timed: a function, and what prepares its argument outside of the time."""
+    """What to time: a function, and optionally one that prepares its argument, which is not timed."""
 
     function: Callable[..., object]
     prepare: Callable[[], object] | None = None
 
     def once(self, device: torch.device) -> float:
-        """Run it; seconds."""
+        """Run the function once and return the seconds."""
         arguments = () if self.prepare is None else (self.prepare(),)
         if device.type == "cuda":
             torch.empty(CACHE_BYTES, dtype=torch.int8, device=device).zero_()
@@ -48,11 +48,11 @@ class Run(NamedTuple):
 def interleaved(
     runs: Mapping[str, Callable[[], object] | Run], rounds: int, device: torch.device | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of every run in every round. Rounds go A B C A B C ..., so that drift of a shared machine cancels.
+    """Return the seconds of every run in every round, in the order A B C A B C ..., so that machine drift cancels.
 
-    In each round a run goes once unmeasured first, so that it does not pay for what the one before left in the
-    caches; one of over a second, which pays nothing to speak of, in the first round alone. On a GPU the cache is
-    flushed before every run, and what is measured lies between two events.
+    In each round a run is first executed once without timing, so that it does not pay for what the previous run left
+    in the caches. Runs of over a second, for which this hardly matters, are warmed up in the first round alone. On a
+    GPU the cache is flushed before every run, and the time is that between two events.
     """
     device = torch.device("cpu") if device is None else device
     made = {name: run if isinstance(run, Run) else Run(run) for name, run in runs.items()}
@@ -68,13 +68,13 @@ def interleaved(
 
 
 def progress(text: str) -> None:
-    """Show a line of progress that the next one replaces; nothing where no one looks."""
+    """Show a line of progress that the next one replaces, if stderr is a terminal."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def quantiles(values: list[float]) -> tuple[float, float, float]:
-    """The 20 %, 50 % and 80 % quantiles."""
+    """Return the 20 %, 50 % and 80 % quantiles."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     fifths = statistics.quantiles(values, n=5, method="inclusive")
@@ -82,13 +82,13 @@ def quantiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def ratios(slower: list[float], faster: list[float]) -> tuple[float, float, float]:
-    """Quantiles of the ratio, round by round."""
+    """Return the quantiles of the ratio, taken round by round."""
     return quantiles([a / b for a, b in zip(slower, faster, strict=True)])
 
 
 @functools.cache
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures were measured on and with."""
+    """Describe the machine and the versions that the figures are measured with."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     elif backends.unavailable("cpu") is None:

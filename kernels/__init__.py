@@ -1,1 +1,1 @@
-"""Self-information kernels: one definition, several backends."""
+"""Kernels of the self-information: one definition, several backends."""

@@ -1,4 +1,4 @@
-"""Which backend runs: one list of them, best first, and the choice among them for a tensor."""
+"""List the backends, best first, and choose one for a tensor."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ import importlib
 import sys
 import threading
 import warnings
-from collections.abc import Callable
-from types import ModuleType
-from typing import Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import torch
 from torch import Tensor
 
 import sia_layers.kernels as kernels
+from sia_layers.kernels.contract import Backend
+from sia_layers.kernels.private_torch import constant_when_compiled
 
-# In order of preference. Each is a module of this package with the functions of the reference, and with two probes
-# that say why not: unavailable() for this process, refuses(x) for a tensor. The reference runs always and needs none.
+# In order of preference. Each names a module of this package that fulfils the contract.
 BACKENDS: Final = ("triton", "cpu", "reference")
 
-Function = TypeVar("Function", bound=Callable[..., object])
+if TYPE_CHECKING:  # so that the type checker compares each module with the contract
+    from sia_layers.kernels import cpu, reference, triton
+
+    _FULFILLED: tuple[Backend, ...] = (triton, cpu, reference)
 
 
 class _Ambient(threading.local):
-    """The names that this thread's open ``use_backend`` blocks hold, innermost last."""
+    """The names in this thread's open ``use_backend`` blocks, innermost last."""
 
-    # A ContextVar would do as well, but torch.compile cannot trace one being set. The attribute must be the
-    # instance's own: torch.compile puts no guard on a default that the class holds.
+    # Not a ContextVar, because torch.compile cannot trace setting one. The attribute must belong to the instance,
+    # because torch.compile does not guard a default that belongs to the class.
     def __init__(self) -> None:
         self.names: tuple[str | None, ...] = ()
 
@@ -38,17 +40,17 @@ _loaded: set[str] = set()
 
 
 class use_backend(contextlib.ContextDecorator):
-    """Choose the backend for all that runs inside a ``with`` block, in this thread; also a decorator.
+    """Choose the backend for everything inside a ``with`` block, in this thread; also works as a decorator.
 
-    A ``backend`` that a function or module was given goes before it. Blocks may be nested, and one object may
-    be entered again. What a block started is not changed by its end: a backward pass uses the backend of its
-    forward pass.
+    The ``backend`` argument of a function or module takes precedence. Blocks nest, and an object may be entered more
+    than once. A backward pass runs on the backend of its forward pass, even after the block has ended.
 
     Args:
-        backend: one of ``available_backends()``; None for the best that can serve, as without a block.
+        backend: one of ``available_backends()``; None for the best that can serve, as outside of any block.
 
     Raises:
-        TypeError, ValueError: no such backend. One that cannot run, or cannot serve a tensor, says so when used.
+        TypeError, ValueError: ``backend`` is no backend's name. A backend that cannot run, or cannot serve a tensor,
+            raises only when it is used.
 
     Example:
         >>> import torch
@@ -69,14 +71,15 @@ class use_backend(contextlib.ContextDecorator):
 
 
 def select(x: Tensor, backend: str | None = None) -> str:
-    """The name of the backend that serves a tensor.
+    """Return the name of the backend that serves a tensor.
 
     Args:
-        x: the tensor; its device, dtype and layout count.
-        backend: this one; None for that of the innermost :class:`use_backend`, else the best that can serve.
+        x: the tensor; only its device, dtype and shape matter.
+        backend: the backend to use; None for that of the innermost :class:`use_backend` block, or else the best that
+            can serve.
 
     Raises:
-        TypeError, ValueError: no such backend.
+        TypeError, ValueError: ``backend`` is no backend's name.
         RuntimeError: the named backend cannot serve; the message says why.
     """
     backend = _wanted(backend)
@@ -89,7 +92,7 @@ def select(x: Tensor, backend: str | None = None) -> str:
             )
         return backend
     for name in BACKENDS:
-        # The tensor is asked about first, so that a job on the CPU never looks for a GPU or its compiler.
+        # Check the tensor first, so that a job on the CPU never looks for a GPU or its compiler.
         if not _on_request(name, x) and refuses(name, x) is None:
             if unavailable(name) is None:
                 return name
@@ -98,11 +101,12 @@ def select(x: Tensor, backend: str | None = None) -> str:
 
 
 def explain_backend(x: Tensor, backend: str | None = None) -> str:
-    """Which backend would run for a tensor, and why each other one would not: a line for each.
+    """Say which backend would run for a tensor, and why each of the others would not, one per line.
 
     Args:
         x: the tensor.
-        backend: as given to a function or module; None for the ambient choice, else the best that can serve.
+        backend: what a function or module would be given; None for the choice of the innermost :class:`use_backend`
+            block, or else the best that can serve.
 
     Example:
         >>> import torch
@@ -115,11 +119,11 @@ def explain_backend(x: Tensor, backend: str | None = None) -> str:
     for name in BACKENDS:
         reason = unavailable(name) or refuses(name, x)
         if reason is None and wanted is None and _on_request(name, x):
-            reason = "its interpreter could run, slowly, but has to be asked for by name"
+            reason = "its interpreter could run, slowly, but has to be requested by name"
         elif reason is None and wanted not in (None, name):
-            reason = f"could run, but {wanted!r} was asked for"
+            reason = f"could run, but {wanted!r} was requested"
         elif reason is None and chosen is not None:
-            reason = f"could run, but {chosen!r} goes before it"
+            reason = f"could run, but {chosen!r} takes precedence"
         elif reason is None:
             chosen, reason = name, "runs"
         lines.append(f"{name}: {reason}")
@@ -127,52 +131,48 @@ def explain_backend(x: Tensor, backend: str | None = None) -> str:
 
 
 def available_backends() -> tuple[str, ...]:
-    """The backends that can run in this process, best first."""
+    """Return the names of the backends that can run in this process, best first."""
     return tuple(name for name in BACKENDS if unavailable(name) is None)
 
 
-def load(name: str) -> ModuleType:
-    """The module of a backend, imported at its first use."""
+def load(name: str) -> Backend:
+    """Return a backend, which is imported at its first use.
+
+    Args:
+        name: one of ``BACKENDS``.
+    """
     if torch.compiler.is_compiling():
         _import(name)
     elif name not in _loaded:
         _import(name)
         _loaded.add(name)
-    return cast(ModuleType, getattr(kernels, name))
-
-
-def constant_when_compiled(function: Function) -> Function:
-    """Let torch.compile call a function while it traces, and take its result for a constant."""
-    # The mark that torch.compiler.assume_constant_result leaves; to call that one would import the compiler here.
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
+    return cast(Backend, getattr(kernels, name))
 
 
 @constant_when_compiled
 def _import(name: str) -> None:
     module = importlib.import_module(f"{kernels.__name__}.{name}")
-    if name != "reference":
-        constant_when_compiled(module.unavailable)
+    constant_when_compiled(module.unavailable)
 
 
 def unavailable(name: str) -> str | None:
-    """Why a backend cannot run in this process; None if it can."""
-    return None if name == "reference" else cast("str | None", load(name).unavailable())
+    """Return why a backend cannot run in this process; None if it can."""
+    return load(name).unavailable()
 
 
 def refuses(name: str, x: Tensor) -> str | None:
-    """Why a backend cannot serve a tensor; None if it can."""
-    return None if name == "reference" else cast("str | None", load(name).refuses(x))
+    """Return why a backend cannot serve a tensor; None if it can."""
+    return load(name).refuses(x)
 
 
 def _on_request(name: str, x: Tensor) -> bool:
-    """Whether a backend never serves a tensor unless named: Triton's interpreter, which is for tests."""
+    """Tell whether a backend serves this tensor only if named: Triton's interpreter, which is meant for tests."""
     return name == "triton" and x.device.type != "cuda"
 
 
 @constant_when_compiled
 def announce(name: str) -> None:
-    """Say, once a process, that a backend would have served but cannot run."""
+    """Warn, once per process, that a backend would have served but cannot run."""
     _announce(name)
 
 
@@ -183,17 +183,17 @@ def _announce(name: str) -> None:
         frame, level = frame.f_back, level + 1
     warnings.warn(
         f"sia_layers: the {name!r} backend would serve here but cannot run: {unavailable(name)}. "
-        "A slower one serves; the results are the same.",
+        "A slower backend takes its place; the results are the same.",
         RuntimeWarning,
-        stacklevel=level,  # the caller's line
+        stacklevel=level,  # point at the line that called into the library
     )
 
 
 def checked(backend: str | None) -> str | None:
-    """The name of a backend, or None, if it is one.
+    """Return ``backend`` if it names a backend or is None.
 
     Raises:
-        TypeError, ValueError: it is not.
+        TypeError, ValueError: it does not.
     """
     if backend is None or (isinstance(backend, str) and backend in BACKENDS):
         return backend
@@ -203,5 +203,5 @@ def checked(backend: str | None) -> str | None:
 
 
 def _wanted(backend: str | None) -> str | None:
-    """The backend that was asked for, at the call or around it."""
+    """Return the backend that the call requests, or else the innermost block; None if neither does."""
     return checked(backend) if backend is not None or not _ambient.names else _ambient.names[-1]

@@ -1,7 +1,7 @@
-"""The self-information and its gates, on the backend that is chosen at each call.
+"""Compute the self-information and its gates on a backend that is chosen at each call.
 
-They call the operators of :mod:`sia_layers.kernels.registration`. A graph that leaves PyTorch (torch.export, ONNX,
-torch.jit.trace) holds the reference's own operations instead, so that whoever loads it needs nothing of this library.
+These functions call the operators of :mod:`sia_layers.kernels.registration`. A graph that leaves PyTorch (torch.export,
+ONNX, torch.jit.trace) holds the reference's ATen operations instead, so it can be loaded without this library.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from sia_layers.kernels import backends, reference
 from sia_layers.kernels.options import Options, check_map
+from sia_layers.kernels.private_torch import any_transform, dispatch_keys, dispatch_observed
 from sia_layers.kernels.reference import wide_dtype
 from sia_layers.kernels.registration import OPERATORS, RUN
 
@@ -24,34 +24,34 @@ Result = TypeVar("Result")
 
 
 def self_information(x: Tensor, options: Options, backend: str | None = None) -> Tensor:
-    """Self-information of every pixel; see :func:`sia_layers.kernels.reference.self_information`."""
+    """Compute the self-information of every pixel; see :func:`sia_layers.kernels.reference.self_information`."""
     _check(x, options)
     chosen = _choose(x, backend)
     if chosen is None:
-        return _plainly(reference.self_information, x, options)[0]
+        return _run_reference(reference.self_information, x, options)[0]
     return cast(Tensor, _call("self_information", (x,), x, *options, chosen)[0])
 
 
-def attend(
-    x: Tensor, options: Options, spatial: bool, channel: str, backend: str | None = None
+def gate_and_mean(
+    x: Tensor, options: Options, spatial: bool, mean_kind: str, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What inference needs of the self-information; see :func:`sia_layers.kernels.reference.attend`.
+    """Compute the spatially gated map and the channel mean; see :func:`sia_layers.kernels.reference.gate_and_mean`.
 
-    It has no gradient: where one is needed, take the three functions that it is made of.
+    This function has no gradient. For training, call :func:`self_information`, :func:`channel_mean` and :func:`gate`.
     """
     _check(x, options)
     chosen = _choose(x, backend)
     if chosen is None:
-        return _plainly(reference.attend, x, options, spatial, channel)
-    return cast("tuple[Tensor, Tensor]", _call("attend", (x,), x, *options, spatial, channel, chosen))
+        return _run_reference(reference.gate_and_mean, x, options, spatial, mean_kind)
+    return cast("tuple[Tensor, Tensor]", _call("gate_and_mean", (x,), x, *options, spatial, mean_kind, chosen))
 
 
-def channel_mean(info: Tensor, channel: str, backend: str | None = None) -> Tensor:
-    """What the channel gate is computed from; see :func:`sia_layers.kernels.reference.channel_mean`."""
+def channel_mean(info: Tensor, mean_kind: str, backend: str | None = None) -> Tensor:
+    """Compute what the channel gate is a function of; see :func:`sia_layers.kernels.reference.channel_mean`."""
     chosen = _choose(info, backend)
     if chosen is None:
-        return _plainly(reference.channel_mean, info, channel)
-    return cast(Tensor, _call("channel_mean", (info,), info, channel, chosen))
+        return _run_reference(reference.channel_mean, info, mean_kind)
+    return cast(Tensor, _call("channel_mean", (info,), info, mean_kind, chosen))
 
 
 def gate(
@@ -65,7 +65,7 @@ def gate(
     """Gate a map; see :func:`sia_layers.kernels.reference.gate`.
 
     Raises:
-        ValueError: a tensor of another shape or device than ``x`` asks for.
+        ValueError: the shape or device of a tensor does not match ``x``.
     """
     wide = wide_dtype(x.dtype)
     tensors = [
@@ -76,48 +76,42 @@ def gate(
     ]
     chosen = _choose(x, backend)
     if chosen is None:
-        return _plainly(reference.gate, x, *tensors)
+        return _run_reference(reference.gate, x, *tensors)
     return cast(Tensor, _call("gate", (x, *tensors), x, *tensors, chosen))
 
 
 def tracing() -> bool:
-    """Whether torch.jit.trace records; the sizes of tensors are no plain numbers then."""
+    """Tell whether torch.jit.trace is recording; the sizes of tensors are then not plain numbers."""
     return cast(bool, torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
-def spelt_out() -> bool:
-    """Whether calls go to the reference, in PyTorch's own operations, whatever the backend.
+def inlined() -> bool:
+    """Tell whether calls run the reference's ATen operations, whatever the backend.
 
-    For a graph that leaves PyTorch (export, ONNX, trace), and for torch.func and forward-mode differentiation,
-    which would take these operators' results for constants.
+    They do in a graph that leaves PyTorch (export, ONNX, trace), and under torch.func and forward-mode
+    differentiation, which would treat the results of these operators as constants.
     """
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return transformed or tracing() or torch.compiler.is_exporting()
+    return any_transform() or tracing() or torch.compiler.is_exporting()
 
 
 def _call(operator: str, tensors: Sequence[Tensor | None], *arguments: Any) -> Any:
-    """Call an operator, or what it runs, where the dispatcher would add nothing but the time of a small kernel.
+    """Call an operator, or its implementation directly where the dispatcher would only add overhead.
 
-    That is for ordinary tensors on a CPU, without gradient, mode, transform, compiler or profiler.
+    That is the case for ordinary CPU tensors, without gradients, modes, transforms, a compiler or a profiler.
     """
     if torch.compiler.is_compiling():
         return getattr(OPERATORS, operator)(*arguments)
     grad = torch.is_grad_enabled()
-    watched = (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._autograd._profiler_enabled()
-    )
-    if watched or not all(tensor is None or _is_plain(tensor, grad) for tensor in tensors):
+    if dispatch_observed() or not all(tensor is None or _is_plain(tensor, grad) for tensor in tensors):
         return getattr(OPERATORS, operator)(*arguments)
     return RUN[operator](*arguments)
 
 
 def _is_plain(x: Tensor, grad: bool) -> bool:
-    """Whether the dispatcher would take a tensor straight to the CPU: no subclass, nothing lazy, no gradient."""
+    """Tell whether the dispatcher would go straight to the CPU kernel: no subclass, no lazy bit, no gradient."""
     if type(x) not in ORDINARY or (grad and x.requires_grad):
         return False
-    return torch._C._dispatch_keys(x).raw_repr() in PLAIN_KEYS
+    return dispatch_keys(x) in PLAIN_KEYS
 
 
 def _keys_of_plain_tensors() -> frozenset[int]:
@@ -125,7 +119,7 @@ def _keys_of_plain_tensors() -> frozenset[int]:
         inferred = torch.empty(0, device="cpu")
     with torch.inference_mode(False):
         plain = torch.empty(0, device="cpu")
-    return frozenset(torch._C._dispatch_keys(tensor).raw_repr() for tensor in (inferred, plain))
+    return frozenset(dispatch_keys(tensor) for tensor in (inferred, plain))
 
 
 ORDINARY = (Tensor, torch.nn.Parameter)
@@ -140,29 +134,32 @@ def _check(x: Tensor, options: Options) -> None:
 
 
 def _choose(x: Tensor, backend: str | None) -> str | None:
-    """The backend for an operator's call; None to write the reference's own operations into a graph."""
-    if spelt_out():
+    """Return the backend for a call; None to run the reference's ATen operations without an operator."""
+    if inlined():
         return None
     chosen = backends.select(x, backend)
     return None if chosen == "reference" and torch.compiler.is_compiling() else chosen
 
 
-def _plainly(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a function of the reference outside of the operators."""
+def _run_reference(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function of the reference without an operator."""
     if not tracing():
         return function(*arguments)
-    with warnings.catch_warnings():  # whether a map is empty, and its channels, are constants of the graph
+    with warnings.catch_warnings():  # the number of channels, and whether the map is empty, become constants on purpose
         warnings.simplefilter("ignore", TracerWarning)
         return function(*arguments)
 
 
 def _matched(name: str, tensor: Tensor | None, x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
-    """The tensor in the dtype that kernels expect. They read memory as told, so shape and device must be right."""
+    """Return the tensor in the dtype that kernels expect.
+
+    Kernels do not check bounds, so shape and device must match.
+    """
     if tensor is None:
         return None
     if not tracing() and (tensor.shape != shape or tensor.device != x.device):
         raise ValueError(
-            f"{name} must be of shape {tuple(shape)} on {x.device}, as x is of shape {tuple(x.shape)}, "
+            f"{name} must be of shape {tuple(shape)} on {x.device}, to match x of shape {tuple(x.shape)}, "
             f"got {tuple(tensor.shape)} on {tensor.device}"
         )
     return tensor.to(dtype)

@@ -1,4 +1,4 @@
-"""What can be asked of the self-information, and the one place that checks it."""
+"""The options of the self-information, and the checks of arguments."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from torch import Tensor
 
 ESTIMATORS: Final = ("kde", "distance")
 PADDING_MODES: Final = ("exclude", "zeros", "replicate", "reflect")
+CHANNEL_MEANS: Final = ("excite", "mean")  # kinds of channel mean: see ``reference.channel_mean``
 LARGEST_SCALE: Final = 1e38
 DTYPES: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Options(NamedTuple):
-    """Options of the self-information, the same in every function, module and kernel.
+    """The options of the self-information, the same in every function, module and kernel.
 
     Attributes:
-        kernel_size: side K of the square window, odd; 1 switches the intra-channel term off.
+        kernel_size: side K of the square window, odd; 1 turns the intra-channel term off.
         bandwidth: factor b on the bandwidth of the Gaussian kernel.
-        adaptive: measure the bandwidth on each map (the root mean square difference of
-            neighbours); otherwise ``bandwidth`` is taken in the units of the input.
-        estimator: ``"kde"`` (kernel density, the default) or ``"distance"`` (normalised
-            distance from the window's mean).
-        inter_channels: how many following channels S the inter-channel term compares with,
-            cyclically; 0 switches it off; at least C means C - 1.
+        adaptive: measure the bandwidth of each map (the root mean square difference between neighbours); if False,
+            ``bandwidth`` is the bandwidth itself, in the units of the input.
+        estimator: ``"kde"`` (kernel density, the default) or ``"distance"`` (normalised distance from the mean of the
+            window).
+        inter_channels: number S of following channels, cyclically, with which the inter-channel term compares each
+            channel; 0 turns the term off; C or more means C - 1.
         inter_weight: weight of the inter-channel term.
-        padding_mode: what the window sees beyond the border: ``"exclude"`` (nothing: it shrinks),
+        padding_mode: what the window sees beyond the border: ``"exclude"`` (nothing; the window shrinks),
             ``"zeros"``, ``"replicate"`` or ``"reflect"``.
     """
 
@@ -42,17 +43,24 @@ class Options(NamedTuple):
 
     @property
     def radius(self) -> int:
-        """Reach R of the window: K = 2R + 1."""
+        """Radius R of the window: K = 2R + 1."""
         return self.kernel_size // 2
 
     @property
     def fixed_scale(self) -> float:
-        """1 / 2b^2, kept in float32's range."""
+        """1 / 2b^2, clamped to the range of float32."""
         return min(0.5 / self.bandwidth / self.bandwidth, LARGEST_SCALE)
 
     def neighbours(self, channels: int) -> int:
-        """Channels that the inter-channel term really compares with, of a map with ``channels``."""
+        """Return how many channels the inter-channel term compares each of ``channels`` channels with."""
         return max(0, min(self.inter_channels, channels - 1))
+
+    def scale_shape(self, x: Tensor) -> tuple[int, int, int]:
+        """Return the shape of the scale of a map (N, C, H, W).
+
+        It is (2, N, C) for "kde", the intra-channel row and then the inter-channel row, and (1, N, 1) for "distance".
+        """
+        return (1, x.shape[0], 1) if self.estimator == "distance" else (2, x.shape[0], x.shape[1])
 
     @classmethod
     def checked(
@@ -66,11 +74,11 @@ class Options(NamedTuple):
         inter_weight: float = 0.5,
         padding_mode: str = "exclude",
     ) -> Options:
-        """Make options from a caller's arguments.
+        """Return the options that a caller's arguments give.
 
         Raises:
-            TypeError: an argument is of the wrong type.
-            ValueError: an argument is out of range; the message names it and what was expected.
+            TypeError: an argument has the wrong type.
+            ValueError: an argument is out of range; the message names it and says what was expected.
         """
         kernel_size = as_int("kernel_size", kernel_size)
         if kernel_size < 1 or kernel_size % 2 == 0:
@@ -92,11 +100,11 @@ class Options(NamedTuple):
         )
 
     def check_input(self, x: Tensor) -> None:
-        """Refuse what is no floating (N, C, H, W) map, or too small for reflection.
+        """Check that ``x`` is a floating-point map (N, C, H, W), and large enough for reflection.
 
         Raises:
-            TypeError: not a tensor, or not of a floating dtype.
-            ValueError: not four dimensions, or reflection past the opposite border.
+            TypeError: ``x`` is not a tensor, or not floating-point.
+            ValueError: ``x`` does not have four dimensions, or reflection would go past the opposite border.
         """
         check_map(x)
         height, width, radius = x.shape[2], x.shape[3], self.radius
@@ -108,13 +116,18 @@ class Options(NamedTuple):
 
 
 def check_map(x: Tensor, name: str = "x") -> None:
-    """Refuse what is no floating (N, C, H, W) tensor."""
+    """Check that ``x`` is a floating-point tensor (N, C, H, W).
+
+    Raises:
+        TypeError: ``x`` is not a tensor, or not floating-point.
+        ValueError: ``x`` does not have four dimensions.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if x.dim() != 4:
         raise ValueError(
             f"{name} must have 4 dimensions (N, C, H, W), got shape {tuple(x.shape)}; "
-            "add the missing ones with unsqueeze(0)"
+            "add missing dimensions with unsqueeze(0)"
         )
     if x.dtype not in DTYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
@@ -122,7 +135,7 @@ def check_map(x: Tensor, name: str = "x") -> None:
 
 
 def as_int(name: str, value: Any) -> int:
-    """The value as an int; bool and anything with a fraction are refused."""
+    """Return a value as an int; raise TypeError for a bool or anything that is not an integer."""
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got bool {value!r}")
     if isinstance(value, int):
@@ -134,24 +147,24 @@ def as_int(name: str, value: Any) -> int:
 
 
 def as_float(name: str, value: Any) -> float:
-    """The value as a finite float."""
+    """Return a value as a float; raise TypeError if it is not a number and ValueError if it is not finite."""
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
     number = float(value)
-    if not -math.inf < number < math.inf:  # what torch.compile can trace of math.isfinite
+    if not -math.inf < number < math.inf:  # torch.compile cannot trace math.isfinite
         raise ValueError(f"{name} must be finite, got {number}")
     return number
 
 
 def as_bool(name: str, value: Any) -> bool:
-    """The value, if it is a bool."""
+    """Return a value that is a bool; raise TypeError otherwise."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {type(value).__name__} {value!r}")
     return value
 
 
 def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """The value, if it is one of the choices."""
+    """Return a value that is one of the choices; raise ValueError otherwise."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {listed}, got {value!r}")

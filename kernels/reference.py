@@ -1,6 +1,6 @@
-r"""Self-information and its gates in plain PyTorch: the definition that every kernel is tested against.
+r"""The self-information and its gates in plain PyTorch: the definition that every kernel is tested against.
 
-With x a map (N, C, H, W), :math:`\Omega` the K x K window around a pixel and S following channels::
+For a map x (N, C, H, W), the K x K window :math:`\Omega` around a pixel, and S following channels::
 
     I_intra[i]    = -log( 1/|Omega| * sum_{j in Omega} exp(-(x[i] - x[j])^2 * scale) )
     I_inter[n,k]  = -log( 1/(S+1)   * sum_{s=0..S}     exp(-(x[k] - x[k+s])^2 * scale') )
@@ -9,9 +9,9 @@ With x a map (N, C, H, W), :math:`\Omega` the K x K window around a pixel and S 
     d             = |sum_{j in Omega} (x[i] - x[j])| + inter_weight * |sum_{s=1..S} (x[k] - x[k+s])|
     I             = d * scale                                                (estimator "distance")
 
-``scale`` makes the differences dimensionless: 1 / 2h^2 a plane for "kde", 1 / (2 b^2 mean d) a sample for
-"distance". It is 0 where the map is constant, so that I and its gradient are 0 there and never NaN.
-No tensor here has K^2 times the size of the map: every loop adds one shifted map at a time.
+``scale`` makes the differences dimensionless: 1 / 2h^2 for each plane for "kde", 1 / (2 b^2 mean d) for each sample
+for "distance". It is 0 where the map is constant, so that I and its gradient are 0 there and never NaN. No tensor
+is K^2 times the size of the map: every loop adds one shifted map at a time.
 """
 
 from __future__ import annotations
@@ -27,26 +27,35 @@ from torch import Tensor
 from sia_layers.kernels.options import LARGEST_SCALE, Options
 
 
+def unavailable() -> str | None:
+    """Return None: the reference runs in every process."""
+    return None
+
+
+def refuses(x: Tensor) -> str | None:
+    """Return None: the reference serves every tensor."""
+    return None
+
+
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the arithmetic: half precision is computed in float32."""
+    """Return the dtype of the arithmetic: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def self_information(x: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """Self-information of every pixel in every channel, in nats.
+    """Compute the self-information of every pixel in every channel, in nats.
 
     Args:
-        x: floating map (N, C, H, W).
-        options: what to compute.
+        x: floating-point map (N, C, H, W).
+        options: of the self-information.
 
     Returns:
-        The self-information, in the shape and dtype of ``x``, and the scale that was used, in the
-        arithmetic's dtype and without gradient: (2, N, C) with the intra and the inter row for "kde",
-        (1, N, 1) for "distance".
+        The self-information, in the shape and dtype of ``x``, and the scale, of :meth:`Options.scale_shape`, in the
+        dtype of the arithmetic and without gradient.
     """
     wide = x.to(wide_dtype(x.dtype))
     if x.numel() == 0:
-        return torch.empty_like(x), _empty_scale(wide, options)
+        return torch.empty_like(x), wide.new_zeros(options.scale_shape(x))
     if options.estimator == "distance":
         distance = sum_of_distances(wide, options)
         scale = distance_scale(distance, options)
@@ -59,7 +68,7 @@ def self_information(x: Tensor, options: Options) -> tuple[Tensor, Tensor]:
         if outside is None:
             near.mul_(intra).exp_()
         else:
-            near = near.clamp(max=largest)  # infinity times a scale of 0 would be NaN
+            near = near.clamp(max=largest)  # because infinity times a scale of 0 is NaN
             near.mul_(intra).add_(outside).exp_()
         for end in ends:
             total += near[end]
@@ -72,31 +81,31 @@ def self_information(x: Tensor, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def kde_scale(x: Tensor, options: Options) -> Tensor:
-    """1 / 2h^2 of every plane, (2, N, C): the intra-channel row, then the inter-channel row.
+    """Compute 1 / 2h^2 of every plane, (2, N, C): the intra-channel row, then the inter-channel row.
 
-    Adaptive: h^2 = b^2 times the mean square difference of neighbours; differences that are not finite
-    are left out, so that one bad pixel does not spoil its plane.
+    If adaptive, h^2 is b^2 times the mean square difference between neighbours. Differences that are not finite are
+    left out of the mean, so that one bad pixel does not spoil its plane.
     """
     if not options.adaptive:
-        return x.new_full((2, x.shape[0], x.shape[1]), options.fixed_scale)
-    beyond = options.padding_mode == "exclude"  # pads at infinity: a pair that holds one is not finite
-    pairs = ((difference, ends[: 1 if beyond else 2]) for difference, _, ends in _pairs(x, options, torch.inf))
+        return x.new_full(options.scale_shape(x), options.fixed_scale)
+    excludes = options.padding_mode == "exclude"  # then pads are infinite, and pairs with a pad are left out
+    pairs = ((difference, ends[: 1 if excludes else 2]) for difference, _, ends in _pairs(x, options, torch.inf))
     intra = _mean_square(x, pairs)
     inter = _mean_square(x, ((difference, [...]) for difference in _channels(x, options)))
     return _scale(torch.stack([intra, inter]), options)
 
 
 def distance_scale(distance: Tensor, options: Options) -> Tensor:
-    """1 / (2 b^2 mean d) of every sample, (1, N, 1); 1 / 2b^2 if not adaptive."""
+    """Compute 1 / (2 b^2 mean d) of every sample, (1, N, 1), or 1 / 2b^2 if not adaptive."""
     if not options.adaptive:
-        return distance.new_full((1, distance.shape[0], 1), options.fixed_scale)
+        return distance.new_full(options.scale_shape(distance), options.fixed_scale)
     finite = torch.isfinite(distance)
     mean = torch.where(finite, distance, 0.0).sum((1, 2, 3)) / finite.sum((1, 2, 3)).clamp(min=1)
-    return _scale(mean, options).reshape(1, -1, 1)
+    return _scale(mean, options).reshape(options.scale_shape(distance))
 
 
 def sum_of_distances(x: Tensor, options: Options) -> Tensor:
-    """d of the "distance" estimator."""
+    """Compute d of the "distance" estimator."""
     intra, inter = torch.zeros_like(x), torch.zeros_like(x)
     for difference, _ in _window(x, options):
         intra = intra + difference
@@ -106,10 +115,10 @@ def sum_of_distances(x: Tensor, options: Options) -> Tensor:
 
 
 def self_information_backward(grad: Tensor, x: Tensor, scale: Tensor, options: Options) -> Tensor:
-    """Gradient of :func:`self_information` for ``x``, with the scale of its forward.
+    """Compute the gradient of :func:`self_information` for ``x``, given the scale that it returned.
 
-    "kde": with a_ij = 2 scale (x_i - x_j) e_ij and u = grad / sum(e), dL/dx_i = sum_j a_ij (u_i + u_j), the
-    scale a constant. "distance": the sample's mean of d is part of the formula and is differentiated.
+    "kde": dL/dx_i = sum_j a_ij (u_i + u_j), with a_ij = 2 scale (x_i - x_j) e_ij and u = grad / sum(e); the scale is
+    a constant. "distance": the mean of d over the sample is part of the formula and is differentiated.
     """
     wide, grad = x.to(wide_dtype(x.dtype)), grad.to(wide_dtype(x.dtype))
     if x.numel() == 0:
@@ -168,13 +177,13 @@ def _distance_backward(grad: Tensor, x: Tensor, scale: Tensor, options: Options)
     return total
 
 
-def channel_mean(info: Tensor, channel: str) -> Tensor:
-    """What the channel gate is computed from, (N, C) in the arithmetic's dtype.
+def channel_mean(info: Tensor, mean_kind: str) -> Tensor:
+    """Average over each plane what the channel gate is computed from, (N, C) in the dtype of the arithmetic.
 
-    ``"excite"``: the mean of I over the plane; ``"mean"``: the mean of -log(exp(-I) + 0.1).
+    ``"excite"`` averages I, ``"mean"`` averages -log(exp(-I) + 0.1).
     """
     wide = info.to(wide_dtype(info.dtype))
-    return (wide if channel == "excite" else -torch.log(torch.exp(-wide) + 0.1)).mean((2, 3))
+    return (wide if mean_kind == "excite" else -torch.log(torch.exp(-wide) + 0.1)).mean((2, 3))
 
 
 def gate(
@@ -184,10 +193,10 @@ def gate(
 
     Args:
         x: map (N, C, H, W).
-        info: self-information I of its pixels, like ``x``; None leaves the spatial gate off.
-        channel_gate: g (N, C); None leaves the channel gate off.
-        gain: one number, of shape (1,) or (); None: y is the gated map itself.
-        base: what the gain starts from, like ``x``; None: ``x``. Without a gain it is not used.
+        info: self-information I of its pixels, like ``x``; None turns the spatial gate off.
+        channel_gate: g (N, C); None turns the channel gate off.
+        gain: one number, of shape (1,) or (); None makes y the gated map itself.
+        base: the map that a gain of 0 returns, like ``x``; None for ``x``. It has no effect without a gain.
     """
     wide = x.to(wide_dtype(x.dtype))
     gated = wide
@@ -201,29 +210,29 @@ def gate(
     return gated.to(x.dtype)
 
 
-def attend(x: Tensor, options: Options, spatial: bool, channel: str) -> tuple[Tensor, Tensor]:
-    """What inference needs of the self-information I, without handing on I itself.
+def gate_and_mean(x: Tensor, options: Options, spatial: bool, mean_kind: str) -> tuple[Tensor, Tensor]:
+    """Gate a map spatially and compute the channel mean, without returning the self-information I itself.
 
     Args:
         x: map (N, C, H, W).
         options: of the self-information.
-        spatial: compute x (1 + sigmoid(I)); otherwise the first result is an empty tensor.
-        channel: ``"excite"`` or ``"mean"``: compute :func:`channel_mean`; ``""``: the second result is empty.
+        spatial: whether to compute x (1 + sigmoid(I)); if False, the first result is an empty tensor.
+        mean_kind: ``"excite"`` or ``"mean"``, of :func:`channel_mean`; for ``""`` the second result is empty.
 
     Returns:
-        The spatially gated map, like ``x``, and the channel mean (N, C) in the arithmetic's dtype.
+        The spatially gated map, like ``x``, and the channel mean (N, C) in the dtype of the arithmetic.
     """
     wide = x.to(wide_dtype(x.dtype))
     info, _ = self_information(wide, options)
     gated = gate(wide, info, None, None, None).to(x.dtype) if spatial else x.new_empty(0)
-    return gated, channel_mean(info, channel) if channel else wide.new_empty(0)
+    return gated, channel_mean(info, mean_kind) if mean_kind else wide.new_empty(0)
 
 
-def channel_mean_backward(grad: Tensor, info: Tensor, channel: str) -> Tensor:
-    """Gradient of :func:`channel_mean` for ``info``."""
+def channel_mean_backward(grad: Tensor, info: Tensor, mean_kind: str) -> Tensor:
+    """Compute the gradient of :func:`channel_mean` for ``info``."""
     wide = info.to(wide_dtype(info.dtype))
     share = grad.to(wide.dtype)[..., None, None] / (info.shape[2] * info.shape[3])
-    if channel == "mean":
+    if mean_kind == "mean":
         share = share / (1 + 0.1 * torch.exp(wide))
     return torch.empty_like(info).copy_(share)
 
@@ -237,15 +246,16 @@ def gate_backward(
     base: Tensor | None,
     info_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of :func:`gate` for x, info, channel_gate, gain and base; an empty tensor for each not asked for.
+    """Compute the gradients of :func:`gate` for x, info, channel_gate, gain and base.
 
-    ``info_grad`` asks for that of ``info``; the others come where the argument was given and was used. That of
-    the gain comes as its sum over each plane, (N, C) in the arithmetic's dtype: add them up.
+    A gradient is an empty tensor if its argument is None or has no effect, and that of ``info`` also unless
+    ``info_grad`` is set. The gradient of the gain is returned as sums over the planes, (N, C) in the dtype of the
+    arithmetic, for the caller to add up.
     """
     wide = wide_dtype(x.dtype)
     dinfo, dgate, dgain, dbase = (x.new_empty(0) for _ in range(4))
     source = x.to(wide)
-    grad = torch.empty_like(source).copy_(grad)  # in the memory format of x, and so are the results
+    grad = torch.empty_like(source).copy_(grad)  # in the memory format of x, which all results inherit
     bell = torch.zeros_like(source) if info is None else _sigmoid(info.to(wide))
     spatial = torch.ones_like(source) if info is None else 1 + bell
     across = torch.ones_like(source[..., :1, :1]) if channel_gate is None else channel_gate.to(wide)[..., None, None]
@@ -266,20 +276,15 @@ def gate_backward(
     return dx.to(x.dtype), dinfo, dgate, dgain, dbase
 
 
-def _empty_scale(x: Tensor, options: Options) -> Tensor:
-    rows, channels = (1, 1) if options.estimator == "distance" else (2, x.shape[1])
-    return x.new_zeros((rows, x.shape[0], channels))
-
-
 def _scale(spread: Tensor, options: Options) -> Tensor:
-    """1 / (2 b^2 spread), and 0 where the spread is 0."""
+    """Compute 1 / (2 b^2 spread), and 0 where the spread is 0."""
     usable = spread > torch.finfo(spread.dtype).tiny
     scale = options.fixed_scale / torch.where(usable, spread, 1.0)
     return torch.where(usable, scale.clamp(max=LARGEST_SCALE), 0.0)
 
 
 def _mean_square(x: Tensor, differences: Iterator[tuple[Tensor, Sequence[Any]]]) -> Tensor:
-    """Mean over the given parts of each map of differences of the squares that are finite, (N, C)."""
+    """Average the finite squares of differences over the given parts of each map of differences, (N, C)."""
     total, count = x.new_zeros(x.shape[:2]), x.new_zeros(x.shape[:2])
     for difference, parts in differences:
         square = difference.square()
@@ -292,13 +297,13 @@ def _mean_square(x: Tensor, differences: Iterator[tuple[Tensor, Sequence[Any]]])
 
 
 def _offsets(options: Options) -> list[tuple[int, int]]:
-    """Rows and columns of the window in the padded map, the centre left out."""
+    """List the row and column of each pixel of the first window in the padded map, except for the centre."""
     side, radius = range(options.kernel_size), options.radius
     return [(row, column) for row in side for column in side if (row, column) != (radius, radius)]
 
 
 def _window(x: Tensor, options: Options) -> Iterator[tuple[Tensor, Tensor]]:
-    """The difference to every other pixel of the window, like ``x``, and 1 where it counts, (1, 1, H, W), else 0."""
+    """Yield, for every other pixel of the window, the difference (like ``x``) and whether it counts (1, 1, H, W)."""
     padded, everywhere = _pad(x, options), torch.ones_like(x[:1, :1])
     inside = _pad(everywhere, options._replace(padding_mode="zeros"))
     for shift in _offsets(options):
@@ -312,11 +317,17 @@ def _window(x: Tensor, options: Options) -> Iterator[tuple[Tensor, Tensor]]:
 def _pairs(
     x: Tensor, options: Options, beyond: float = 0.0
 ) -> Iterator[tuple[Tensor, Tensor | None, tuple[tuple[Any, ...], tuple[Any, ...]]]]:
-    """Every pair of pixels that a window holds, once: x[i] - x[i + o] for one of each two opposite offsets o.
+    """Yield every pair of pixels in a window once: x[i] - x[i + o] for one of each two opposite offsets o.
 
-    Besides the map of differences come, for "exclude", 0 where the pair lies inside of ``x`` and minus infinity where
-    not, and the two parts of the map that lie as ``x`` does: at a pixel, its pair with what follows it and with what
-    goes before it. ``beyond`` is what "exclude" finds outside of ``x``.
+    Args:
+        x: map (N, C, H, W).
+        options: of the self-information.
+        beyond: value of the pads for "exclude".
+
+    Yields:
+        The map of differences; for "exclude", 0 where both pixels are inside of ``x`` and minus infinity elsewhere,
+        and None otherwise; and two crops of the map of differences to the size of ``x``, which hold at each pixel its
+        pair with the pixel that follows it and with the one that precedes it.
     """
     (height, width), radius = x.shape[2:], options.radius
     padded, excludes = _pad(x, options, beyond), options.padding_mode == "exclude"
@@ -335,7 +346,7 @@ def _pairs(
 
 
 def _count(x: Tensor, options: Options) -> Tensor:
-    """How many pixels each window holds that count, (1, 1, H, W)."""
+    """Count the pixels of each window that are not excluded, (1, 1, H, W)."""
     if options.padding_mode != "exclude":
         return x.new_full((1, 1, 1, 1), options.kernel_size**2)
     sides = []
@@ -346,7 +357,7 @@ def _count(x: Tensor, options: Options) -> Tensor:
 
 
 def _channels(x: Tensor, options: Options) -> Iterator[Tensor]:
-    """The difference to the following channels, cyclically: x[k] - x[(k + s) mod C] for s = 1 .. S."""
+    """Yield the difference to each following channel, cyclically: x[k] - x[(k + s) mod C] for s = 1 .. S."""
     neighbours = options.neighbours(x.shape[1])
     following = torch.cat([x, x[:, :neighbours]], 1)
     for step in range(1, neighbours + 1):
@@ -368,12 +379,12 @@ def _pad(x: Tensor, options: Options, beyond: float = 0.0) -> Tensor:
 
 
 def _sigmoid(x: Tensor) -> Tensor:
-    """As torch.sigmoid, which rounds differently at the end of a tensor: a result would depend on the batch."""
+    """Compute the sigmoid; torch.sigmoid rounds differently at the end of a tensor, so results would depend on N."""
     return 1 / (1 + torch.exp(-x))
 
 
 def _pad_backward(grad: Tensor, x: Tensor, options: Options) -> Tensor:
-    """Adjoint of :func:`_pad`: what lies beyond the border is given to the pixels that it is a copy of."""
+    """Apply the adjoint of :func:`_pad`: add the gradient of each pad to that of the pixel that it copies."""
     radius, copies = options.radius, options.padding_mode in ("replicate", "reflect")
     for axis in (2, 3):
         size = x.shape[axis]

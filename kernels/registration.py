@@ -1,7 +1,7 @@
-"""The operators ``torch.ops.sia_layers.*``: what runs, what a compiler may expect of the result, and the gradient.
+"""Register the operators ``torch.ops.sia_layers.*``: each with its implementation, fake implementation and gradient.
 
-Every operator takes the name of the backend that runs it; its backward pass runs on the same one, and the gradient
-of a gradient is the reference's.
+Every operator takes the name of the backend that runs it. The backward pass runs on the same backend, and second
+derivatives on the reference.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sia_layers.kernels import backends, reference
-from sia_layers.kernels.layout import empty_map
+from sia_layers.kernels.memory_format import empty_map
 from sia_layers.kernels.options import Options
 from sia_layers.kernels.reference import wide_dtype
 
@@ -26,16 +26,14 @@ GATE = "Tensor x, Tensor? info, Tensor? channel_gate, Tensor? gain, Tensor? base
 
 OptionalTensors = tuple["Tensor | None", ...]
 
-RUN: dict[str, Callable[..., Any]] = {}  # what each operator runs once PyTorch's dispatcher is through
+RUN: dict[str, Callable[..., Any]] = {}  # by operator: the function that runs behind PyTorch's dispatcher
 
 
-def _run(backend: str, function: str, *arguments: Any) -> Any:
-    """Run a backend's function."""
-    return getattr(backends.load(backend), function)(*arguments)
+def _promised(result: Tensor, x: Tensor, backend: str) -> Tensor:
+    """Return ``result`` with the strides that every backend promises.
 
-
-def _laid_out(result: Tensor, x: Tensor, backend: str) -> Tensor:
-    """A map like ``x``, as backends lay it out, in memory of its own; the reference's come as torch makes them."""
+    Only the reference needs this: its output has whatever strides torch chose and may alias ``x``.
+    """
     if backend != "reference":
         return result
     expected = empty_map(x)
@@ -48,13 +46,12 @@ def _options(settings: Sequence[Any]) -> Options:
 
 def _self_information(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     backend = settings[-1]
-    info, scale = _run(backend, "self_information", x, _options(settings))
-    return _laid_out(info, x, backend), scale
+    info, scale = backends.load(backend).self_information(x, _options(settings))
+    return _promised(info, x, backend), scale
 
 
 def _self_information_fake(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    rows, channels = (1, 1) if _options(settings).estimator == "distance" else (2, x.shape[1])
-    return empty_map(x), x.new_empty((rows, x.shape[0], channels), dtype=wide_dtype(x.dtype))
+    return empty_map(x), x.new_empty(_options(settings).scale_shape(x), dtype=wide_dtype(x.dtype))
 
 
 def _self_information_save(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
@@ -73,7 +70,8 @@ def _self_information_grad(ctx: Any, grad: Tensor | None, _: None) -> OptionalTe
 
 def _self_information_backward(grad: Tensor, x: Tensor, scale: Tensor, *settings: Any) -> Tensor:
     backend = settings[-1]
-    return _laid_out(_run(backend, "self_information_backward", grad, x, scale, _options(settings)), x, backend)
+    found = backends.load(backend).self_information_backward(grad, x, scale, _options(settings))
+    return _promised(found, x, backend)
 
 
 def _self_information_backward_fake(grad: Tensor, x: Tensor, scale: Tensor, *settings: Any) -> Tensor:
@@ -86,29 +84,30 @@ def _self_information_backward_grad(ctx: Any, second: Tensor) -> OptionalTensors
     return *grads, None, *_nothing(ctx.settings)
 
 
-def _attend(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    *_, spatial, channel, backend = settings
-    gated, mean = _run(backend, "attend", x, _options(settings), spatial, channel)
-    return _laid_out(gated, x, backend) if spatial else gated, mean
+def _gate_and_mean(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    *_, spatial, mean_kind, backend = settings
+    gated, mean = backends.load(backend).gate_and_mean(x, _options(settings), spatial, mean_kind)
+    return _promised(gated, x, backend) if spatial else gated, mean
 
 
-def _attend_fake(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    *_, spatial, channel, _backend = settings
+def _gate_and_mean_fake(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    *_, spatial, mean_kind, _backend = settings
     gated = empty_map(x) if spatial else x.new_empty(0)
-    return gated, x.new_empty(x.shape[:2] if channel else 0, dtype=wide_dtype(x.dtype))
+    return gated, x.new_empty(x.shape[:2] if mean_kind else 0, dtype=wide_dtype(x.dtype))
 
 
-def _attend_grad(ctx: Any, *grads: Tensor) -> OptionalTensors:
+def _gate_and_mean_grad(ctx: Any, *grads: Tensor) -> OptionalTensors:
     raise RuntimeError(
-        "sia_layers::attend is for inference and has no gradient; compute self_information, channel_mean and gate"
+        "sia_layers::gate_and_mean is for inference and has no gradient; call self_information, channel_mean and gate "
+        "instead"
     )
 
 
-def _channel_mean(info: Tensor, channel: str, backend: str) -> Tensor:
-    return cast(Tensor, _run(backend, "channel_mean", info, channel))
+def _channel_mean(info: Tensor, mean_kind: str, backend: str) -> Tensor:
+    return backends.load(backend).channel_mean(info, mean_kind)
 
 
-def _channel_mean_fake(info: Tensor, channel: str, backend: str) -> Tensor:
+def _channel_mean_fake(info: Tensor, mean_kind: str, backend: str) -> Tensor:
     return info.new_empty(info.shape[:2], dtype=wide_dtype(info.dtype))
 
 
@@ -121,22 +120,22 @@ def _channel_mean_grad(ctx: Any, grad: Tensor) -> OptionalTensors:
     return OPERATORS.channel_mean_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None
 
 
-def _channel_mean_backward(grad: Tensor, info: Tensor, channel: str, backend: str) -> Tensor:
-    return _laid_out(_run(backend, "channel_mean_backward", grad, info, channel), info, backend)
+def _channel_mean_backward(grad: Tensor, info: Tensor, mean_kind: str, backend: str) -> Tensor:
+    return _promised(backends.load(backend).channel_mean_backward(grad, info, mean_kind), info, backend)
 
 
-def _channel_mean_backward_fake(grad: Tensor, info: Tensor, channel: str, backend: str) -> Tensor:
+def _channel_mean_backward_fake(grad: Tensor, info: Tensor, mean_kind: str, backend: str) -> Tensor:
     return empty_map(info)
 
 
 def _channel_mean_backward_grad(ctx: Any, second: Tensor) -> OptionalTensors:
-    channel = ctx.settings[0]
-    return *_second_order(ctx, lambda info: (reference.channel_mean(info, channel), (info,)), second), None, None
+    mean_kind = ctx.settings[0]
+    return *_second_order(ctx, lambda info: (reference.channel_mean(info, mean_kind), (info,)), second), None, None
 
 
 def _gate(x: Tensor, *arguments: Any) -> Tensor:
     *tensors, backend = arguments
-    return _laid_out(_run(backend, "gate", x, *tensors), x, backend)
+    return _promised(backends.load(backend).gate(x, *tensors), x, backend)
 
 
 def _gate_fake(x: Tensor, *arguments: Any) -> Tensor:
@@ -158,14 +157,14 @@ def _gate_grad(ctx: Any, grad: Tensor) -> OptionalTensors:
     if grads[3] is not None:
         grads[3] = grads[3].sum().to(gain.dtype).reshape(gain.shape)
     if gain is None:
-        grads[4] = None  # a base without a gain is not used
+        grads[4] = None  # without a gain the base has no effect
     return *grads, None
 
 
 def _gate_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *tensors, info_grad, backend = arguments
-    found = _run(backend, "gate_backward", grad, *tensors, info_grad)
-    return tuple(_laid_out(tensor, tensors[0], backend) if tensor.dim() == 4 else tensor for tensor in found)
+    x, info, channel_gate, gain, base, info_grad, backend = arguments
+    found = backends.load(backend).gate_backward(grad, x, info, channel_gate, gain, base, info_grad)
+    return tuple(_promised(tensor, x, backend) if tensor.dim() == 4 else tensor for tensor in found)
 
 
 def _gate_backward_fake(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -207,11 +206,14 @@ def _gradient_and_map_save(ctx: Any, inputs: Sequence[Any], output: Tensor) -> N
 def _second_order(
     ctx: Any, function: Callable[..., tuple[Tensor, OptionalTensors]], *seconds: Tensor | None
 ) -> OptionalTensors:
-    """Gradients of a function's gradients, for its saved tensors: the gradient of its output and its inputs.
+    """Differentiate the first gradients of a function for its saved tensors: its output's gradient and its inputs.
 
-    ``function`` returns its output and what the first gradients, to which ``seconds`` belong, were taken for.
+    Args:
+        ctx: of the backward operator, whose inputs are the saved tensors.
+        function: takes the inputs; returns its output and the tensors for which the first gradients were taken.
+        seconds: the gradients for those first gradients.
     """
-    again = torch.is_grad_enabled()  # a third derivative may be asked for
+    again = torch.is_grad_enabled()  # the caller may want a third derivative
 
     def leaf(tensor: Tensor | None) -> Tensor | None:
         if tensor is None:
@@ -265,21 +267,21 @@ _register(
     _self_information_backward_grad,
 )
 _register(
-    f"attend(Tensor x, {OPTIONS}, bool spatial, str channel, str backend) -> (Tensor gated, Tensor mean)",
-    _attend,
-    _attend_fake,
+    f"gate_and_mean(Tensor x, {OPTIONS}, bool spatial, str mean_kind, str backend) -> (Tensor gated, Tensor mean)",
+    _gate_and_mean,
+    _gate_and_mean_fake,
     None,
-    _attend_grad,
+    _gate_and_mean_grad,
 )
 _register(
-    "channel_mean(Tensor info, str channel, str backend) -> Tensor",
+    "channel_mean(Tensor info, str mean_kind, str backend) -> Tensor",
     _channel_mean,
     _channel_mean_fake,
     _channel_mean_save,
     _channel_mean_grad,
 )
 _register(
-    "channel_mean_backward(Tensor grad, Tensor info, str channel, str backend) -> Tensor",
+    "channel_mean_backward(Tensor grad, Tensor info, str mean_kind, str backend) -> Tensor",
     _channel_mean_backward,
     _channel_mean_backward_fake,
     _gradient_and_map_save,

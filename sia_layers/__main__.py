@@ -15,13 +15,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: of the command line; None for the process's own.
+        arguments: of the command line; None for those of the process.
 
     Returns:
-        The exit code: 0; 2 if the command was refused; 130 if it was interrupted.
+        The exit code: 0 for success, 2 if the command was refused, 130 if it was interrupted.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold any bytes
     given = _parser().parse_args(arguments)
     try:
         given.run(given)
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{given.prog}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever reads has seen enough; nothing more can be said, not even at exit
+    except BrokenPipeError:  # the reader has closed the pipe; do not write to it again, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

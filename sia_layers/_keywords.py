@@ -1,4 +1,4 @@
-"""Unknown keywords: an error that names the nearest one."""
+"""Raise for unknown keyword arguments, with the nearest known name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ Result = TypeVar("Result")
 def refuse_unknown(
     function: Callable[Parameters, Result], also: Callable[..., object] | None = None
 ) -> Callable[Parameters, Result]:
-    """Decorate a function whose keywords come from afar (a configuration, ``functools.partial``), where typos hide.
+    """Decorate a function so that an unknown keyword raises TypeError and names the nearest known one.
 
-    ``also`` is the function that it hands ``**keywords`` on to.
+    This helps where keywords come from elsewhere, such as a configuration or ``functools.partial``, and typos hide.
+
+    Args:
+        function: the function.
+        also: the function to which it passes its ``**keywords``.
     """
     parameters = [*inspect.signature(function).parameters.values()]
     parameters += [] if also is None else [*inspect.signature(also).parameters.values()]

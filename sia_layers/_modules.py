@@ -1,39 +1,38 @@
-"""What this library's modules have in common, and which modules may be computed without being called."""
+"""A base class of this library's modules, and shortcuts past the call of torch's own layers."""
 
 from __future__ import annotations
 
 from typing import NoReturn
 
-import torch
 from torch import Tensor, nn
 
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+from sia_layers.kernels.private_torch import HOOKS, any_global_hook
 
 
 class Unscriptable(nn.Module):
-    """A module that chooses its backend at each call, which TorchScript's language cannot say."""
+    """A module that chooses its backend at each call, which TorchScript cannot express."""
 
     def __prepare_scriptable__(self) -> NoReturn:
         raise RuntimeError(
             f"torch.jit.script cannot compile {type(self).__name__}, which chooses a backend at each call; "
-            "torch.jit.trace(model, example), torch.export.export and torch.compile take it"
+            "torch.jit.trace(model, example), torch.export.export and torch.compile work"
         )
 
 
 def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling a module does what its class says and nothing more.
+    """Tell whether calling a module does what its class does and nothing more.
 
-    Tools that prune, adapt, quantise, shard or watch a model change the class of a module, give it hooks or another
-    ``forward``; such a module has to be called.
+    Tools that prune, adapt, quantise, shard or watch a model replace a module's class or ``forward``, or register
+    hooks. Such a module has to be called.
     """
     attributes = module.__dict__
     if type(module) is not kind or "forward" in attributes or any(attributes[name] for name in HOOKS):
         return False
-    return not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    return not any_global_hook()
 
 
 def matrix_of(module: nn.Module) -> Tensor | None:
-    """The matrix (out, in) that an untouched 1x1 convolution without a bias multiplies by; None: call the module."""
+    """Return the matrix (out, in) of an untouched 1x1 convolution without bias; None if the module must be called."""
     if not untouched(module, nn.Conv2d):
         return None
     weight = module._parameters.get("weight")

@@ -1,4 +1,4 @@
-"""Self-information aggregation: hand the self-information of early maps on to a later one."""
+"""Self-information aggregation: pass the self-information of earlier maps on to a later one."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ FORMS = ("published", "pooled")
 
 
 class SIAggregation(Unscriptable):
-    r"""Sum of the self-information of earlier maps, projected to a later map's channels and pooled to its size.
+    r"""Project the self-information of earlier maps to a later map's channels, pool it to its size, and add it up.
 
     ::
 
         "published"   a = sum_s pool(relu(bn_s(conv1x1_s(I_s))))
         "pooled"      a = sum_s relu(bn_s(conv1x1_s(pool(I_s))))
 
-    with an adaptive max-pool: evidence that shows in one early pixel is not averaged away. The later
-    :class:`sia_layers.SIAttention` takes a as its ``aggregate`` (Sun et al., ECCV 2022, in the published form). The
-    pooled form has the same parameters under the same names, but projects the small map instead of the large one: a
-    quarter of the work for a map of half the later one's stride, a sixteenth for one of a quarter.
+    The adaptive max-pool keeps evidence that shows in a single early pixel. The later :class:`sia_layers.SIAttention`
+    takes the sum a as its ``aggregate``. The published form is that of Sun et al., ECCV 2022. The pooled form has the
+    same parameters under the same names, but projects the small map instead of the large one: a quarter of the work if
+    the earlier map has half the stride of the later one, a sixteenth if it has a quarter.
 
     Args:
-        in_channels: channels of each earlier map, first to last.
+        in_channels: channels of each earlier map, in order.
         channels: channels of the later map.
         form: ``"published"`` or ``"pooled"``.
         device: of the parameters.
@@ -42,7 +42,7 @@ class SIAggregation(Unscriptable):
         Maps (N, in_channels[s], H_s, W_s) to (N, channels, H, W).
 
     Raises:
-        TypeError, ValueError: an argument is unknown, of the wrong type or out of its range.
+        TypeError, ValueError: an argument is unknown, has the wrong type or is out of range.
 
     Example:
         >>> from sia_layers import SIAttention
@@ -65,7 +65,7 @@ class SIAggregation(Unscriptable):
     ) -> None:
         super().__init__()
         if isinstance(in_channels, (int, str)):
-            raise TypeError(f"in_channels must be a sequence, an int for each earlier map, got {in_channels!r}")
+            raise TypeError(f"in_channels must be a sequence with an int for each earlier map, got {in_channels!r}")
         if len(in_channels) == 0:
             raise ValueError(f"in_channels must hold an int for each earlier map, got {in_channels!r}")
         self.in_channels = [as_positive(f"in_channels[{i}]", number) for i, number in enumerate(in_channels)]
@@ -79,11 +79,14 @@ class SIAggregation(Unscriptable):
         """Aggregate the self-information of earlier maps.
 
         Args:
-            infos: self-information of each earlier map, as many as ``in_channels`` and of those channels.
+            infos: self-information (N, C_s, H_s, W_s) of each earlier map, with C_s as in ``in_channels``.
             size: height and width of the later map, in pixels.
 
+        Returns:
+            The aggregate a, (N, channels, height, width).
+
         Raises:
-            TypeError, ValueError: not as many maps as expected, or one that is no floating map of its channels.
+            TypeError, ValueError: the number of maps is wrong, or one is not a floating-point map with its channels.
         """
         if len(size) != 2:
             raise ValueError(f"size must be the height and the width of the later map, got {tuple(size)}")
@@ -99,18 +102,18 @@ class SIAggregation(Unscriptable):
         return total  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
-        """The channels of the earlier maps and of the later one, and the form if it is not the published one."""
+        """List the channels of the earlier maps and of the later one, and the form unless it is the published one."""
         listed = f"in_channels={self.in_channels}, channels={self.channels}"
         return listed if self.form == "published" else f"{listed}, form={self.form!r}"
 
 
 class Projection(nn.Sequential):
-    """One term of the sum: 1x1 convolution, batch norm and ReLU, with a max-pool to the later map's size.
+    """One term of the sum: a 1x1 convolution, batch norm, ReLU, and a max-pool to the size of the later map.
 
     Args:
         in_channels: channels of the earlier map.
         channels: channels of the later map.
-        form: that of :class:`SIAggregation`.
+        form: as for :class:`SIAggregation`.
         device: of the parameters.
         dtype: of the parameters.
     """
@@ -133,8 +136,8 @@ class Projection(nn.Sequential):
     def forward(self, info: Tensor, size: Sequence[int]) -> Tensor:  # type: ignore[override]
         """Project a map (N, in_channels, H_s, W_s) to (N, channels, H, W).
 
-        Pooling and ReLU commute, so ReLU comes last and works on the small map. A batch norm in evaluation becomes
-        part of the weights: the convolution's output is then all that is ever of the large size.
+        Max-pooling and ReLU commute, so ReLU comes last and works on the small map. In evaluation mode the batch norm
+        is folded into the weights, so that the output of the convolution is the only large tensor.
         """
         conv, norm, act = self
         if self.form == "pooled":
@@ -151,7 +154,7 @@ class Projection(nn.Sequential):
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Factor and shift of every channel, if that is what a batch norm applies: in evaluation, untouched."""
+    """Return the factor and shift per channel that a batch norm applies; None if it is training or not untouched."""
     if not isinstance(norm, nn.BatchNorm2d) or norm.training or not untouched(norm, nn.BatchNorm2d):
         return None
     weight, bias, mean, variance = norm.weight, norm.bias, norm.running_mean, norm.running_var
@@ -163,14 +166,14 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
 
 
 def _projected(info: Tensor, weight: Tensor) -> Tensor:
-    """A 1x1 convolution whose result is channels_last, where pooling is many times as fast on a CPU."""
+    """Apply a 1x1 convolution; return a channels_last map, which CPUs pool many times as fast."""
     samples, _, height, width = info.shape
     projected = torch.matmul(info.flatten(2).transpose(1, 2), weight.t())
     return projected.reshape(samples, height, width, weight.shape[0]).permute(0, 3, 1, 2)
 
 
 def max_pool_to(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Adaptive max-pool of a map (N, C, H, W) to a height and a width."""
+    """Max-pool a map (N, C, H, W) adaptively to a height and a width."""
     (height, width), (rows, columns) = x.shape[2:], size
     if ops.tracing() or torch.compiler.is_exporting():
         known = not torch.compiler.is_dynamo_compiling() and all(type(n) is int for n in (height, width, rows, columns))
@@ -181,7 +184,7 @@ def max_pool_to(x: Tensor, size: Sequence[int]) -> Tensor:
         return F.adaptive_max_pool2d(x, (rows, columns))
     divides = not (height % rows or width % columns)
     if divides and (x.device.type != "cpu" or torch.compiler.is_compiling()):
-        # The gradient of torch's own pooling is not the same from run to run on a GPU.
+        # On a GPU, the gradient of torch's own pooling varies from run to run.
         return x.reshape(*x.shape[:2], rows, height // rows, columns, width // columns).amax((3, 5))
     if torch.compiler.is_compiling():
         return _pooled_by_index(x, size)
@@ -193,7 +196,7 @@ def max_pool_to(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _largest(x: Tensor, axis: int, count: int) -> Tensor:
-    """The largest of every group of neighbours along an axis: a tenth of the time of torch's pooling of such a map."""
+    """Return the largest of every group of neighbours along an axis, in a tenth of the time of torch's pooling."""
     shape = *x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :]
     first, *others = x.reshape(shape).unbind(axis + 1)
     for other in others:
@@ -202,8 +205,8 @@ def _largest(x: Tensor, axis: int, count: int) -> Tensor:
 
 
 def _pooled_by_index(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Adaptive max-pool in operations that a graph can hold for every size, whether or not the sizes divide."""
-    pooled = x.permute(0, 2, 3, 1)  # rows and columns are taken fastest as whole runs of channels
+    """Max-pool adaptively with operations that a graph can hold for every size, whether or not the sizes divide."""
+    pooled = x.permute(0, 2, 3, 1)  # selecting rows and columns is fastest if it copies whole runs of channels
     for axis, count in enumerate(size, start=1):
         windows = _windows(pooled.shape[axis], count, x.device)
         shape = *pooled.shape[:axis], *windows.shape, *pooled.shape[axis + 1 :]
@@ -212,9 +215,9 @@ def _pooled_by_index(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _windows(size: int, count: int, device: torch.device) -> Tensor:
-    """The pixels of each window of an adaptive pooling along one axis, (count, longest window); some come twice."""
+    """Return the pixels of each adaptive pooling window along one axis, (count, longest window); some are repeated."""
     index = torch.arange(count, device=device)
     starts = index * size // count
-    ends = ((index + 1) * size + count - 1) // count  # of positive numbers, which every runtime divides alike
-    longest = (size - 1) // count + 2  # in this form torch.export can tell that it is never 1
+    ends = ((index + 1) * size + count - 1) // count  # positive, because runtimes disagree on dividing negatives
+    longest = (size - 1) // count + 2  # written so that torch.export can tell that it is never 1
     return torch.minimum(starts[:, None] + torch.arange(longest, device=device), ends[:, None] - 1)

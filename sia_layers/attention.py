@@ -21,22 +21,22 @@ from torch import Tensor, nn
 from sia_layers._keywords import refuse_unknown
 from sia_layers._modules import Unscriptable, matrix_of, untouched
 from sia_layers.kernels import backends, ops
-from sia_layers.kernels.options import Options, as_bool, as_choice, as_float, as_int, check_map
-
-CHANNEL_GATES = ("excite", "mean")
+from sia_layers.kernels.options import CHANNEL_MEANS, Options, as_bool, as_choice, as_float, as_int, check_map
 
 
 class SelfInformation(Unscriptable):
-    """Self-information of a feature map: :func:`sia_layers.self_information` as a module, without parameters.
+    """Compute the self-information of a feature map: :func:`sia_layers.self_information` as a module.
+
+    The module has no parameters. For details on the arguments, see :func:`sia_layers.self_information`.
 
     Args:
-        kernel_size: as all that follow, see :func:`sia_layers.self_information`.
+        kernel_size: side K of the window.
         bandwidth: factor on the bandwidth.
         adaptive: measure the bandwidth of every channel.
         estimator: ``"kde"`` or ``"distance"``.
         inter_channels: number of following channels to compare with.
         inter_weight: weight of the inter-channel term.
-        padding_mode: what the window holds beyond the border.
+        padding_mode: what the window contains beyond the border.
         backend: one of :func:`sia_layers.available_backends`; None for the best that can serve.
 
     Shape:
@@ -75,41 +75,43 @@ class SelfInformation(Unscriptable):
         self.backend = backends.checked(backend)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Self-information of every pixel."""
+        """Compute the self-information (N, C, H, W) of every pixel of a map (N, C, H, W), in nats."""
         return ops.self_information(x, self.options, self.backend)
 
     def extra_repr(self) -> str:
-        """The kernel size, and what is not as by default."""
+        """List the kernel size and the other options that differ from their defaults."""
         return _listed(_options_repr(self.options), backend=self.backend)
 
 
 class SIAttention(Unscriptable):
     """Self-Information Attention: gate a feature map in space and over its channels.
 
-    It can stand wherever timm takes an attention layer (``block_args=dict(attn_layer=SIAttention)`` of a resnet,
-    ``attn_layer`` of byobnet and nfnet, ``se_layer`` of efficientnet), as can a ``functools.partial`` of it.
+    timm takes it, or a ``functools.partial`` of it, wherever it takes an attention layer:
+    ``block_args=dict(attn_layer=SIAttention)`` of resnet, ``attn_layer`` of byobnet and nfnet, ``se_layer`` of
+    efficientnet.
 
     Args:
         channels: channels C of the feature map.
-        kernel_size: side K of the window of the self-information; like the six that follow, see
-            :func:`sia_layers.self_information`.
+        kernel_size: side K of the window of the self-information; for details on this argument and the six that
+            follow, see :func:`sia_layers.self_information`.
         bandwidth: factor on the bandwidth.
         adaptive: measure the bandwidth of every channel.
         estimator: ``"kde"`` or ``"distance"``.
         inter_channels: number of following channels to compare with.
         inter_weight: weight of the inter-channel term.
-        padding_mode: what the window holds beyond the border.
-        spatial: gate every pixel by 1 + sigmoid(I), between 1 and 2.
-        channel: gate of the channels: ``"excite"`` is learnt, from the mean of I over each channel; ``"mean"``
-            has no parameters; None leaves it off.
-        rd_ratio: width of the hidden layer of ``"excite"`` over ``channels``.
-        rd_channels: that width itself; goes before ``rd_ratio``.
-        rd_divisor: the width becomes a multiple of it, unless ``rd_channels`` is given.
-        act_layer: class of the hidden layer's activation.
-        gate_layer: class of the activation that gives the channel gate.
-        detach: let no gradient flow through I, as published. If False, all of it does.
-        gain: None for the gated map itself. A number makes a learnable one, the parameter ``gain`` of shape (1,), that
-            starts there: y = x + gain (SIA(x) - x). With 0.0 a layer starts as the identity and still learns.
+        padding_mode: what the window contains beyond the border.
+        spatial: whether to multiply every pixel by 1 + sigmoid(I), which lies between 1 and 2.
+        channel: the channel gate: ``"excite"`` learns it from the mean of I over each channel; ``"mean"`` has no
+            parameters; None turns it off.
+        rd_ratio: ratio of the width of the hidden layer of ``"excite"`` to ``channels``.
+        rd_channels: width of the hidden layer; takes precedence over ``rd_ratio``.
+        rd_divisor: round the width to a multiple of this, unless ``rd_channels`` is given.
+        act_layer: class of the activation of the hidden layer.
+        gate_layer: class of the activation that produces the channel gate.
+        detach: whether to block the gradient through I, as published. If False, the full gradient flows through I.
+        gain: None to return the gated map itself. A number makes the gain learnable, as the parameter ``gain`` of
+            shape (1,) that starts at this number: y = x + gain (SIA(x) - x). With 0.0 the layer starts as the
+            identity and still learns.
         backend: one of :func:`sia_layers.available_backends`; None for the best that can serve.
         device: of the parameters.
         dtype: of the parameters.
@@ -118,7 +120,7 @@ class SIAttention(Unscriptable):
         (N, C, H, W) to (N, C, H, W), in the dtype and memory format of the input.
 
     Raises:
-        TypeError, ValueError: an argument is unknown, of the wrong type or out of its range.
+        TypeError, ValueError: an argument is unknown, has the wrong type or is out of range.
 
     Example:
         >>> layer = SIAttention(32, kernel_size=3, gain=0.0)
@@ -174,7 +176,7 @@ class SIAttention(Unscriptable):
             padding_mode=padding_mode,
         )
         self.spatial = as_bool("spatial", spatial)
-        self.channel = None if channel is None else as_choice("channel", channel, CHANNEL_GATES)
+        self.channel = None if channel is None else as_choice("channel", channel, CHANNEL_MEANS)
         if not self.spatial and self.channel is None:
             raise ValueError("spatial=False with channel=None leaves nothing to gate; switch one of the gates on")
         self.detach = as_bool("detach", detach)
@@ -190,11 +192,11 @@ class SIAttention(Unscriptable):
         if self.initial_gain is None:
             self.register_parameter("gain", None)
         else:
-            # Of shape (1,): FSDP takes no parameter without dimensions.
+            # Of shape (1,), because FSDP takes no parameter without dimensions.
             self.gain = nn.Parameter(torch.full((1,), self.initial_gain, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
-        """Initialise the parameters anew: the gain to its start, the rest as torch's convolutions."""
+        """Reinitialise the parameters: set the gain to its initial value, and the rest as torch's convolutions do."""
         if self.channel == "excite":
             self.fc1.reset_parameters()
             self.fc2.reset_parameters()
@@ -203,18 +205,18 @@ class SIAttention(Unscriptable):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         saved = state_dict.get(f"{prefix}gain")
-        if isinstance(saved, Tensor) and saved.dim() == 0:  # a checkpoint from when the gain had no dimensions
+        if isinstance(saved, Tensor) and saved.dim() == 0:  # older checkpoints have a gain without dimensions
             state_dict[f"{prefix}gain"] = saved.detach().reshape(1)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @property
     def _is_hf_initialized(self) -> bool:
-        """Whether transformers has initialised this module, which it asks and says under this name."""
+        """Whether transformers has initialised this module; it reads and sets this attribute."""
         return bool(self.__dict__.get("_initialized_for_hf", False))
 
     @_is_hf_initialized.setter
     def _is_hf_initialized(self, value: bool) -> None:
-        # from_pretrained leaves what a checkpoint lacks uninitialised; what it has loaded bears the same mark.
+        # from_pretrained leaves parameters that the checkpoint lacks uninitialised, and marks those that it has loaded.
         gain = self._parameters.get("gain")
         if value and gain is not None and not gain.is_meta and not getattr(gain, "_is_hf_initialized", False):
             with torch.no_grad():
@@ -226,30 +228,30 @@ class SIAttention(Unscriptable):
 
         Args:
             x: feature map (N, C, H, W).
-            aggregate: what :class:`SIAggregation` made of earlier maps, of the shape of ``x``; it is added before
-                all else: y = SIA(x + a), and with a gain y = x + gain (SIA(x + a) - x).
+            aggregate: the output a of :class:`SIAggregation` for earlier maps, of the shape of ``x``. It is added
+                first: y = SIA(x + a), and with a gain y = x + gain (SIA(x + a) - x).
 
         Returns:
             The gated map, of the shape, dtype and memory format of ``x``.
 
         Raises:
-            TypeError, ValueError: ``x`` or ``aggregate`` is no floating map of the right shape.
+            TypeError, ValueError: ``x`` or ``aggregate`` is not a floating-point map of the right shape.
         """
         source = self._source(x, aggregate)
-        # No parameter comes before I: it is needed only for the gradient of the map. (A graph for others holds the
-        # same operations whether or not it is to learn.)
+        # I depends on no parameter, so it has to be materialised only when x itself needs a gradient. (An exported
+        # graph holds the same operations in either case.)
         learns = source.requires_grad and torch.is_grad_enabled()
-        # Half the range of float16 is too little for x (1 + sigmoid(I)), where a gain of 0 must give x back.
+        # In float16, x (1 + sigmoid(I)) overflows for x in the upper half of the range, but a gain of 0 must return x.
         overflows = source.dtype == torch.float16 and self.gain is not None
-        if ops.spelt_out() or learns or overflows:
+        if ops.inlined() or learns or overflows:
             return self._attend(source, x)[0]
         return self._infer(source, x)
 
     def attend(self, x: Tensor, aggregate: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Gate a feature map as :meth:`forward` does, and return the self-information that gated it as well.
+        """Gate a feature map as :meth:`forward` does, and also return the self-information I that gated it.
 
         Returns:
-            The gated map and I, in nats, each of the shape, dtype and memory format of ``x``. I has a gradient
+            The gated map and I in nats, each with the shape, dtype and memory format of ``x``. I has a gradient
             unless ``detach`` is set.
         """
         return self._attend(self._source(x, aggregate), x)
@@ -260,15 +262,15 @@ class SIAttention(Unscriptable):
         return self._gated(source, info if self.spatial else None, mean, base), info
 
     def _infer(self, source: Tensor, base: Tensor) -> Tensor:
-        gated, mean = ops.attend(source, self.options, self.spatial, self.channel or "", self.backend)
+        gated, mean = ops.gate_and_mean(source, self.options, self.spatial, self.channel or "", self.backend)
         return self._gated(gated if self.spatial else source, None, mean, base)
 
     def _source(self, x: Tensor, aggregate: Tensor | None) -> Tensor:
-        """The map that is gated, once all is known to be right."""
+        """Check the arguments and return the map to gate."""
         check_map(x)
         if not ops.tracing() and x.shape[1] != self.channels:
             raise ValueError(
-                f"x must have {self.channels} channels, as this SIAttention was made with, got shape {tuple(x.shape)}"
+                f"x must have {self.channels} channels, as this SIAttention was built for, got shape {tuple(x.shape)}"
             )
         if aggregate is None:
             return x
@@ -276,12 +278,12 @@ class SIAttention(Unscriptable):
         if not ops.tracing() and aggregate.shape != x.shape:
             raise ValueError(
                 f"aggregate must be of the shape of x, {tuple(x.shape)}, got {tuple(aggregate.shape)}; "
-                "SIAggregation makes one when given the size of x"
+                "call SIAggregation with the size of x"
             )
         return x + aggregate.to(x.dtype)
 
     def _gated(self, source: Tensor, info: Tensor | None, mean: Tensor | None, base: Tensor) -> Tensor:
-        """Apply what is left to apply of the spatial gate, the channel gate and the gain."""
+        """Apply the gates and the gain that are still to be applied."""
         channel_gate = None
         if self.channel == "mean" and mean is not None:
             channel_gate = 1 + mean
@@ -293,8 +295,8 @@ class SIAttention(Unscriptable):
         return ops.gate(source, info, channel_gate, gain, None if gain is None else base, self.backend)
 
     def _excited(self, mean: Tensor) -> Tensor:
-        """The learnt channel gate (N, C) of the channels' means."""
-        # Not self.fc1 and so on, which takes a microsecond each.
+        """Compute the learnt channel gate (N, C) from the channel means."""
+        # Not self.fc1 etc., because each attribute access takes a microsecond.
         fc1, act, fc2, gate = (cast(nn.Module, self._modules[name]) for name in ("fc1", "act", "fc2", "gate"))
         first, second = matrix_of(fc1), matrix_of(fc2)
         if first is None or second is None or not (untouched(act, nn.ReLU) and untouched(gate, nn.Sigmoid)):
@@ -302,7 +304,7 @@ class SIAttention(Unscriptable):
         return ((mean.to(first.dtype) @ first.t()).relu() @ second.t()).sigmoid()  # a third of the modules' time
 
     def extra_repr(self) -> str:
-        """The channels, the gates, and what is not as by default."""
+        """List the channels, the kernel size, the channel gate, and the options that differ from their defaults."""
         return _listed(
             f"channels={self.channels}, {_options_repr(self.options)}, channel={self.channel!r}",
             spatial=None if self.spatial else False,
@@ -313,7 +315,11 @@ class SIAttention(Unscriptable):
 
 
 def hidden_channels(channels: int, rd_ratio: float, rd_channels: int | None, rd_divisor: int) -> int:
-    """Width of the hidden layer, by timm's rule: the multiple of the divisor next to ``channels * rd_ratio``."""
+    """Return the width of the hidden layer by timm's rule: ``channels * rd_ratio`` rounded to a multiple of a divisor.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range.
+    """
     ratio, divisor = as_float("rd_ratio", rd_ratio), as_positive("rd_divisor", rd_divisor)
     if not ratio > 0:
         raise ValueError(f"rd_ratio must be greater than 0, got {ratio}")
@@ -323,7 +329,7 @@ def hidden_channels(channels: int, rd_ratio: float, rd_channels: int | None, rd_
 
 
 def as_positive(name: str, value: int) -> int:
-    """The value, if it is an int of 1 or more."""
+    """Return a value that is an int of 1 or more; raise TypeError or ValueError otherwise."""
     number = as_int(name, value)
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {number}")

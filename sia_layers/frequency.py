@@ -1,18 +1,18 @@
 r"""Self-Information Attention in the frequency domain: gate the coefficients of a block transform of a map.
 
-Each block of b x b pixels becomes b^2 coefficients by an orthonormal transform T, as in JPEG. Those of one frequency,
-one from each block, are a sub-band: a small map that the self-information I can be computed of. An improbable
-coefficient is one that differs from that of the neighbouring blocks (the intra term of I) or from that of the
-frequencies next to it, of the same block and channel (the inter term)::
+An orthonormal transform T turns each block of b x b pixels into b^2 coefficients, as in JPEG. The coefficients of one
+frequency, one from each block, form a sub-band: a small map with a self-information I. A coefficient is improbable if
+it differs from those of the neighbouring blocks (the intra term of I) or from those of the next frequencies in the
+same block and channel (the inter term)::
 
     z = T x                                  blocks of x to sub-bands, C b^2 of them
     y = T^-1 (z * (1 + sigmoid(I(z))))       the spatial gate, of each coefficient
     y = y * gate(mean I)                     the channel gate, from the mean of I over a channel's blocks and sub-bands
 
-The sub-band of the blocks' means (DC) is measured by its intra term alone, and the inter term runs cyclically over the
-others (AC) of its channel: so a constant added to the map changes no I, and no channel is compared with another one.
-Sun et al. (ECCV 2022) name the frequency domain in their supplement, section 6, as what SIA should turn to next; the
-form it has here is this library's own.
+The sub-band of the block means (DC) has an intra term alone, and the inter term runs cyclically over the other
+sub-bands (AC) of the channel. So adding a constant to the map does not change I, and channels are never compared with
+each other. Sun et al. (ECCV 2022) name the frequency domain as future work in section 6 of their supplement; the form
+here is this library's own.
 """
 
 from __future__ import annotations
@@ -29,39 +29,40 @@ from torch import Tensor
 from sia_layers._keywords import refuse_unknown
 from sia_layers.attention import SIAttention
 from sia_layers.kernels import ops
-from sia_layers.kernels.backends import constant_when_compiled
-from sia_layers.kernels.layout import is_channels_last
+from sia_layers.kernels.memory_format import is_channels_last
 from sia_layers.kernels.options import Options, as_choice, as_int, check_map
+from sia_layers.kernels.private_torch import constant_when_compiled
 from sia_layers.kernels.reference import wide_dtype
 
-BLOCKS: Final = {"dct": (2, 4, 8, 16), "haar": (2,)}  # sides that each transform takes
+BLOCKS: Final = {"dct": (2, 4, 8, 16), "haar": (2,)}  # the block sides of each transform
 DEFAULT_BLOCK: Final = {"dct": 8, "haar": 2}
-ROWS: Final = 16  # BLAS computes rows in groups of at most so many
+ROWS: Final = 16  # BLAS computes rows in groups of at most this many
 
 
 class FrequencySIAttention(SIAttention):
     """Self-Information Attention on the coefficients of a block transform.
 
-    :class:`sia_layers.SIAttention` on sub-bands: ``kernel_size`` counts blocks, and ``inter_channels`` following
-    sub-bands of the same channel, in the zigzag order of JPEG. The channel gate is over the C channels, from the mean
-    of I over all blocks and sub-bands of each, so the parameters are those of SIAttention: their number and names do
-    not depend on the block. The estimator "distance" divides by its mean over a channel's DC or AC sub-bands.
+    It works as :class:`sia_layers.SIAttention` does, on sub-bands: ``kernel_size`` counts blocks, and
+    ``inter_channels`` counts following sub-bands of the same channel, in the zigzag order of JPEG. The channel gate
+    multiplies each of the C channels, and is computed from the mean of I over all blocks and sub-bands of the channel.
+    So the parameters are those of SIAttention, whatever the block. The estimator "distance" divides by its mean over
+    the DC sub-band, or over the AC sub-bands, of a channel.
 
-    A map whose sides the block does not divide is continued by reflection at its last row and column, and cropped
-    again. The transform is computed in float32 at least, also under autocast.
+    If the block does not divide a side of the map, the map is extended by reflection at its last row or column, and
+    the result is cropped. The transform is computed in float32 or float64, also under autocast.
 
     Args:
         channels: channels C of the feature map.
-        block: side b of the blocks: 2, 4, 8 or 16 for ``"dct"``, 2 for ``"haar"``; None for 8 or 2.
+        block: side b of the blocks: 2, 4, 8 or 16 for ``"dct"``, 2 for ``"haar"``; None for 8 and 2, respectively.
         transform: ``"dct"``, the orthonormal DCT-II as in JPEG, or ``"haar"``, one level of the Haar wavelet (which
             is the DCT of 2 x 2 pixels).
-        **options: all that :class:`sia_layers.SIAttention` takes by keyword.
+        **options: keyword arguments of :class:`sia_layers.SIAttention`.
 
     Shape:
         (N, C, H, W) to (N, C, H, W), in the dtype and memory format of the input.
 
     Raises:
-        TypeError, ValueError: an argument is unknown, of the wrong type or out of its range.
+        TypeError, ValueError: an argument is unknown, has the wrong type or is out of range.
 
     Example:
         >>> layer = FrequencySIAttention(32, gain=0.0)
@@ -80,11 +81,11 @@ class FrequencySIAttention(SIAttention):
         super().__init__(channels, **options)
 
     def attend(self, x: Tensor, aggregate: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Gate a feature map, and return the self-information of its coefficients as well.
+        """Gate a feature map, and also return the self-information of its coefficients.
 
         Returns:
-            The gated map, of the shape, dtype and memory format of ``x``, and I (N, C b^2, H', W') in nats and the
-            dtype of ``x``, as :func:`frequency_self_information` gives it: a pixel for each block.
+            The gated map, of the shape, dtype and memory format of ``x``, and I (N, C b^2, H', W') in nats, in the
+            dtype of ``x``, as :func:`frequency_self_information` returns it: one pixel per block.
         """
         return super().attend(x, aggregate)
 
@@ -100,20 +101,20 @@ class FrequencySIAttention(SIAttention):
 
     def _infer(self, source: Tensor, base: Tensor) -> Tensor:
         found = [
-            ops.attend(band, self.options, self.spatial, self.channel or "", self.backend)
+            ops.gate_and_mean(band, self.options, self.spatial, self.channel or "", self.backend)
             for band in analysed(source, self.block)
         ]
         gated, means = ([pair[index] for pair in found] for index in (0, 1))
         return self._finished(source, gated if self.spatial else [], means if self.channel else [], base)
 
     def _finished(self, source: Tensor, gated: list[Tensor], means: list[Tensor], base: Tensor) -> Tensor:
-        """Transform back and apply what is left to apply: the channel gate, which commutes with that, and the gain."""
+        """Transform back, then apply the channel gate, which commutes with the transform, and the gain."""
         y = synthesised(gated[0], gated[1], source, self.block) if gated else source.to(wide_dtype(source.dtype))
         mean = torch.cat(means, 1).mean(1).reshape(source.shape[:2]) if means else None
         return self._gated(y, None, mean, base).to(source.dtype)
 
     def extra_repr(self) -> str:
-        """The transform, the channels, the gates, and what is not as by default."""
+        """List the transform, the block, and what :class:`sia_layers.SIAttention` lists."""
         return f"{self.transform!r}, block={self.block}, {super().extra_repr()}"
 
 
@@ -131,19 +132,22 @@ def frequency_self_information(
     padding_mode: str = "exclude",
     backend: str | None = None,
 ) -> Tensor:
-    """Self-information of every coefficient of a block transform of a map, in nats.
+    """Compute the self-information of every coefficient of a block transform of a map, in nats.
+
+    For details on ``bandwidth`` and the arguments after it, see :func:`sia_layers.self_information`; sub-bands take
+    the place of channels.
 
     Args:
-        x: map (N, C, H, W) of dtype float64, float32, bfloat16 or float16, in any strides.
+        x: map (N, C, H, W) of dtype float64, float32, bfloat16 or float16, with any strides.
         kernel_size: side of the window in blocks, odd.
-        block: side b of the blocks in pixels, as for :class:`FrequencySIAttention`, as is ``transform``.
+        block: side b of the blocks in pixels; see :class:`FrequencySIAttention`.
         transform: ``"dct"`` or ``"haar"``.
-        bandwidth: like all that follow, see :func:`sia_layers.self_information`, with sub-bands for channels.
+        bandwidth: factor on the bandwidth.
         adaptive: measure the bandwidth of every sub-band.
         estimator: ``"kde"`` or ``"distance"``.
         inter_channels: number of following sub-bands to compare with.
-        inter_weight: weight of that comparison.
-        padding_mode: what the window holds beyond the border.
+        inter_weight: weight of the inter term.
+        padding_mode: what the window contains beyond the border.
         backend: one of :func:`sia_layers.available_backends`; None for the best that can serve.
 
     Returns:
@@ -152,8 +156,8 @@ def frequency_self_information(
         channel (N, C, H', W').
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`sia_layers.self_information`, or for an unknown ``transform``
-            or a ``block`` that it does not take.
+        TypeError, ValueError, RuntimeError: as for :func:`sia_layers.self_information`; also for an unknown
+            ``transform``, or a ``block`` that the transform does not have.
 
     Example:
         >>> x = torch.rand(1, 3, 32, 40)
@@ -174,19 +178,19 @@ def frequency_self_information(
 
 
 def block_transform(x: Tensor, block: int | None = None, *, transform: str = "dct") -> Tensor:
-    """Orthonormal block transform of a map.
+    """Apply an orthonormal block transform to a map.
 
     Args:
         x: map (N, C, H, W).
-        block: side b of the blocks in pixels; None for the transform's own.
+        block: side b of the blocks in pixels; None for the default of the transform.
         transform: ``"dct"`` or ``"haar"``.
 
     Returns:
-        Coefficients (N, C b^2, ceil(H / b), ceil(W / b)), in float64 for float64, else in float32: the sub-bands of
-        each channel in zigzag order, the first the mean of the block times b.
+        Coefficients (N, C b^2, ceil(H / b), ceil(W / b)), float64 if ``x`` is and float32 otherwise: the sub-bands of
+        each channel in zigzag order. The first is b times the mean of the block.
 
     Raises:
-        TypeError, ValueError: ``x`` is no floating map, or the transform or its block is unknown.
+        TypeError, ValueError: ``x`` is not a floating-point map, or the transform or its block is unknown.
 
     Example:
         >>> block_transform(torch.ones(1, 1, 8, 8), 2)[0, :, 0, 0]
@@ -198,10 +202,10 @@ def block_transform(x: Tensor, block: int | None = None, *, transform: str = "dc
 def inverse_block_transform(
     coefficients: Tensor, height: int, width: int, block: int | None = None, *, transform: str = "dct"
 ) -> Tensor:
-    """Map (N, C, height, width) of its coefficients: the inverse of :func:`block_transform`.
+    """Compute a map (N, C, height, width) from its coefficients: the inverse of :func:`block_transform`.
 
     Raises:
-        TypeError, ValueError: no coefficients of such a map, or the transform or its block is unknown.
+        TypeError, ValueError: the coefficients are not those of such a map, or the transform or its block is unknown.
 
     Example:
         >>> x = torch.rand(1, 2, 10, 12)
@@ -223,10 +227,10 @@ def inverse_block_transform(
 
 
 def checked_block(block: int | None, transform: str) -> int:
-    """The side of the blocks of a transform.
+    """Return the side of the blocks of a transform: ``block``, or the transform's default for None.
 
     Raises:
-        TypeError, ValueError: the transform is unknown, or does not take such blocks.
+        TypeError, ValueError: the transform is unknown, or does not have such blocks.
     """
     sides = BLOCKS[as_choice("transform", transform, tuple(BLOCKS))]
     if block is None:
@@ -238,9 +242,10 @@ def checked_block(block: int | None, transform: str) -> int:
 
 
 def analysed(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """The DC sub-band (N C, 1, H', W') and the AC sub-bands (N C, b^2 - 1, H', W') of a map, in float32 at least.
+    """Transform a map; return the DC sub-band (N C, 1, H', W') and the AC sub-bands (N C, b^2 - 1, H', W').
 
-    Channels are samples here, as the self-information of one must not see another one.
+    The coefficients are float64 if the map is, and float32 otherwise. Channels become samples, because the
+    self-information of one channel must not depend on another.
     """
     check_map(x)
     n, c = x.shape[:2]
@@ -248,13 +253,14 @@ def analysed(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
     rows, columns = x.shape[2] // block, x.shape[3] // block
     blocks = x.reshape(n, c, rows, block, columns, block).permute(0, 1, 2, 4, 3, 5)
     blocks = blocks.reshape(n * c * rows * columns, block * block).to(wide_dtype(x.dtype))
-    # What is 0 but for rounding has to be 0, or an adaptive bandwidth would take the rounding errors for the signal.
-    # Less one of its pixels a constant block is exactly 0; of another one the coefficients below the floor are.
+    # Coefficients that are 0 up to rounding must be exactly 0, or an adaptive bandwidth would take the rounding errors
+    # for the signal. So subtract one pixel of each block, which makes a constant block exactly 0, and set AC
+    # coefficients below the floor to 0.
     first = blocks[:, :1]
     offsets = blocks - first
     coefficients = _product(offsets, _matrix(block, blocks).t())
     floor = block * torch.finfo(blocks.dtype).eps * offsets.detach().abs().amax(1, keepdim=True)
-    # Arithmetic comes last: Inductor cannot sort the strides of views whose sizes are quotients of symbols.
+    # Do the arithmetic last, because Inductor cannot sort the strides of views whose sizes are quotients of symbols.
     first, floor, coefficients = (
         values.reshape(n * c, rows, columns, values.shape[1]).permute(0, 3, 1, 2)
         for values in (first, floor, coefficients)
@@ -264,14 +270,14 @@ def analysed(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 def synthesised(dc: Tensor, ac: Tensor, like: Tensor, block: int) -> Tensor:
-    """The map that has these sub-bands, of the size and memory format of another one, in the dtype of the sub-bands."""
+    """Compute the map with these sub-bands, in their dtype and with the size and memory format of ``like``."""
     (n, c, height, width), (rows, columns) = like.shape, dc.shape[2:]
     blocks = _product(
         ac.permute(0, 2, 3, 1).reshape(n * c * rows * columns, block * block - 1),
         _matrix(block, ac)[1:],
         dc.permute(0, 2, 3, 1).reshape(n * c * rows * columns, 1) / block,
     ).reshape(n, c, rows, columns, block, block)
-    if not ops.spelt_out() and is_channels_last(like):
+    if not ops.inlined() and is_channels_last(like):
         y = blocks.permute(0, 2, 4, 3, 5, 1).reshape(n, rows * block, columns * block, c).permute(0, 3, 1, 2)
         return y[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
     y = blocks.permute(0, 1, 2, 4, 3, 5).reshape(n, c, rows * block, columns * block)
@@ -279,14 +285,14 @@ def synthesised(dc: Tensor, ac: Tensor, like: Tensor, block: int) -> Tensor:
 
 
 def side_by_side(bands: tuple[Tensor, Tensor] | list[Tensor], like: Tensor) -> Tensor:
-    """The sub-bands of all channels of a map as the channels of one: (N, C b^2, H', W')."""
+    """Concatenate the sub-bands of all channels of a map, (N, C b^2, H', W')."""
     folded = torch.cat(list(bands), 1)
     n, c = like.shape[:2]
     return folded.reshape(n, c * folded.shape[1], *folded.shape[2:])
 
 
 def _continued(x: Tensor, axis: int, block: int) -> Tensor:
-    """The map, made as long as whole blocks are: reflected at its end and, where that runs out, its start repeated."""
+    """Extend a map to whole blocks: reflect it at its end and, where that runs out, repeat its start."""
     size = x.shape[axis]
     if not ops.tracing() and size % block == 0:
         return x
@@ -295,13 +301,14 @@ def _continued(x: Tensor, axis: int, block: int) -> Tensor:
 
 
 def _product(rows: Tensor, matrix: Tensor, start: Tensor | None = None) -> Tensor:
-    """Rows times a matrix, plus what each starts from. A row's result is the same wherever it stands.
+    """Multiply rows by a matrix and add ``start``, such that the result of a row does not depend on its position.
 
-    That takes whole groups of rows: what is left over BLAS computes otherwise, and rounds otherwise. Graphs go without:
-    a compiler chooses its own order of sums, and symbols for the sizes keep it busy for minutes.
+    For this the rows are padded to whole groups, because BLAS computes and rounds the remaining rows differently.
+    Compiled and exported graphs have no padding: compilers choose their own order of summation, and symbolic sizes
+    would keep them busy for minutes.
     """
     count = rows.shape[0]
-    if not (ops.spelt_out() or torch.compiler.is_compiling()) and count % ROWS:
+    if not (ops.inlined() or torch.compiler.is_compiling()) and count % ROWS:
         rows = F.pad(rows, (0, 0, 0, -count % ROWS))
         start = None if start is None else F.pad(start, (0, 0, 0, -count % ROWS))
     with _without_autocast(rows):
@@ -316,10 +323,10 @@ def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 def _matrix(block: int, like: Tensor) -> Tensor:
-    """What takes a block's pixels, row by row, to its coefficients: (b^2, b^2), of the dtype and device of a map."""
+    """Return the matrix (b^2, b^2) from the pixels of a block, row by row, to its coefficients."""
     if type(like) is Tensor:
         return _kept_matrix(block, like.dtype, like.device)
-    return torch.tensor(_coefficients(block), dtype=like.dtype, device=like.device)  # a fake one must not be kept
+    return torch.tensor(_coefficients(block), dtype=like.dtype, device=like.device)  # never cache a fake tensor
 
 
 @constant_when_compiled
@@ -335,7 +342,7 @@ def _cached_matrix(block: int, dtype: torch.dtype, device: torch.device) -> Tens
 
 @functools.cache
 def _coefficients(block: int) -> tuple[tuple[float, ...], ...]:
-    """The orthonormal two-dimensional DCT-II: a row for each coefficient, in zigzag order."""
+    """Return the matrix of the orthonormal two-dimensional DCT-II: one row per coefficient, in zigzag order."""
     line = [
         [math.sqrt((2 if u else 1) / block) * _cosine((2 * i + 1) * u, block) for i in range(block)]
         for u in range(block)
@@ -344,13 +351,13 @@ def _coefficients(block: int) -> tuple[tuple[float, ...], ...]:
 
 
 def _cosine(step: int, block: int) -> float:
-    """cos(pi step / 2b), folded to the first quadrant: what cancels in a sum then does so to the last bit."""
+    """Compute cos(pi step / 2b), folded to the first quadrant so that opposite terms of a sum cancel exactly."""
     step %= 4 * block
     step = min(step, 4 * block - step)
     return math.cos(math.pi * step / (2 * block)) if step <= block else -_cosine(2 * block - step, block)
 
 
 def zigzag(block: int) -> list[tuple[int, int]]:
-    """Vertical and horizontal frequency of every coefficient, low ones first, as JPEG orders them."""
+    """List the vertical and horizontal frequency of every coefficient in JPEG's order, low frequencies first."""
     pairs = [(u, v) for u in range(block) for v in range(block)]
     return sorted(pairs, key=lambda pair: (sum(pair), pair[0] if sum(pair) % 2 else pair[1]))

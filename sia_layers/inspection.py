@@ -1,4 +1,4 @@
-"""Look at the self-information inside of a model: the maps at the injected sites, and averages over any layers."""
+"""Inspect the self-information inside a model: the maps at the injected sites, and averages over any layers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sia_layers.functional import average_self_information
+from sia_layers.functional import REDUCTIONS, average_self_information
 from sia_layers.injection import proof
 from sia_layers.injection.errors import DryRunError, nearest
 from sia_layers.injection.hosts import host_of, unwrapped
 from sia_layers.injection.inputs import inputs_of_batch
 from sia_layers.injection.layouts import Grid, grids_in
-from sia_layers.injection.proof import Candidate, Said, Site
-from sia_layers.injection.site import patch_grid
+from sia_layers.injection.module import patch_grid
+from sia_layers.injection.proof import Candidate, Overrides, Site
 from sia_layers.injection.sites import StageRequest, as_requests, check_known, choose, complete
 from sia_layers.injection.stages import Stage, Stages, stages_of
 from sia_layers.injection.state_dict import found_sites
@@ -25,12 +25,12 @@ from sia_layers.kernels.options import Options, as_choice
 
 
 class LayerProfile(NamedTuple):
-    """Average self-information of a layer over many pictures, in nats.
+    """The average self-information of a layer over many pictures, in nats.
 
     Attributes:
-        mean: over the pictures.
-        std: standard deviation over the pictures; 0 for one.
-        pictures: how many.
+        mean: mean over the pictures.
+        std: standard deviation over the pictures; 0 for a single one.
+        pictures: number of pictures.
     """
 
     mean: float
@@ -40,17 +40,17 @@ class LayerProfile(NamedTuple):
 
 @contextlib.contextmanager
 def capture_self_information(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Get the self-information that gates each injected site.
+    """Capture the self-information that gates each injected site.
 
     Args:
-        model: a model that holds SIA.
+        model: a model with injected SIA modules.
 
     Yields:
-        A dict that each forward pass within the block fills anew: maps (N, C, H, W) in nats by the full names of
-        the SIA modules, without gradients.
+        A dict that each forward pass inside the block fills anew: maps (N, C, H, W) in nats by the full names of the
+        SIA modules, without gradients.
 
     Raises:
-        NotInjectedError: the model holds none.
+        NotInjectedError: the model has no SIA modules.
 
     Example:
         >>> from torchvision.models import resnet18
@@ -74,7 +74,7 @@ def capture_self_information(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 class _Keep:
-    """Puts a site's map into a dict."""
+    """A callback that stores the map of a site in a dict."""
 
     def __init__(self, maps: dict[str, Tensor], name: str) -> None:
         self.maps, self.name = maps, name
@@ -96,35 +96,38 @@ def profile_self_information(
     progress: bool = True,
     **options: Any,
 ) -> dict[str, LayerProfile]:
-    """Average the self-information (Equation 1 of the supplement) of layers of a model over many pictures.
+    """Average the self-information (Equation 1 of the supplement) of a model's layers over many pictures.
 
-    The model is run in evaluation mode without gradients and left as it was. In a process group of
-    torch.distributed the sums of all processes are added up, so that every process gets what one would have got
-    from all the batches, each however many it has.
+    The model runs in evaluation mode without gradients, and is left as it was. In a process group of
+    torch.distributed, the sums of all processes are added up: every process returns the profile over all batches,
+    whatever the number of batches in each.
 
     Args:
-        model: any model, injected or not.
-        batches: pictures (N, C, H, W) or videos (N, C, T, H, W); tuples and lists that begin with them, such as of a
-            DataLoader; or dicts, which the model takes by keyword, as one argument, or in part: the only picture.
+        model: any model, with or without SIA.
+        batches: pictures (N, C, H, W) or videos (N, C, T, H, W); tuples or lists that begin with them, as a
+            DataLoader yields; or dicts, which the model takes as keywords or as one argument, or whose only picture
+            it takes.
         layers: names of modules, glob patterns or reductions, as for :func:`sia_layers.injection.find_sites`; None
-            for the stages that it would take. Of a layer that gives several maps, the first is read.
-        key: of a batch's entry that is the picture, where that cannot be told.
-        layout: of the layers' outputs, as for :func:`sia_layers.injection.find_sites`, like the two that follow.
+            for the stages that find_sites would choose. If a layer returns several maps, the first is profiled.
+        key: index or key of the picture in a batch, for batches in which it cannot be recognised.
+        layout: layout of the layers' outputs; like ``grid`` and ``prefix_tokens``, as for
+            :func:`sia_layers.injection.find_sites`.
         grid: rows and columns of tokens.
-        prefix_tokens: tokens before those of the grid.
-        reduction: over the channels, as for :func:`sia_layers.average_self_information`.
-        progress: show a bar, where tqdm is installed.
+        prefix_tokens: number of tokens before those of the grid.
+        reduction: how to reduce over the channels, as for :func:`sia_layers.average_self_information`.
+        progress: whether to show a progress bar, if tqdm is installed.
         **options: of :func:`sia_layers.self_information`.
 
     Returns:
-        The profile of every layer by its full name, in the order asked for.
+        The profile of every layer by its full name, in the requested order.
 
     Raises:
-        UnknownStageError, NoStagesError: layers that the model does not have, or does not tell of.
-        LayoutError: a layer that gives no feature maps.
-        FiringError: a layer that does not run.
+        UnknownStageError: the model does not have such a layer.
+        NoStagesError: ``layers`` is None, and the model does not declare its stages.
+        LayoutError: a layer returns no feature maps.
+        FiringError: a layer does not run.
         DryRunError: the model fails on the first batch.
-        ValueError: no pictures at all.
+        ValueError: there are no pictures.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
@@ -133,10 +136,10 @@ def profile_self_information(
         8
     """
     model = unwrapped(model)
-    as_choice("reduction", reduction, ("mean", "sum"))
+    as_choice("reduction", reduction, REDUCTIONS)
     _check_options(options)
-    said = Said.checked(layout, grid, prefix_tokens, True)
-    plan = _Layers(model, as_requests(layers), said, key)
+    overrides = Overrides.checked(layout, grid, prefix_tokens, True)
+    plan = _Layers(model, as_requests(layers), overrides, key)
     watch: _Watch | None = None
     way, device = 0, _device(model)
     try:
@@ -165,39 +168,39 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 class _Layers:
-    """The layers to profile, and how to read them, which the first batch tells."""
+    """The layers to profile, and how to read their outputs, which the first batch shows."""
 
     def __init__(
-        self, model: nn.Module, requests: list[StageRequest] | None, said: Said, key: str | int | None
+        self, model: nn.Module, requests: list[StageRequest] | None, overrides: Overrides, key: str | int | None
     ) -> None:
-        self.model, self.requests, self.said, self.key = model, requests, said, key
+        self.model, self.requests, self.overrides, self.key = model, requests, overrides, key
         self.known = stages_of(model)
         check_known(model, requests, self.known)
         self.names = [] if self.known.features else self._names(self.known)
 
     def _names(self, known: Stages) -> list[str]:
         chosen = choose(self.model, self.requests, known)
-        own = self.requests is None  # a stage of the model's own is read at the block that ends it
+        own = self.requests is None  # a stage that the model declares is read at its last block
         return list(dict.fromkeys(host_of(self.model, stage.name)[0] if own else stage.name for stage in chosen))
 
     def read(self, batch: Any) -> tuple[dict[str, Site], int]:
-        """Return how to read each layer, by its name, and which way of running the model on a batch is right."""
+        """Return how to read the output of each layer, by its name, and the index of the way to call the model."""
         ways = inputs_of_batch(self.model, batch, self.key)
         for way, inputs in enumerate(ways):
             try:
-                known = complete(self.model, self.requests, self.known, inputs, self.said)
+                known = complete(self.model, self.requests, self.known, inputs, self.overrides)
                 self.names = self._names(known)
                 candidates = [Candidate(Stage(name, 0), name, "output", True) for name in self.names]
-                sites = proof.read(self.model, candidates, inputs, self.said)
+                sites = proof.read(self.model, candidates, inputs, self.overrides)
                 return dict(zip(self.names, sites, strict=True)), way
             except DryRunError:
                 if way == len(ways) - 1:
                     raise
-        raise AssertionError("there is always a way")
+        raise AssertionError("inputs_of_batch returned nothing")
 
 
 class _Watch:
-    """Hooks on the layers that add up their self-information: count, sum and sum of squares, in float64."""
+    """Hooks on the layers that accumulate their self-information: count, sum and sum of squares, in float64."""
 
     def __init__(self, model: nn.Module, sites: dict[str, Site], reduction: str, options: dict[str, Any]) -> None:
         self.reduction, self.options = reduction, options
@@ -206,7 +209,7 @@ class _Watch:
         self.handles = []
         for patches in {site.patches for site in sites.values() if site.patches is not None}:
             self.handles.append(model.get_submodule(patches).register_forward_hook(self._grid_hook(patches)))
-        for name, site in sites.items():  # after all other hooks: what the next layer gets
+        for name, site in sites.items():  # after all other hooks, to see what the next layer receives
             hook = self._hook(name, site)
             self.handles.append(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
 
@@ -227,7 +230,7 @@ class _Watch:
             grids = [*grids_in(args, kwargs, output), self.grids.get(site.patches or "")]
             reading = site.layout.read(x, grids, order)
             averages = average_self_information(reading.maps, reduction=self.reduction, **self.options)
-            values = averages.double().cpu().reshape(-1, reading.frames).mean(1)  # of a video, over its frames
+            values = averages.double().cpu().reshape(-1, reading.frames).mean(1)  # over the frames of a video
             count = torch.tensor(len(values), dtype=torch.float64)
             self.sums[name] += torch.stack([count, values.sum(), values.square().sum()])
 
@@ -247,7 +250,7 @@ def _added_up(sums: dict[str, Tensor], device: torch.device) -> dict[str, Tensor
 def _profile(name: str, sums: Tensor) -> LayerProfile:
     count, total, squares = sums.tolist()
     if not count:
-        raise ValueError(f"no picture went through {name!r}: batches was empty, or the model does not run that layer")
+        raise ValueError(f"no picture went through {name!r}: batches is empty, or the model does not run that layer")
     mean = total / count
     return LayerProfile(mean, max(0.0, squares / count - mean * mean) ** 0.5, int(count))
 

@@ -1,4 +1,4 @@
-"""Reading a photograph as a map that self-information can be computed of."""
+"""Read a photograph as a map."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-# Formats that Pillow, or an older one, leaves to plugins: module and package, and the brands that files begin with.
+# Formats that Pillow, or an older Pillow, leaves to plugins: their modules and packages, and the brands in the files.
 PLUGINS: Final = {"AVIF": ("pillow_avif", "pillow-avif-plugin"), "HEIC": ("pillow_heif", "pillow-heif")}
 BRANDS: Final = {
     "AVIF": {b"avif", b"avis"},
@@ -32,7 +32,7 @@ TURNS: Final = {
 
 
 class PhotoError(Exception):
-    """A photograph that cannot be read; the message is one line that names the file and why."""
+    """Raised for a photograph that cannot be read; the message is one line that names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Photo:
     """A photograph, upright and without transparency.
 
     Attributes:
-        name: what to call it.
+        name: of the photograph, for people.
         pixels: float32 (1, C, H, W) in [0, 1]; C is 3 (red, green, blue) or 1 (grey).
     """
 
@@ -64,18 +64,18 @@ class Photo:
 
 
 def read(path: str | os.PathLike[str]) -> Photo:
-    """Read a photograph in any format that Pillow knows, and HEIC where pillow-heif is installed.
+    """Read a photograph in any format that Pillow supports, and HEIC if pillow-heif is installed.
 
-    The EXIF orientation is applied where it makes sense, transparency is laid over white, and of an animation the
-    first frame is taken. Grey stays one channel, with 16 bits where it has them; everything else becomes red, green
+    A valid EXIF orientation is applied, transparency is composited over white, and the first frame of an animation is
+    taken. A grey image keeps its one channel, and its 16 bits if it has them; every other image becomes red, green
     and blue.
 
     Raises:
-        PhotoError: the file is missing, is no image, is damaged, or has more pixels than Pillow holds safe.
+        PhotoError: the file is missing, is not an image, is damaged, or has more pixels than Pillow considers safe.
     """
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of EXIF that makes no sense
+            warnings.simplefilter("ignore", UserWarning)  # about invalid EXIF
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with _opened(file) as image:
                 deep = _keeps_both_bytes(image)
@@ -87,23 +87,24 @@ def read(path: str | os.PathLike[str]) -> Photo:
         raise PhotoError(f"{path} {advice}") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise PhotoError(
-            f"{path} has more than the {Image.MAX_IMAGE_PIXELS} pixels that Pillow holds safe to decode; scale it down"
+            f"{path} has more than the {Image.MAX_IMAGE_PIXELS} pixels that Pillow considers safe to decode; scale it "
+            "down"
         ) from None
     except OSError as error:
-        # What the system reports has an errno; what is left is a decoder's complaint.
+        # Errors of the operating system have an errno; any other OSError is from a decoder.
         raise PhotoError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # decoders raise whatever a damaged file leads them to
+    except Exception as error:  # decoders may raise anything for a damaged file
         raise PhotoError(f"cannot decode {path}: {_first_line(error)}") from error
     return Photo(printable(os.path.basename(path)), pixels)
 
 
 def suffixes() -> frozenset[str]:
-    """The endings of names, in small letters and with the dot, of the files that :func:`read` may be able to read."""
+    """Return the suffixes, lower-case and with the dot, of the files that :func:`read` may be able to read."""
     return frozenset(Image.registered_extensions()) | {".avif", ".avifs", ".heic", ".heif", ".hif"}
 
 
 def example() -> Photo:
-    """The astronaut photograph (NASA, public domain) that scikit-image ships.
+    """Return the photograph of an astronaut (NASA, public domain) that scikit-image ships.
 
     Raises:
         ImportError: scikit-image is not installed.
@@ -114,11 +115,11 @@ def example() -> Photo:
 
 
 class _MissingPluginError(UnidentifiedImageError):
-    """A format that Pillow would read with a plugin that is not installed."""
+    """Raised for a format that Pillow reads only with a plugin, which is not installed."""
 
 
 def _opened(file: BinaryIO) -> Image.Image:
-    """The image in a file, with the plugin for its format where Pillow does not read it by itself."""
+    """Open the image in a file, with the plugin for its format if Pillow does not read it by itself."""
     try:
         return Image.open(file)
     except UnidentifiedImageError:
@@ -127,10 +128,10 @@ def _opened(file: BinaryIO) -> Image.Image:
             raise
         module, package = PLUGINS[name]
         try:
-            plugin = importlib.import_module(module)  # that for AVIF registers itself
+            plugin = importlib.import_module(module)  # the plugin for AVIF registers itself
         except ImportError:
             raise _MissingPluginError(
-                f"is {name}, which Pillow does not read here by itself; pip install {package}"
+                f"is {name}, which this Pillow does not read by itself; pip install {package}"
             ) from None
         if name == "HEIC":
             plugin.register_heif_opener()
@@ -139,7 +140,7 @@ def _opened(file: BinaryIO) -> Image.Image:
 
 
 def _format_of(file: BinaryIO) -> str | None:
-    """The name of a format that needs a plugin, as the brands at a file's beginning tell it."""
+    """Return the name of a format that needs a plugin, by the brands at the start of the file; None for any other."""
     file.seek(0)
     head = file.read(64)
     if head[4:8] != b"ftyp":
@@ -150,22 +151,22 @@ def _format_of(file: BinaryIO) -> str | None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF says, or as it is where EXIF makes no sense."""
+    """Turn the image as its EXIF orientation says; return it unchanged if the EXIF is invalid."""
     try:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # EXIF may be anything, and its reader fails in any way
+    except Exception:  # invalid EXIF may raise anything
         turn = None
     return image if turn is None else image.transpose(turn)
 
 
 def _pixels(image: Image.Image) -> Tensor:
-    """An upright image as (1, C, H, W) in [0, 1]."""
+    """Convert an upright image to (1, C, H, W) in [0, 1]."""
     if image.mode.startswith(("I", "F")):
         values, clear = np.asarray(image), image.info.get("transparency")
         return _many_bits(values if clear is None else np.where(values == clear, 65535, values))
     grey = image.mode in ("1", "L", "LA")
     if image.has_transparency_data:
-        # Files name transparent grey levels and palette entries in ways that only the conversion to RGBA knows.
+        # Only the conversion to RGBA handles every way in which files declare transparent grey levels and colours.
         opaque = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
         image = image.getchannel(0) if grey else image
@@ -173,20 +174,20 @@ def _pixels(image: Image.Image) -> Tensor:
 
 
 def _keeps_both_bytes(image: Image.Image) -> bool:
-    """Whether the image is 16-bit grey with alpha, made to decode into pixels (high grey, low grey, high alpha, low).
+    """Tell whether the image is 16-bit grey with alpha, and prepare it to decode all four bytes of each pixel.
 
-    Pillow has no mode for it and would drop the lower bytes. Its own mode for such a file is RGBA, so that its four
-    bytes a pixel find their place there if they are taken as they are.
+    Pillow has no mode for such an image, and would decode it to RGBA without the lower bytes. Decoded as raw RGBA, its
+    pixels are (high grey, low grey, high alpha, low alpha).
     """
     if not isinstance(image, PngImagePlugin.PngImageFile) or [tile[3] for tile in image.tile] != ["LA;16B"]:
         return False
     codec, extents, offset, _ = image.tile[0]
-    image.tile = [(codec, extents, offset, "RGBA")]  # type: ignore[list-item] # a plain tuple before Pillow 11
+    image.tile = [(codec, extents, offset, "RGBA")]  # type: ignore[list-item] # Pillow 10 has plain tuples
     return True
 
 
 def _grey_over_white(values: npt.NDArray[np.uint8]) -> Tensor:
-    """16-bit grey with alpha (H, W, 4), as :func:`_keeps_both_bytes` leaves it, laid over white."""
+    """Composite 16-bit grey with alpha (H, W, 4), as :func:`_keeps_both_bytes` leaves it, over white."""
     grey, alpha = np.moveaxis(np.ascontiguousarray(values).view(">u2").astype(np.float64), 2, 0) / 65535
     return torch.from_numpy(grey * alpha + (1 - alpha)).to(torch.float32)[None, None]
 
@@ -197,9 +198,9 @@ def _eight_bits(values: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def _many_bits(values: npt.NDArray[np.generic]) -> Tensor:
-    """Grey of more than 8 bits: 16-bit integers by their range, what is wider by its own extremes.
+    """Scale grey of more than 8 bits to [0, 1]: 16-bit integers by their range, anything wider by its own extremes.
 
-    What is not a number becomes the lowest value, what is infinite the nearest one.
+    NaN becomes the lowest finite value, and infinity the nearest one.
     """
     wide = values.astype(np.float64)
     finite = wide[np.isfinite(wide)]
@@ -215,5 +216,5 @@ def _first_line(error: Exception) -> str:
 
 
 def printable(name: str) -> str:
-    """A file's name without what no page and no terminal can show."""
+    """Replace the characters of a file name that cannot be printed."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)

@@ -1,4 +1,4 @@
-"""Drawing the self-information of a photograph, or of a model's feature maps of it."""
+"""Draw the self-information of a photograph, or of a model's feature maps of it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from sia_layers.photo import Photo
 
 COLOURS: Final = colormaps["inferno"]
 INK, FAINT, LINE = "#1d1d1f", "#6e6e73", "#0a84ff"
-MOST_PIXELS: Final = 2000  # a side; no panel shows more, and drawing them takes long
-BRIGHTEST: Final = 0.998  # share of the pixels that the colours tell apart
-DIMMED: Final = 0.55  # what the overlay leaves of the photo
+MOST_PIXELS: Final = 2000  # per side; no panel can show more, and drawing more takes long
+BRIGHTEST: Final = 0.998  # quantile of the pixels at which the colours end
+DIMMED: Final = 0.55  # brightness of the photo in the overlay
 FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf", ".svg")
 LEAST_DPI, MOST_DPI = 20, 1200
 BINS: Final = 100
@@ -35,7 +35,7 @@ SITE_COLUMNS: Final = 4
 
 
 class FigureError(Exception):
-    """A figure that cannot be written; the message is one line that names the file and why."""
+    """Raised for a figure that cannot be written; the message is one line that names the file and the reason."""
 
 
 class Box(NamedTuple):
@@ -47,10 +47,10 @@ class Box(NamedTuple):
     height: float
 
 
-class Layout(NamedTuple):
-    """Where the parts of a figure lie, in inches."""
+class Page(NamedTuple):
+    """The size of a figure and the places of its panels, in inches."""
 
-    page: tuple[float, float]
+    size: tuple[float, float]
     photo: Box
     info: Box
     overlay: Box
@@ -58,28 +58,28 @@ class Layout(NamedTuple):
 
 
 def draw(photo: Photo, info: Tensor, caption: str = "") -> Figure:
-    """Draw one figure of a photograph and its self-information.
+    """Draw a photograph and its self-information in one figure.
 
     Args:
         photo: the photograph.
-        info: its self-information (1, C, H, W) in nats; the mean over the channels is drawn.
-        caption: what to say under the title.
+        info: its self-information (1, C, H, W) in nats; the figure shows the mean over the channels.
+        caption: text under the title.
     """
     mean = info.detach().cpu().float().mean(1, keepdim=True)
     pixels, values = _image(photo.pixels), _image(mean)[..., 0]
-    layout, top = arrange(photo.width / photo.height), _top(mean.numpy())
+    page, top = arrange(photo.width / photo.height), _top(mean.numpy())
     norm = Normalize(0, top)
-    figure = Figure(figsize=layout.page)
+    figure = Figure(figsize=page.size)
     FigureCanvasAgg(figure)
-    _headline(figure, layout.photo.left, f"Self-information of {photo.name}", caption)
-    axes = _panel(figure, layout.photo, "Photo", picture=True)
+    _headline(figure, page.photo.left, f"Self-information of {photo.name}", caption)
+    axes = _panel(figure, page.photo, "Photo", picture=True)
     axes.imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
-    axes = _panel(figure, layout.info, "Self-information", picture=True)
+    axes = _panel(figure, page.info, "Self-information", picture=True)
     axes.imshow(values, cmap=COLOURS, norm=norm)
-    _colour_bar(figure, layout.info, norm, mean.max().item() > top)
-    axes = _panel(figure, layout.overlay, "Overlay", picture=True)
+    _colour_bar(figure, page.info, norm, mean.max().item() > top)
+    axes = _panel(figure, page.overlay, "Overlay", picture=True)
     axes.imshow(_overlay(pixels, COLOURS(norm(values))[..., :3]))
-    axes = _panel(figure, layout.distribution, "Distribution", picture=False)
+    axes = _panel(figure, page.distribution, "Distribution", picture=False)
     _histogram(axes, mean.flatten(), norm)
     return figure
 
@@ -88,9 +88,9 @@ def draw_sites(photo: Photo, maps: Mapping[str, Tensor], caption: str = "") -> F
     """Draw a photograph and the self-information of a model's feature maps of it.
 
     Args:
-        photo: what the model was shown.
-        maps: self-information (1, C, H, W) in nats by the name of the site; the means over the channels are drawn.
-        caption: what to say under the title.
+        photo: the input of the model.
+        maps: self-information (1, C, H, W) in nats by the name of the site; the figure shows means over the channels.
+        caption: text under the title.
     """
     aspect = photo.width / photo.height
     width, height = 4.0 * min(1, aspect), 4.0 * min(1, 1 / aspect)
@@ -120,26 +120,24 @@ def draw_sites(photo: Photo, maps: Mapping[str, Tensor], caption: str = "") -> F
     return figure
 
 
-def arrange(aspect: float) -> Layout:
-    """Lay the panels out for photographs of a given width / height: a square, or a strip if they are long."""
+def arrange(aspect: float) -> Page:
+    """Lay out the panels for a photograph of a given width / height: in a square, or in a strip if it is long."""
     left, right, bottom, head, title, axis = 0.85, 0.95, 0.7, 1.0, 0.45, 0.9
-    if aspect > 2:  # panoramas: one below the other
+    if aspect > 2:  # panoramas: one panel below the other
         width, height, below = 9.0, max(9 / aspect, 0.6), 2.4
         rows = [bottom + below + title + row * (height + title) for row in (2, 1, 0)]
         photo, info, overlay = (Box(left, row, width, height) for row in rows)
-        page = (left + width + right, rows[0] + height + head)
-        return Layout(page, photo, info, overlay, Box(left, bottom, width, below))
-    if aspect < 0.5:  # towers: one beside the other
+        size = (left + width + right, rows[0] + height + head)
+        return Page(size, photo, info, overlay, Box(left, bottom, width, below))
+    if aspect < 0.5:  # towers: one panel beside the other
         width, height, beside = max(6 * aspect, 1.8), 6.0, 3.6
         columns = (left, left + width + axis / 2, left + 2 * width + axis / 2 + right)
         photo, info, overlay = (Box(column, bottom, width, height) for column in columns)
         distribution = Box(columns[2] + width + axis, bottom, beside, height)
-        return Layout(
-            (distribution.left + beside + axis / 2, bottom + height + head), photo, info, overlay, distribution
-        )
+        return Page((distribution.left + beside + axis / 2, bottom + height + head), photo, info, overlay, distribution)
     width, height = 4.6 * min(1, aspect), 4.6 * min(1, 1 / aspect)
     second, upper = left + width + axis, bottom + height + title
-    return Layout(
+    return Page(
         (second + width + right, upper + height + head),
         Box(left, upper, width, height),
         Box(second, upper, width, height),
@@ -149,10 +147,10 @@ def arrange(aspect: float) -> Layout:
 
 
 def check_output(path: Path, dpi: float) -> None:
-    """Refuse what no figure can be written to or with, before any work is done.
+    """Check that a figure can be written, before any work is done.
 
     Raises:
-        FigureError: the folder is missing, the path is no ordinary file, its suffix names no format of figures, or
+        FigureError: the folder does not exist, the path is not a regular file, its suffix is not that of a figure, or
             the resolution is out of range.
     """
     if not LEAST_DPI <= dpi <= MOST_DPI:
@@ -162,22 +160,22 @@ def check_output(path: Path, dpi: float) -> None:
     if not path.parent.is_dir():
         raise FigureError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     if path.exists() and not path.is_file():
-        raise FigureError(f"cannot write {path}: it exists and is no ordinary file")
+        raise FigureError(f"cannot write {path}: it exists and is not a regular file")
 
 
 def write(figure: Figure, path: Path, dpi: float = 150) -> None:
-    """Write a figure whole or not at all, in the format that the suffix names and with ``dpi`` pixels an inch.
+    """Write a figure, completely or not at all, in the format of the suffix and with ``dpi`` pixels per inch.
 
     Raises:
         FigureError: the file cannot be written.
     """
     check_output(path, dpi)
-    target = path.resolve()  # a link stays a link
+    target = path.resolve()  # so that a link stays a link
     part = target.with_name(f".{os.getpid()}.part")
     try:
         try:
             with open(part, "xb") as file, warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # in a file's name
+                warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # in the name of the photo
                 figure.savefig(file, format=target.suffix.lower().lstrip("."), dpi=dpi)
             if target.exists():
                 part.chmod(stat.S_IMODE(target.stat().st_mode))
@@ -189,7 +187,7 @@ def write(figure: Figure, path: Path, dpi: float = 150) -> None:
 
 
 def _image(tensor: Tensor) -> npt.NDArray[np.float32]:
-    """(1, C, H, W) as (H, W, C), each pixel the mean of those it stands for if there are more than can be shown."""
+    """Convert (1, C, H, W) to (H, W, C), and average pixels down if there are more than a panel can show."""
     height, width = tensor.shape[2:]
     if max(height, width) > MOST_PIXELS:
         scale = MOST_PIXELS / max(height, width)
@@ -198,7 +196,7 @@ def _image(tensor: Tensor) -> npt.NDArray[np.float32]:
 
 
 def _headline(figure: Figure, inset: float, title: str, caption: str) -> None:
-    """Title and caption, so many inches from the page's left edge."""
+    """Write the title and the caption, ``inset`` inches from the left edge of the page."""
     width, height = figure.get_size_inches()
     left, room = inset / width, width - 2 * inset
     style: dict[str, Any] = {"va": "top", "ha": "left", "parse_math": False}
@@ -207,7 +205,7 @@ def _headline(figure: Figure, inset: float, title: str, caption: str) -> None:
 
 
 def _cut(text: str, inches: float, points: float) -> str:
-    """The text, shortened to what fits into that width at that size of letters."""
+    """Shorten a text to what fits into a width at a font size."""
     letters = int(inches * 72 / (0.62 * points))
     return text if len(text) <= letters else text[: letters - 1] + "…"
 
@@ -227,18 +225,18 @@ def _panel(figure: Figure, box: Box, title: str, *, picture: bool) -> Axes:
 
 
 def _share(figure: Figure, box: Box) -> tuple[float, float, float, float]:
-    """A box as matplotlib wants it: in shares of the page."""
+    """Convert a box to fractions of the page, as matplotlib needs it."""
     width, height = figure.get_size_inches()
     return box.left / width, box.bottom / height, box.width / width, box.height / height
 
 
 def _top(values: npt.NDArray[np.float32]) -> float:
-    """Where the colours end: all but a few pixels stay below, which would leave the rest in the dark."""
+    """Return the value at which the colours end: a quantile, so that a few bright pixels do not darken the rest."""
     return float(np.quantile(values, BRIGHTEST)) or float(values.max()) or 1.0
 
 
 def _overlay(pixels: npt.NDArray[np.float32], colours: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """The photo in dimmed grey with the map shining through: two slides on one screen, so that 0 nats add nothing."""
+    """Blend the map into the dimmed grey photo as two slides on one screen, so that 0 nats add nothing."""
     grey = pixels.mean(2, keepdims=True)
     both: npt.NDArray[np.floating] = 1 - (1 - DIMMED * grey) * (1 - colours)
     return both.clip(0, 1)
@@ -254,9 +252,9 @@ def _colour_bar(figure: Figure, beside: Box, norm: Normalize, beyond: bool) -> N
 
 
 def _histogram(axes: Axes, values: Tensor, norm: Normalize) -> None:
-    """Share of pixels over self-information, in the colours of the map, with median and mean.
+    """Plot the share of pixels over self-information, in the colours of the map, with median and mean.
 
-    The share is on a logarithmic axis: most pixels carry next to nothing, and the few that carry much are the matter.
+    The axis of the share is logarithmic, because most pixels carry next to nothing and the few others matter.
     """
     bins = min(BINS, max(10, values.numel() // 50))
     counts, edges = np.histogram(values.numpy(), bins, range=(0, values.max().item() or 1.0))

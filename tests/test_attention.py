@@ -132,7 +132,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
 
 
 def test_detached_no_gradient_flows_through_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = counted(monkeypatch, "self_information", "self_information_backward", "channel_mean_backward", "attend")
+    called = counted(
+        monkeypatch, "self_information", "self_information_backward", "channel_mean_backward", "gate_and_mean"
+    )
     layer, x = made(GATES[0]), torch.randn(SIZE, requires_grad=True)
     y, info = layer.attend(x)
     grad = torch.randn(SIZE)
@@ -158,14 +160,14 @@ def test_undetached_the_map_learns_too() -> None:
 @pytest.mark.parametrize("gates", GATES, ids=str)
 @pytest.mark.parametrize("how", ["no_grad", "inference_mode", "frozen_input"])
 def test_inference_never_writes_the_map(monkeypatch: pytest.MonkeyPatch, how: str, gates: tuple[bool, str]) -> None:
-    called = counted(monkeypatch, "self_information", "attend", "channel_mean")
+    called = counted(monkeypatch, "self_information", "gate_and_mean", "channel_mean")
     layer, x = made(gates), torch.randn(SIZE)
     if how == "frozen_input":
         layer(x)
     else:
         with getattr(torch, how)():
             layer(x.requires_grad_())
-    assert called == ["attend"]
+    assert called == ["gate_and_mean"]
 
 
 @pytest.mark.parametrize("gates", GATES, ids=str)

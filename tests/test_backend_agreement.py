@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sia_layers.kernels import reference
 from sia_layers.kernels.cpu import library
-from sia_layers.kernels.layout import is_channels_last
+from sia_layers.kernels.memory_format import is_channels_last
 from sia_layers.kernels.options import ESTIMATORS, PADDING_MODES, Options
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -119,10 +119,10 @@ def check_relative_backward(backend: Backend, case: Case) -> None:
 def check_attend(backend: Backend, drawn: tuple[Case, bool, str]) -> None:
     case, spatial, channel = drawn
     x = case.map.make(backend.device)
-    gated, mean = backend.kernels.attend(x, case.options, spatial, channel)
+    gated, mean = backend.kernels.gate_and_mean(x, case.options, spatial, channel)
     truth = x.double().cpu()
     info = reference.self_information(truth, case.options)[0]
-    expected, expected_mean = reference.attend(truth, case.options, spatial, channel)
+    expected, expected_mean = reference.gate_and_mean(truth, case.options, spatial, channel)
     tolerance = FORWARD * max(1.0, info.abs().max().item())
     if spatial:
         assert_lies_like(gated, x)

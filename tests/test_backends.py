@@ -191,14 +191,14 @@ def test_explanation(add: Add) -> None:
         "missing": "it is not installed",
         "picky": "it takes no zeros",
         "fast": "runs",
-        "slow": "could run, but 'fast' goes before it",
-        "reference": "could run, but 'fast' goes before it",
+        "slow": "could run, but 'fast' takes precedence",
+        "reference": "could run, but 'fast' takes precedence",
     }
     assert dict(line.split(": ", 1) for line in explain_backend(X).splitlines()) == expected
     with use_backend("slow"):
         text = explain_backend(X)
     assert text == explain_backend(X, "slow")
-    assert "fast: could run, but 'slow' was asked for" in text and "slow: runs" in text
+    assert "fast: could run, but 'slow' was requested" in text and "slow: runs" in text
     assert available_backends() == ("picky", "fast", "slow", "reference")
 
 

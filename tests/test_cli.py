@@ -159,15 +159,15 @@ def nothing(photo: Path) -> None:
 
 REFUSED = {
     "missing photo": (nothing, "missing.png", "missing.png: No such file or directory"),
-    "empty folder": (lambda photo: Path("empty").mkdir(), "empty", "empty holds no image"),
-    "figure for a folder": (nothing, ". -o map.png", ". is a folder, and map.png must be one"),
+    "empty folder": (lambda photo: Path("empty").mkdir(), "empty", "neither empty nor its subfolders hold a file"),
+    "figure for a folder": (nothing, ". -o map.png", ". is a folder, so map.png must be a folder"),
     "figures into the folder": (nothing, ". -o .", ". is the folder of the photographs; choose another"),
     "figures into no folder": (nothing, ". -o no/maps", "there is no folder no"),
     "no image": (no_photo("text.png"), "text.png", "text.png is not an image that Pillow can read"),
     "empty file": (lambda photo: Path("empty.png").touch(), "empty.png", "empty.png is not an image"),
     "truncated": (truncate, "cut.png", "cut.png"),
     "missing folder": (nothing, "photo.png -o no/map.png", "there is no folder no"),
-    "figure is a folder": (lambda photo: Path("map.png").mkdir(), "photo.png -o map.png", "no ordinary file"),
+    "figure is a folder": (lambda photo: Path("map.png").mkdir(), "photo.png -o map.png", "not a regular file"),
     "unknown format": (nothing, "photo.png -o map.txt", "its name must end in one of .png, .jpg"),
     "no suffix": (nothing, "photo.png -o map", "its name must end in one of"),
     "over the photo": (nothing, "photo.png -o ./photo.png", "photo.png is the photograph itself"),

@@ -98,10 +98,10 @@ def test_what_cannot_be_read_is_left_out_with_the_reason() -> None:
     expected = {
         "cut.png": "photos/sub/cut.png",
         "text.jpg": "photos/text.jpg is not an image that Pillow can read",
-        "notes.txt": "photos/notes.txt does not end as images do",
+        "notes.txt": "photos/notes.txt does not have the suffix of an image",
         "film.heic": "photos/film.heic is not an image",
-        "gone.png": "photos/gone.png is no ordinary file",
-        "pipe.png": "photos/pipe.png is no ordinary file",
+        "gone.png": "photos/gone.png is not a regular file",
+        "pipe.png": "photos/pipe.png is not a regular file",
     }
     assert reasons.keys() >= expected.keys() - {"pipe.png"}
     for name, reason in reasons.items():
@@ -138,7 +138,7 @@ def test_a_file_that_is_named_must_be_read() -> None:
 
 def test_nothing_at_all_is_refused() -> None:
     Path("photos/notes.txt").write_text("text")
-    with pytest.raises(Refusal, match="photos holds no image that Pillow knows by its suffix, nor do the folders in"):
+    with pytest.raises(Refusal, match="neither photos nor its subfolders hold a file with the suffix of an image"):
         read("photos")
     for number in range(3):
         Path(f"photos/{number}.png").write_text("text")

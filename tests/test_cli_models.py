@@ -213,15 +213,15 @@ def altered(change: str) -> None:
 
 CHECKPOINTS = {
     "missing": (lambda: None, "no.pth", "there is no such file"),
-    "folder": (lambda: Path("folder.pth").mkdir(), "folder.pth", "it is no file"),
+    "folder": (lambda: Path("folder.pth").mkdir(), "folder.pth", "it is not a file"),
     "no checkpoint": (lambda: Path("a.pth").write_text("text"), "a.pth", "a.pth"),
     "truncated": (truncated, "cut.pth", "cut.pth"),
     "broken safetensors": (lambda: Path("b.safetensors").write_text("text"), "b.safetensors", "b.safetensors"),
     "a tensor": (lambda: torch.save(torch.ones(3), "c.pth"), "c.pth", "holds a Tensor, not a state dict"),
     "no tensors": (lambda: torch.save({"epoch": 3}, "d.pth"), "d.pth", "no tensors by name"),
-    "unknown key": (lambda: altered("more"), "altered.pth", "which the model has not; did you mean 'layer1.0.conv"),
+    "unknown key": (lambda: altered("more"), "altered.pth", "which the model does not have; did you mean 'layer1.0"),
     "missing key": (lambda: altered("less"), "altered.pth", "lacks 'layer1.0.conv1.weight'"),
-    "shape": (lambda: altered("shape"), "altered.pth", "the model as (32, 32, 3, 3)"),
+    "shape": (lambda: altered("shape"), "altered.pth", "the model of (32, 32, 3, 3)"),
 }
 
 
@@ -237,8 +237,8 @@ def test_refused_checkpoints(case: str, photo_file: Path, capsys: pytest.Capture
 REFUSED = {
     "map photo.png --model resnet10": "no model is called 'resnet10'; did you mean",
     "map photo.png --model timm/alexnet": "no model is called 'timm/alexnet'",
-    "map photo.png --checkpoint a.pth": "--checkpoint is about a model; name one with --model",
-    "map photo.png --stages layer1": "--stages is about a model",
+    "map photo.png --checkpoint a.pth": "--checkpoint needs a model; name one with --model",
+    "map photo.png --stages layer1": "--stages needs a model",
     "map photo.png --model test_resnet --stages layer9": "no module 'layer9'; did you mean 'layer",
     "map photo.png --model test_resnet --stages 3": "no stage has the reduction 3",
     "map photo.png --model test_resnet --image-size 0": "image-size must be 1 or more, got 0",

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sia_layers.injection import eject_sia, inject_sia, sia_modules, sia_parameters
+from sia_layers.injection.module import InjectedSIAttention
 from sia_layers.injection.relay import relay_of
-from sia_layers.injection.site import InjectedSIAttention
 
 
 class Net(nn.Module):

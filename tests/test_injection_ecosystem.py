@@ -31,7 +31,7 @@ NAMES = ["resnet10t", "vit_tiny_patch16_224"]
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> object:
     yield
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -84,9 +84,9 @@ def agree(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     yield
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
 def test_graph_breaks_between_sites() -> None:
@@ -259,7 +259,7 @@ def test_a_backbone_may_run_twice() -> None:
 
 
 def test_sites_that_run_unequally_or_out_of_turn_are_refused() -> None:
-    with pytest.raises(errors.FiringError, match=r"not in turn.*run the backbone once after the other"):
+    with pytest.raises(errors.FiringError, match=r"not in turn.*finish one run of the backbone"):
         inject_sia(Siamese(Net(), interleaved=True), ["backbone.a", "backbone.b"], example_input=torch.empty(X))
 
     class Uneven(Net):

@@ -51,11 +51,11 @@ def test_what_stays_a_guess_is_refused_and_may_be_said() -> None:
     with pytest.raises(errors.LayoutError, match="nothing proves which axis"):
         find_sites(Maps(NHCW), "block", example_input=PICTURE)
     only = Maps(NHWC, only=64)
-    with pytest.raises(errors.LayoutError, match=r"takes no other resolution.*say layout="):
+    with pytest.raises(errors.LayoutError, match=r"takes no other resolution.*pass layout="):
         find_sites(only, "block", example_input=PICTURE)
     (site,) = find_sites(only, "block", example_input=PICTURE, layout="NHWC")
     assert site.layout.kind == "NHWC"
-    with pytest.raises(errors.LayoutError, match=r"layout='NLC' was given, but 'block' gives a tensor of shape"):
+    with pytest.raises(errors.LayoutError, match=r"layout='NLC' was given, but 'block' returns a tensor of shape"):
         find_sites(only, "block", example_input=PICTURE, layout="NLC")
     for wrong in ({"layout": "HWC"}, {"layout": "NCHW", "grid": (2, 2)}, {"grid": (0, 2)}, {"prefix_tokens": -1}):
         with pytest.raises(ValueError, match=r"layout|grid|prefix_tokens"):
@@ -101,11 +101,11 @@ def test_tokens_of_a_foreign_model_have_the_grid_of_its_convolution() -> None:
     assert site.layout.prefixes == (1, 0) or site.layout.prefixes == (1,)
     (site,) = find_sites(Tokens(5, "register_tokens"), "block", example_input=x)
     assert site.layout.prefixes == (5,)
-    with pytest.raises(errors.LayoutError, match="say grid="):
+    with pytest.raises(errors.LayoutError, match="pass grid="):
         find_sites(Tokens(3, "extra"), "block", example_input=x)
     (site,) = find_sites(Tokens(3, "extra"), "block", example_input=x, prefix_tokens=3)
     assert site.layout.prefixes == (3,) and site.layout.grid == (4, 4)
-    with pytest.raises(errors.LayoutError, match="does not make"):
+    with pytest.raises(errors.LayoutError, match="do not match grid="):
         find_sites(Tokens(3, "extra"), "block", example_input=x, grid=(4, 5))
 
 

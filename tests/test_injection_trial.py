@@ -126,7 +126,7 @@ def test_a_failure_after_the_change_began_is_undone(monkeypatch: pytest.MonkeyPa
         (None, errors.NoStagesError, "name modules"),
         (["side"], errors.OffTrunkError, "'side' does not decide"),
         (["unused"], errors.FiringError, "'unused'.* does not run"),
-        (["head"], errors.LayoutError, "'head' gives a tensor of shape"),
+        (["head"], errors.LayoutError, "'head' returns a tensor of shape"),
     ],
 )
 def test_refusals_say_what_and_why(stages: object, error: type[Exception], words: str) -> None:

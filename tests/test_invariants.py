@@ -54,7 +54,7 @@ def everything(backend: Backend, x: Tensor, chosen: Options) -> dict[str, Tensor
     grad = values(tuple(x.shape[1:]), seed=7).to(x).expand(x.shape)
     mean_grad = values(tuple(x.shape[1:2]), seed=8).to(x.device, torch.float32).expand(x.shape[:2])
     info, scale = kernels.self_information(x, chosen)
-    gated, mean = kernels.attend(x, chosen, True, "excite")
+    gated, mean = kernels.gate_and_mean(x, chosen, True, "excite")
     excite, gain = 0.3 * mean, mean.new_tensor(0.4)  # products, as torch.sigmoid depends on the batch
     names = ("dx", "dinfo", "dchannel_gate", "dgain", "dbase")
     gradients = kernels.gate_backward(grad, x, info, excite, gain, x, True)
@@ -64,7 +64,7 @@ def everything(backend: Backend, x: Tensor, chosen: Options) -> dict[str, Tensor
         "self_information_backward": kernels.self_information_backward(grad, x, scale, chosen),
         "gated": gated,
         "mean": mean,
-        "mean of the other kind": kernels.attend(x, chosen, False, "mean")[1],
+        "mean of the other kind": kernels.gate_and_mean(x, chosen, False, "mean")[1],
         "channel_mean": kernels.channel_mean(info, "excite"),
         "channel_mean of the other kind": kernels.channel_mean(info, "mean"),
         "channel_mean_backward": kernels.channel_mean_backward(mean_grad.to(mean), info, "mean"),
@@ -173,7 +173,7 @@ def test_nan_spoils_only_the_windows_that_hold_it(backend: Backend, estimator: s
     before, after = (backend.kernels.self_information(x, chosen)[0].cpu() for x in (clean, dirty))
     assert torch.equal(after.isnan(), depends)
     assert torch.equal(after[~depends], before[~depends])
-    gated, _ = backend.kernels.attend(dirty, chosen, True, "excite")
+    gated, _ = backend.kernels.gate_and_mean(dirty, chosen, True, "excite")
     assert torch.equal(gated.isnan().cpu(), depends)
 
 

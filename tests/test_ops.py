@@ -68,7 +68,7 @@ def calls(fast_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Counter[str
 
         return call
 
-    for name in ("self_information", "channel_mean", "gate", "attend"):
+    for name in ("self_information", "channel_mean", "gate", "gate_and_mean"):
         for full in (name, f"{name}_backward"):
             if hasattr(fast_backend.kernels, full):
                 monkeypatch.setattr(fast_backend.kernels, full, counting(full, getattr(fast_backend.kernels, full)))
@@ -89,7 +89,7 @@ def test_opcheck_of_self_information(fast_backend: Backend, form: Options, layou
     opcheck(torch.ops.sia_layers.self_information.default, (x, *form, fast_backend.name))
     opcheck(torch.ops.sia_layers.self_information_backward.default, (grad, x, scale, *form, fast_backend.name))
     for spatial, channel in ((True, "mean"), (False, "excite"), (True, "")):
-        opcheck(torch.ops.sia_layers.attend.default, (x.detach(), *form, spatial, channel, fast_backend.name))
+        opcheck(torch.ops.sia_layers.gate_and_mean.default, (x.detach(), *form, spatial, channel, fast_backend.name))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -126,7 +126,7 @@ def test_interpreted_operators() -> None:
     for operator, arguments in {
         "self_information": (x, *options, name),
         "self_information_backward": (grad, x, scale, *options, name),
-        "attend": (x.detach(), *options, True, "mean", name),
+        "gate_and_mean": (x.detach(), *options, True, "mean", name),
         "channel_mean": (x, "excite", name),
         "channel_mean_backward": (planes, x, "excite", name),
         "gate": (x, grad, planes, sample(grad=True), x, name),
@@ -226,7 +226,7 @@ def dispatched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def all_of(x: Tensor, gain: Tensor) -> list[Tensor]:
     info = ops.self_information(x, Options())
-    gated, mean = ops.attend(x.detach(), Options(), True, "excite")
+    gated, mean = ops.gate_and_mean(x.detach(), Options(), True, "excite")
     return [info, ops.channel_mean(info, "mean"), gated, mean, ops.gate(x, info, mean, gain, x)]
 
 
@@ -242,7 +242,7 @@ def test_plain_calls_go_round_the_dispatcher(dispatched: list[str]) -> None:
         with torch.autograd.profiler.profile(use_cpu=True) as profile:
             for one, other in zip(directly, all_of(x, gain), strict=True):
                 assert torch.equal(one, other) and one.stride() == other.stride()
-    assert sorted(dispatched) == ["attend", "channel_mean", "gate", "self_information"]
+    assert sorted(dispatched) == ["channel_mean", "gate", "gate_and_mean", "self_information"]
     assert "sia_layers::gate" in {event.name for event in profile.function_events}
 
 
@@ -270,7 +270,7 @@ class Calling(TorchFunctionMode):
 def test_modes_see_every_operator(mode: type[Watching]) -> None:
     with torch.no_grad(), mode() as watching:
         all_of(sample(*SIZE), torch.ones(1))
-    for name in ("self_information", "channel_mean", "attend", "gate"):
+    for name in ("self_information", "channel_mean", "gate_and_mean", "gate"):
         assert any(f"sia_layers.{name}" in seen for seen in watching.seen)
 
 
@@ -346,8 +346,8 @@ def test_gradient_of_a_constant_part_is_left_out(fast_backend: Backend, calls: C
 
 def test_attend_has_no_gradient(fast_backend: Backend) -> None:
     x = sample(*SIZE, grad=True, device=fast_backend.device)
-    gated, mean = ops.attend(x, Options(), True, "excite", fast_backend.name)
-    with pytest.raises(RuntimeError, match="attend is for inference and has no gradient"):
+    gated, mean = ops.gate_and_mean(x, Options(), True, "excite", fast_backend.name)
+    with pytest.raises(RuntimeError, match="gate_and_mean is for inference and has no gradient"):
         (gated.sum() + mean.sum()).backward()
 
 

@@ -81,7 +81,7 @@ def test_gate_is_its_formula() -> None:
 @pytest.mark.parametrize("channel", ["excite", "mean", ""])
 def test_attend_is_its_parts(spatial: bool, channel: str) -> None:
     x, chosen = values((2, 3, 4, 5)), Options()
-    gated, mean = reference.attend(x, chosen, spatial, channel)
+    gated, mean = reference.gate_and_mean(x, chosen, spatial, channel)
     maps = info(x, chosen)
     assert torch.equal(gated, reference.gate(x, maps, None, None, None) if spatial else torch.empty(0).double())
     assert torch.equal(mean, reference.channel_mean(maps, channel) if channel else torch.empty(0).double())

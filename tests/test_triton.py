@@ -61,7 +61,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 def informed(x: Tensor, grad: Tensor, chosen: Options, run: Any = backend) -> dict[str, Tensor]:
     """Every result of the functions that look at a window, by name."""
     info, scale = run.self_information(x, chosen)
-    gated, mean = run.attend(x, chosen, True, "mean")
+    gated, mean = run.gate_and_mean(x, chosen, True, "mean")
     gradient = run.self_information_backward(grad, x, scale, chosen)
     return {"info": info, "scale": scale, "gated": gated, "mean": mean, "gradient": gradient}
 
@@ -133,7 +133,7 @@ def test_gates_in_small_tiles(layout: str, dtype: torch.dtype) -> None:
 def test_wide_offsets_give_the_same_bits(run: Run, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, grad = laid_out(values((1, 4, 3, 5)).float(), layout).to(DEVICE), values((1, 4, 3, 5)).float().to(DEVICE)
     found = run(x, grad, Options())
-    monkeypatch.setattr(modules()[3], "_wide", lambda *_: True)
+    monkeypatch.setattr(modules()[3], "_needs_int64", lambda *_: True)
     for name, result in run(x, grad, Options()).items():
         assert torch.equal(result, found[name]), name
 
@@ -193,7 +193,7 @@ def test_attending_writes_no_map_of_information() -> None:
     dispatch, launch = modules()[1:3]
     x = torch.empty(2, 3, 64, 64, device="meta")
     with launch.noted() as launches:
-        dispatch.attend(x, Options(), True, "excite")
+        dispatch.gate_and_mean(x, Options(), True, "excite")
     maps = [
         name
         for each in launches
@@ -201,7 +201,7 @@ def test_attending_writes_no_map_of_information() -> None:
         if isinstance(value, Tensor) and value.numel() >= x.numel() and value is not x
     ]
     assert maps == ["gated"]
-    assert [each.kernel.__name__ for each in launches] == ["spread", "finish", "information", "finish"]
+    assert [each.kernel.name for each in launches] == ["spread", "finish", "information", "finish"]
 
 
 @pytest.mark.skipif(GPU, reason="counts what the interpreter does")

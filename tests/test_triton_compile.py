@@ -21,7 +21,7 @@ pytest.importorskip("triton", reason="Triton, which holds the compilers, is not 
 NVIDIA = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
 AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100")
 DTYPES = ("float32", "bfloat16", "float16")
-INFORMATION, BACKWARD = ("self_information", "attend"), ("self_information_backward",)
+INFORMATION, BACKWARD = ("self_information", "gate_and_mean"), ("self_information_backward",)
 PIXELWISE = ("gate", "channel_mean")
 # Vector registers: at most half of a thread's 255 on NVIDIA; AMD's compiler hoists loads into its 512, or 256 on RDNA.
 REGISTERS = {"sm": 128, "gfx9": 160, "gfx1": 192}
@@ -34,8 +34,8 @@ WIDE_LOADS = {
 SCRIPT = """
 import json, sys
 import torch
+from benchmarks.gpu_compile import compile_launch, launches
 from sia_layers.kernels.options import Options
-from sia_layers.kernels.triton.compile import compile_launch, launches
 
 seen = set()
 for group in json.loads(sys.argv[1]):
@@ -43,7 +43,7 @@ for group in json.loads(sys.argv[1]):
     found = launches(options, (2, 64, 64, 64), dtype, group["channels_last"], group["functions"])
     for target in group["targets"]:
         for launch in found:
-            key = (target, launch.kernel.__name__, launch.num_warps, str(launch.arguments))
+            key = (target, launch.kernel.name, launch.num_warps, str(launch.arguments))
             if key not in seen:
                 seen.add(key)
                 built = compile_launch(launch, target)

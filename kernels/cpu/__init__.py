@@ -8,34 +8,33 @@ import torch
 from torch import Tensor
 
 from sia_layers.kernels.cpu import library
-from sia_layers.kernels.cpu.library import CHANNEL_MEANS, Layout, Map, MapOptions
-from sia_layers.kernels.layout import empty_map
+from sia_layers.kernels.cpu.library import MEAN_KINDS, DenseMap, Map, MapOptions
+from sia_layers.kernels.memory_format import empty_map
 from sia_layers.kernels.options import Options
 
 
 def unavailable() -> str | None:
-    """Why the backend cannot run in this process; None if it can."""
+    """Return why the backend cannot run in this process; None if it can."""
     found = library.load()
     return found if isinstance(found, str) else None
 
 
 def refuses(x: Tensor) -> str | None:
-    """Why the backend cannot serve this tensor; None if it can."""
+    """Return why the backend cannot serve this tensor; None if it can."""
     if x.device.type != "cpu":
         return f"it serves CPU tensors, and this one is on {x.device}"
     if x.dtype not in library.DTYPES:
-        return f"it computes in float32, bfloat16 and float16, and this tensor is {x.dtype}"
+        return f"it serves float32, bfloat16 and float16, and this tensor is {x.dtype}"
     return None
 
 
 def _forward(
-    x: Tensor, options: Options, info: Tensor | None, gated: Tensor | None, mean: Tensor | None, channel: str
+    x: Tensor, options: Options, info: Tensor | None, gated: Tensor | None, mean: Tensor | None, mean_kind: str
 ) -> Tensor:
-    rows, planes = (2, x.shape[1]) if options.estimator == "kde" else (1, 1)
-    scale = x.new_zeros((rows, x.shape[0], planes), dtype=torch.float32)
+    scale = x.new_zeros(options.scale_shape(x), dtype=torch.float32)
     if x.numel():
         maps = [byref(Map.of(map)) for map in (x, info, gated)]
-        outputs = (maps[1], maps[2], library.address(mean), CHANNEL_MEANS.index(channel))
+        outputs = (maps[1], maps[2], library.address(mean), MEAN_KINDS.index(mean_kind))
         library.call("sia_forward", byref(MapOptions.of(x, options)), maps[0], scale.data_ptr(), *outputs)
     elif mean is not None:
         mean.fill_(torch.nan)
@@ -43,16 +42,16 @@ def _forward(
 
 
 def self_information(x: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """As :func:`sia_layers.kernels.reference.self_information`."""
+    """Compute :func:`sia_layers.kernels.reference.self_information`."""
     info = empty_map(x)
     return info, _forward(x, options, info, None, None, "")
 
 
-def attend(x: Tensor, options: Options, spatial: bool, channel: str) -> tuple[Tensor, Tensor]:
-    """As :func:`sia_layers.kernels.reference.attend`."""
+def gate_and_mean(x: Tensor, options: Options, spatial: bool, mean_kind: str) -> tuple[Tensor, Tensor]:
+    """Compute :func:`sia_layers.kernels.reference.gate_and_mean`, without writing I to memory."""
     gated = empty_map(x) if spatial else None
-    mean = x.new_empty(x.shape[:2], dtype=torch.float32) if channel else None
-    _forward(x, options, None, gated, mean, channel)
+    mean = x.new_empty(x.shape[:2], dtype=torch.float32) if mean_kind else None
+    _forward(x, options, None, gated, mean, mean_kind)
     return (
         x.new_empty(0) if gated is None else gated,
         x.new_empty(0, dtype=torch.float32) if mean is None else mean,
@@ -60,7 +59,7 @@ def attend(x: Tensor, options: Options, spatial: bool, channel: str) -> tuple[Te
 
 
 def self_information_backward(grad: Tensor, x: Tensor, scale: Tensor, options: Options) -> Tensor:
-    """As :func:`sia_layers.kernels.reference.self_information_backward`."""
+    """Compute :func:`sia_layers.kernels.reference.self_information_backward`."""
     total = empty_map(x).float()
     if x.numel():
         maps = [byref(Map.of(map)) for map in (grad.to(x.dtype), x, total)]
@@ -69,35 +68,35 @@ def self_information_backward(grad: Tensor, x: Tensor, scale: Tensor, options: O
     return total.to(x.dtype)
 
 
-def channel_mean(info: Tensor, channel: str) -> Tensor:
-    """As :func:`sia_layers.kernels.reference.channel_mean`."""
+def channel_mean(info: Tensor, mean_kind: str) -> Tensor:
+    """Compute :func:`sia_layers.kernels.reference.channel_mean`."""
     info = _dense(info)
     mean = info.new_full(info.shape[:2], torch.nan, dtype=torch.float32)
     if info.numel():
-        index = CHANNEL_MEANS.index(channel)
-        library.call("sia_channel_mean", byref(Layout.of(info)), info.data_ptr(), mean.data_ptr(), index)
+        index = MEAN_KINDS.index(mean_kind)
+        library.call("sia_channel_mean", byref(DenseMap.of(info)), info.data_ptr(), mean.data_ptr(), index)
     return mean
 
 
-def channel_mean_backward(grad: Tensor, info: Tensor, channel: str) -> Tensor:
-    """As :func:`sia_layers.kernels.reference.channel_mean_backward`."""
+def channel_mean_backward(grad: Tensor, info: Tensor, mean_kind: str) -> Tensor:
+    """Compute :func:`sia_layers.kernels.reference.channel_mean_backward`."""
     info, grad = _dense(info), grad.to(torch.float32).contiguous()
     total = empty_map(info)
     if info.numel():
         pointers = (grad.data_ptr(), info.data_ptr(), total.data_ptr())
-        library.call("sia_channel_mean_backward", byref(Layout.of(info)), *pointers, CHANNEL_MEANS.index(channel))
+        library.call("sia_channel_mean_backward", byref(DenseMap.of(info)), *pointers, MEAN_KINDS.index(mean_kind))
     return total
 
 
 def gate(
     x: Tensor, info: Tensor | None, channel_gate: Tensor | None, gain: Tensor | None, base: Tensor | None
 ) -> Tensor:
-    """As :func:`sia_layers.kernels.reference.gate`."""
+    """Compute :func:`sia_layers.kernels.reference.gate`."""
     x = _dense(x)
     y = empty_map(x)
     if x.numel():
         maps = [x, _like(info, x), _planes(channel_gate), _planes(gain), _like(base, x), y]
-        library.call("sia_gate", byref(Layout.of(x)), *map(library.address, maps))
+        library.call("sia_gate", byref(DenseMap.of(x)), *map(library.address, maps))
     return y
 
 
@@ -110,7 +109,7 @@ def gate_backward(
     base: Tensor | None,
     info_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`sia_layers.kernels.reference.gate_backward`."""
+    """Compute :func:`sia_layers.kernels.reference.gate_backward`."""
     x = _dense(x)
     dx = empty_map(x)
     dinfo = empty_map(x) if info_grad and info is not None else None
@@ -120,7 +119,7 @@ def gate_backward(
     if x.numel():
         maps = [_like(grad, x), x, _like(info, x), _planes(channel_gate), _planes(gain), _like(base, x)]
         maps += [dx, dinfo, dgate, dgain, dbase]
-        library.call("sia_gate_backward", byref(Layout.of(x)), *map(library.address, maps))
+        library.call("sia_gate_backward", byref(DenseMap.of(x)), *map(library.address, maps))
     if dgate is not None and channel_gate is not None:
         dgate = dgate.to(channel_gate.dtype)
     absent = x.new_empty(0)
@@ -129,13 +128,13 @@ def gate_backward(
 
 
 def _dense(x: Tensor) -> Tensor:
-    """The map itself where the gates can walk it, else a contiguous copy."""
+    """Return a map that is contiguous or channels_last: the map itself if it is, or else a contiguous copy."""
     dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
     return x if dense else x.contiguous()
 
 
 def _like(other: Tensor | None, x: Tensor) -> Tensor | None:
-    """A map in the dtype and memory order of ``x``."""
+    """Return a map in the dtype and memory format of ``x``."""
     if other is None:
         return None
     memory_format = torch.contiguous_format if x.is_contiguous() else torch.channels_last
@@ -143,5 +142,5 @@ def _like(other: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def _planes(values: Tensor | None) -> Tensor | None:
-    """A value a plane, or one value, as the kernels read them."""
+    """Return one value per plane, or a single value, as contiguous float32."""
     return None if values is None else values.to(torch.float32).contiguous()

@@ -1,4 +1,4 @@
-"""The compiled library: where it is, how it is called, and which instruction set it uses."""
+"""Load the compiled library, call its functions, and choose its instruction set."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sia_layers.kernels.options import ESTIMATORS, PADDING_MODES, Options
+from sia_layers.kernels.options import CHANNEL_MEANS, ESTIMATORS, PADDING_MODES, Options
 
 MODULE: Final = "sia_layers.kernels.cpu._sia_cpu"
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
-CHANNEL_MEANS: Final = ("", "excite", "mean")
-ABI: Final = 2  # SIA_ABI of csrc/sia_cpu.h, whose structures and functions this module declares again
+MEAN_KINDS: Final = ("", *CHANNEL_MEANS)  # in the order of the C enumeration; "" for no mean
+ABI: Final = 2  # SIA_ABI of csrc/sia_cpu.h, whose structures and functions this module mirrors
 LEVELS: Final = ("baseline", "avx2", "avx512")
 LEVEL_VARIABLE: Final = "SIA_LAYERS_CPU_LEVEL"
 
 
 class Map(ctypes.Structure):
-    """``sia_map``: a tensor (N, C, H, W); without data an absent one."""
+    """``sia_map``: a tensor (N, C, H, W) of any strides, or no tensor if ``data`` is NULL."""
 
     _fields_ = [("data", c_void_p), ("stride", c_int64 * 4), ("dtype", c_int32)]
 
     @classmethod
     def of(cls, x: Tensor | None) -> Map:
-        """Describe a tensor, or an absent one."""
+        """Describe a tensor, or None."""
         return cls() if x is None else cls(x.data_ptr(), (c_int64 * 4)(*x.stride()), DTYPES.index(x.dtype))
 
 
 class MapOptions(ctypes.Structure):
-    """``sia_options``."""
+    """``sia_options``: the options of the self-information, and the size of the map."""
 
     _fields_ = [
         ("size", c_int64 * 4),
@@ -56,7 +56,7 @@ class MapOptions(ctypes.Structure):
 
     @classmethod
     def of(cls, x: Tensor, options: Options) -> MapOptions:
-        """Describe what to compute of a map, with the threads that torch may use now."""
+        """Describe what to compute for a map, on as many threads as torch currently uses."""
         return cls(
             (c_int64 * 4)(*x.shape),
             options.kernel_size,
@@ -72,8 +72,8 @@ class MapOptions(ctypes.Structure):
         )
 
 
-class Layout(ctypes.Structure):
-    """``sia_layout``: of a contiguous or channels_last map."""
+class DenseMap(ctypes.Structure):
+    """``sia_layout``: the size and memory format of a contiguous or channels_last map."""
 
     _fields_ = [
         ("samples", c_int64),
@@ -86,8 +86,8 @@ class Layout(ctypes.Structure):
     ]
 
     @classmethod
-    def of(cls, x: Tensor) -> Layout:
-        """Describe a map that lies in contiguous or channels_last order."""
+    def of(cls, x: Tensor) -> DenseMap:
+        """Describe a contiguous or channels_last map."""
         n, c, h, w = x.shape
         return cls(n, c, h * w, not x.is_contiguous(), DTYPES.index(x.dtype), torch.get_num_threads(), level())
 
@@ -95,30 +95,30 @@ class Layout(ctypes.Structure):
 _ARGUMENTS: Final[dict[str, list[Any]]] = {
     "sia_forward": [POINTER(MapOptions), POINTER(Map), c_void_p, POINTER(Map), POINTER(Map), c_void_p, c_int32],
     "sia_backward": [POINTER(MapOptions), POINTER(Map), POINTER(Map), c_void_p, POINTER(Map)],
-    "sia_channel_mean": [POINTER(Layout), c_void_p, c_void_p, c_int32],
-    "sia_channel_mean_backward": [POINTER(Layout), c_void_p, c_void_p, c_void_p, c_int32],
-    "sia_gate": [POINTER(Layout)] + [c_void_p] * 6,
-    "sia_gate_backward": [POINTER(Layout)] + [c_void_p] * 11,
+    "sia_channel_mean": [POINTER(DenseMap), c_void_p, c_void_p, c_int32],
+    "sia_channel_mean_backward": [POINTER(DenseMap), c_void_p, c_void_p, c_void_p, c_int32],
+    "sia_gate": [POINTER(DenseMap)] + [c_void_p] * 6,
+    "sia_gate_backward": [POINTER(DenseMap)] + [c_void_p] * 11,
 }
 
 
 @functools.cache
 def load() -> ctypes.CDLL | str:
-    """The library, or why it cannot be had."""
+    """Return the library, or why it cannot be loaded."""
     try:
         spec = importlib.util.find_spec(MODULE)
     except ImportError as error:
         return f"{MODULE} cannot be looked up: {error}"
     if spec is None or spec.origin is None:
-        return "the C extension was not built: install sia-layers again where a C compiler (gcc or clang) is at hand"
+        return "the C extension was not built: install a C compiler (gcc or clang), then reinstall sia-layers"
     try:
         library = ctypes.CDLL(spec.origin)
     except OSError as error:
         return f"the C extension {Path(spec.origin).name} does not load: {error}"
     if not _matches(library):
         return (
-            f"the C extension {Path(spec.origin).name} was built from other sources than this version's: "
-            "install sia-layers again (pip install --force-reinstall, or pip install -e . in a checkout)"
+            f"the C extension {Path(spec.origin).name} was built from the sources of another version: "
+            "reinstall sia-layers (pip install --force-reinstall, or pip install -e . in a checkout)"
         )
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, name)
@@ -128,16 +128,16 @@ def load() -> ctypes.CDLL | str:
 
 
 def _matches(library: ctypes.CDLL) -> bool:
-    """Whether the library was built for the structures and functions that this module declares."""
-    if not hasattr(library, "sia_abi"):  # as libraries before the first numbered one
+    """Tell whether the library was built with the structures and functions that this module mirrors."""
+    if not hasattr(library, "sia_abi"):  # libraries older than the ABI number
         return False
     sizes = (c_int32 * 3)()
-    declared = [ctypes.sizeof(structure) for structure in (Map, MapOptions, Layout)]
+    declared = [ctypes.sizeof(structure) for structure in (Map, MapOptions, DenseMap)]
     return bool(library.sia_abi(sizes) == ABI) and list(sizes) == declared
 
 
 def _share_threads(library: ctypes.CDLL) -> None:
-    """Let the kernels run on torch's own OpenMP threads, where it uses GNU OpenMP's interface."""
+    """Run the kernels on torch's own OpenMP threads, if torch has GNU OpenMP's interface."""
     path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if sys.platform != "linux" or not path.exists():
         return
@@ -153,7 +153,8 @@ def call(name: str, *arguments: Any) -> None:
     """Call a function of the library.
 
     Raises:
-        MemoryError: no memory for its working space.
+        RuntimeError: the library is not available.
+        MemoryError: the function could not allocate its working memory.
     """
     library = load()
     if isinstance(library, str):
@@ -166,13 +167,17 @@ _chosen_level: int | None = None
 
 
 def level() -> int:
-    """Number in ``LEVELS`` of the instruction set in use."""
+    """Return the index in ``LEVELS`` of the instruction set in use."""
     return best_level() if _chosen_level is None else _chosen_level
 
 
 @functools.cache
 def best_level() -> int:
-    """The widest instruction set of this machine, or the one below it that the environment asks for."""
+    """Return the index in ``LEVELS`` of the machine's widest instruction set, or a lower one that the user set.
+
+    Raises:
+        ValueError: ``SIA_LAYERS_CPU_LEVEL`` names no instruction set.
+    """
     library = load()
     best = 0 if isinstance(library, str) else int(library.sia_best_level())
     asked = os.environ.get(LEVEL_VARIABLE)
@@ -185,7 +190,11 @@ def best_level() -> int:
 
 @contextmanager
 def use_level(name: str) -> Iterator[None]:
-    """Use one instruction set for a while, for tests and benchmarks; it must be one that this machine has."""
+    """Use one instruction set inside the block, for tests and benchmarks.
+
+    Raises:
+        ValueError: this machine does not have it.
+    """
     global _chosen_level
     if LEVELS.index(name) > best_level():
         raise ValueError(f"this machine has no {name}; its widest instruction set is {LEVELS[best_level()]}")
@@ -197,5 +206,5 @@ def use_level(name: str) -> Iterator[None]:
 
 
 def address(x: Tensor | None) -> int | None:
-    """Where a tensor's data lie; none for an absent one."""
+    """Return the address of a tensor's data; None for None."""
     return None if x is None else x.data_ptr()

@@ -1,8 +1,7 @@
-"""Self-information in fused Triton kernels, for CUDA and ROCm devices.
+"""Triton backend: fused kernels for CUDA and ROCm devices.
 
-The functions are those of :mod:`sia_layers.kernels.reference`. Triton and the kernels are imported when the first
-of them is asked for. With TRITON_INTERPRET=1 in the environment, Triton's interpreter serves CPU tensors instead,
-slowly, for tests.
+Triton and the kernels are imported when one of the functions is first used. If TRITON_INTERPRET=1 is set, Triton's
+interpreter runs the kernels on CPU tensors instead, slowly, for tests.
 """
 
 from __future__ import annotations
@@ -13,24 +12,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sia_layers.kernels.private_torch import constant_when_compiled
 from sia_layers.kernels.triton.launch import interpreted
 
 if TYPE_CHECKING:
     from sia_layers.kernels.triton.dispatch import (
-        attend,
         channel_mean,
         channel_mean_backward,
         gate,
+        gate_and_mean,
         gate_backward,
         self_information,
         self_information_backward,
     )
 
 __all__ = [
-    "attend",
     "channel_mean",
     "channel_mean_backward",
     "gate",
+    "gate_and_mean",
     "gate_backward",
     "refuses",
     "self_information",
@@ -44,7 +44,7 @@ MOST_PLANES = 2**30
 
 
 def unavailable() -> str | None:
-    """Why the backend cannot run in this process; None if it can. Imports Triton only if there is a device for it."""
+    """Return why the backend cannot run in this process; None if it can. Import Triton only if there is a device."""
     if not interpreted() and not torch.cuda.is_available():
         return "no CUDA or ROCm device is available (torch.cuda.is_available() is False)"
     try:
@@ -53,17 +53,17 @@ def unavailable() -> str | None:
         if error.name == "triton":
             return "triton is not installed: pip install 'sia-layers[triton]'"
         return f"importing triton failed: {error}"
-    except Exception as error:  # a broken installation fails with whatever its libraries raise
+    except Exception as error:  # a broken installation may raise anything
         return f"importing triton failed: {type(error).__name__}: {error}"
     return None
 
 
 def refuses(x: Tensor) -> str | None:
-    """Why the backend cannot serve this tensor; None if it can, where it is available."""
+    """Return why the backend cannot serve this tensor; None if it can."""
     if x.dtype not in DTYPES:
         return f"it serves float32, bfloat16 and float16, not {str(x.dtype).removeprefix('torch.')}"
     if x.dim() >= 2 and x.shape[0] * x.shape[1] >= MOST_PLANES:
-        return f"it numbers at most {MOST_PLANES - 1} planes, not {x.shape[0] * x.shape[1]}"
+        return f"it serves at most {MOST_PLANES - 1} planes, not {x.shape[0] * x.shape[1]}"
     if x.device.type == "cuda":
         return _too_old(x.device.index)
     if x.device.type == "cpu" and interpreted():
@@ -71,8 +71,9 @@ def refuses(x: Tensor) -> str | None:
     return f"it serves tensors on a CUDA or ROCm device, not on {x.device.type}"
 
 
+@constant_when_compiled
 def _too_old(device: int) -> str | None:
-    """Why Triton has no code for this GPU; None if it has."""
+    """Return why Triton does not support this GPU; None if it does."""
     found = torch.cuda.get_device_capability(device)
     if torch.version.hip is not None or found >= OLDEST_CAPABILITY:
         return None
@@ -80,9 +81,7 @@ def _too_old(device: int) -> str | None:
     return f"it needs compute capability {oldest} or newer, and cuda:{device} has {present}"
 
 
-# torch.compile takes their results for constants (the mark of torch.compiler.assume_constant_result).
-interpreted._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
+constant_when_compiled(interpreted)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,17 +1,18 @@
-"""Kernels of the backward: each pixel's share of the gradient, then a gather of the shares over the window.
+"""Kernels of the backward pass: compute each pixel's share of the gradient, then gather the shares over the window.
 
-A gather needs no atomics, so that the gradient is the same bit for bit from run to run and in any batch. Pads
-made of pixels hand their gradient back to those: see ``common.sight``.
+A gather needs no atomics, so the gradient is bitwise the same from run to run and in any batch. Pads that copy a
+pixel return their gradient to it: see ``common.sight``.
 """
 
 # mypy: allow-untyped-decorators
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
-from sia_layers.kernels.triton.common import LOG2E, kernel, locate, pixels, place, plane, sample, stride
+from sia_layers.kernels.triton.common import LOG2E, kernel, locate, pixels, place, plane, register_limit, sample, stride
 from sia_layers.kernels.triton.window import (
     channel_pull,
     channel_share,
@@ -24,33 +25,33 @@ from sia_layers.kernels.triton.window import (
 
 @triton.jit
 def sign(value):
-    """-1, 0 or 1; NaN for NaN."""
+    """Return -1, 0 or 1, and NaN for NaN."""
     return tl.where(value > 0, 1.0, tl.where(value < 0, -1.0, value))
 
 
-@kernel
+@kernel(windowed=True, registers=register_limit({}))
 def shares(
     grad, x, scales, along, intra, inter, N, C, H, W, gn, gc, gh, gw, xn, xc, xh, xw, un, uc, uh, uw, weight, double,
     DISTANCE: tl.constexpr, K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr,
-    NARROW: tl.constexpr, CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, TC: tl.constexpr,
-    VECTOR: tl.constexpr, WIDE: tl.constexpr,
+    UINT32: tl.constexpr, CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, TC: tl.constexpr,
+    VECTOR: tl.constexpr, INT64: tl.constexpr,
 ):  # fmt: skip
-    """u of the intra-channel and of the inter-channel term, into whichever are given.
+    """Write u of the intra-channel and of the inter-channel term to ``intra`` and ``inter``, whichever exist.
 
-    kde: the gradient over the sum of exponentials. distance: times the scale and the sign of the sum; ``along``
-    (N,) is the mean of grad d, through which the scale hands its gradient back, ``double`` is 2 b^2.
+    kde: u is the gradient over the sum of exponentials. distance: u is the gradient times the scale and the sign of
+    the sum; ``along`` (N,), the mean of grad d, and ``double``, 2 b^2, carry the gradient of the scale.
     """
     n, c, tile, present = locate(C, tl.cdiv(H, TH) * tl.cdiv(W, TW), CHANNELS_LAST, TC, VECTOR)
     if n >= N:
         return
     h, w, valid = pixels(tile, H, W, present, CHANNELS_LAST, TH, TW, VECTOR)
     samples, planes = sample(x, n, xn, VECTOR), plane(x, n, c, xn, xc, CHANNELS_LAST, VECTOR)
-    sh, sw = stride(xh, VECTOR, WIDE), stride(xw, VECTOR, WIDE)
+    sh, sw = stride(xh, VECTOR, INT64), stride(xw, VECTOR, INT64)
     spot = h * sh + w * sw
     centre = tl.load(planes + spot).to(tl.float32)
-    offset = place(h, w, gh, gw, CHANNELS_LAST, VECTOR, WIDE)
+    offset = place(h, w, gh, gw, CHANNELS_LAST, VECTOR, INT64)
     share = tl.load(plane(grad, n, c, gn, gc, CHANNELS_LAST, VECTOR) + offset).to(tl.float32)
-    offset = place(h, w, uh, uw, CHANNELS_LAST, VECTOR, WIDE)
+    offset = place(h, w, uh, uw, CHANNELS_LAST, VECTOR, INT64)
     if DISTANCE:
         scale = tl.load(scales + n)
         if along is not None:
@@ -60,7 +61,7 @@ def shares(
         scales += n * C + c
     if intra is not None:
         factor = 0.0 if DISTANCE else -tl.load(scales) * LOG2E
-        total = window_sum(centre, planes, h, w, H, W, sh, sw, factor, DISTANCE, K, PADDING, MASKED, NARROW)
+        total = window_sum(centre, planes, h, w, H, W, sh, sw, factor, DISTANCE, K, PADDING, MASKED, UINT32)
         value = share * sign(total) if DISTANCE else share / total
         tl.store(plane(intra, n, c, un, uc, CHANNELS_LAST, VECTOR) + offset, value, valid)
     if inter is not None:
@@ -70,21 +71,21 @@ def shares(
         tl.store(plane(inter, n, c, un, uc, CHANNELS_LAST, VECTOR) + offset, value, valid)
 
 
-@kernel
+@kernel(windowed=True, registers=register_limit({(5, torch.bfloat16): 128}))
 def gather(
     x, scales, intra, inter, out, N, C, H, W, xn, xc, xh, xw, un, uc, uh, uw, yn, yc, yh, yw,
     DISTANCE: tl.constexpr, K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr,
-    NARROW: tl.constexpr, CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, TC: tl.constexpr,
-    VECTOR: tl.constexpr, WIDE: tl.constexpr,
+    UINT32: tl.constexpr, CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, TC: tl.constexpr,
+    VECTOR: tl.constexpr, INT64: tl.constexpr,
 ):  # fmt: skip
-    """Gradient for x from the shares of ``intra`` and ``inter``."""
+    """Write the gradient for x to ``out``, from the shares in ``intra`` and ``inter``."""
     n, c, tile, present = locate(C, tl.cdiv(H, TH) * tl.cdiv(W, TW), CHANNELS_LAST, TC, VECTOR)
     if n >= N:
         return
     h, w, valid = pixels(tile, H, W, present, CHANNELS_LAST, TH, TW, VECTOR)
     samples, planes = sample(x, n, xn, VECTOR), plane(x, n, c, xn, xc, CHANNELS_LAST, VECTOR)
-    sh, sw = stride(xh, VECTOR, WIDE), stride(xw, VECTOR, WIDE)
-    uh, uw = stride(uh, VECTOR, WIDE), stride(uw, VECTOR, WIDE)
+    sh, sw = stride(xh, VECTOR, INT64), stride(xw, VECTOR, INT64)
+    uh, uw = stride(uh, VECTOR, INT64), stride(uw, VECTOR, INT64)
     spot, share_spot = h * sh + w * sw, h * uh + w * uw
     centre = tl.load(planes + spot).to(tl.float32)
     total = tl.zeros(centre.shape, tl.float32)
@@ -96,7 +97,7 @@ def gather(
         else:
             scale = tl.load(scales + n * C + c)
             total += window_pull(
-                centre, share, planes, shares, h, w, H, W, sh, sw, uh, uw, scale, K, PADDING, MASKED, NARROW
+                centre, share, planes, shares, h, w, H, W, sh, sw, uh, uw, scale, K, PADDING, MASKED, UINT32
             )  # fmt: skip
     if inter is not None:
         shares = sample(inter, n, un, VECTOR)
@@ -108,5 +109,5 @@ def gather(
             total += channel_pull(
                 centre, share, samples, shares, scales, c, spot, share_spot, C, xc, uc, S, CHANNELS_LAST
             )
-    offset = place(h, w, yh, yw, CHANNELS_LAST, VECTOR, WIDE)
+    offset = place(h, w, yh, yw, CHANNELS_LAST, VECTOR, INT64)
     tl.store(plane(out, n, c, yn, yc, CHANNELS_LAST, VECTOR) + offset, total, valid)

@@ -1,4 +1,4 @@
-"""The functions of the Triton backend: what is allocated, and which kernels run in which order."""
+"""The functions of the Triton backend: allocate the results and launch the kernels in order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sia_layers.kernels.layout import empty_map, is_channels_last
+from sia_layers.kernels.memory_format import empty_map, is_channels_last
 from sia_layers.kernels.options import Options
 from sia_layers.kernels.triton import backward, configs, forward, pixelwise
 from sia_layers.kernels.triton.configs import ceil_div
@@ -16,23 +16,23 @@ from sia_layers.kernels.triton.plan import flat_plan, window_plan
 
 
 def self_information(x: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """See :func:`sia_layers.kernels.reference.self_information`."""
+    """Compute :func:`sia_layers.kernels.reference.self_information`."""
     info, scale = empty_map(x), _scale(x, options)
     if x.numel():
         _information(x, scale, options, info, None, "")
     return info, scale
 
 
-def attend(x: Tensor, options: Options, spatial: bool, channel: str) -> tuple[Tensor, Tensor]:
-    """See :func:`sia_layers.kernels.reference.attend`; I itself is not written to memory."""
+def gate_and_mean(x: Tensor, options: Options, spatial: bool, mean_kind: str) -> tuple[Tensor, Tensor]:
+    """Compute :func:`sia_layers.kernels.reference.gate_and_mean`, without writing I to memory."""
     gated = empty_map(x) if spatial else x.new_empty(0)
-    if x.numel() and (spatial or channel):
-        return gated, _information(x, _scale(x, options), options, None, gated if spatial else None, channel)
-    return gated, _floats(x, *x.shape[:2]).fill_(torch.nan) if channel else _floats(x, 0)
+    if x.numel() and (spatial or mean_kind):
+        return gated, _information(x, _scale(x, options), options, None, gated if spatial else None, mean_kind)
+    return gated, _floats(x, *x.shape[:2]).fill_(torch.nan) if mean_kind else _floats(x, 0)
 
 
 def self_information_backward(grad: Tensor, x: Tensor, scale: Tensor, options: Options) -> Tensor:
-    """See :func:`sia_layers.kernels.reference.self_information_backward`."""
+    """Compute :func:`sia_layers.kernels.reference.self_information_backward`."""
     out, steps = empty_map(x), options.neighbours(x.shape[1])
     if not x.numel():
         return out
@@ -45,14 +45,14 @@ def self_information_backward(grad: Tensor, x: Tensor, scale: Tensor, options: O
     along = _reduce(x, options, grad) if distance and options.adaptive else None
     constants = {"DISTANCE": distance, "K": options.kernel_size, "S": steps, "PADDING": options.padding_mode}
     plan = window_plan(x, grad, share)
-    constants |= {"MASKED": plan.masked(options.padding_mode), "NARROW": plan.narrow}
+    constants |= {"MASKED": plan.masked(options.padding_mode), "UINT32": plan.uint32}
     launch(
         backward.shares, x.device, plan.programs(plan.tiles), plan.tiling.elements,
         grad=grad, x=x, scales=scale, along=along, intra=intra, inter=inter, weight=options.inter_weight,
         double=2 * options.bandwidth**2, **constants, **plan.arguments(g=grad, x=x, u=share),
     )  # fmt: skip
     plan = window_plan(x, share, out)
-    constants |= {"MASKED": plan.masked(options.padding_mode), "NARROW": plan.narrow}
+    constants |= {"MASKED": plan.masked(options.padding_mode), "UINT32": plan.uint32}
     launch(
         backward.gather, x.device, plan.programs(plan.tiles), plan.tiling.elements,
         x=x, scales=scale, intra=intra, inter=inter, out=out, **constants, **plan.arguments(x=x, u=share, y=out),
@@ -60,8 +60,8 @@ def self_information_backward(grad: Tensor, x: Tensor, scale: Tensor, options: O
     return out
 
 
-def channel_mean(info: Tensor, channel: str) -> Tensor:
-    """See :func:`sia_layers.kernels.reference.channel_mean`."""
+def channel_mean(info: Tensor, mean_kind: str) -> Tensor:
+    """Compute :func:`sia_layers.kernels.reference.channel_mean`."""
     out = _floats(info, *info.shape[:2])
     if not info.numel():
         return out.fill_(torch.nan)
@@ -69,20 +69,20 @@ def channel_mean(info: Tensor, channel: str) -> Tensor:
     sums, size = _by_tile(out, plan.tiles), float(info.shape[2] * info.shape[3])
     launch(
         pixelwise.channel_mean, info.device, plan.programs(plan.tiles), plan.tiling.elements,
-        info=info, out=sums, divisor=size, MEAN=channel, WHOLE=plan.tiles == 1, **plan.arguments(k=info),
+        info=info, out=sums, divisor=size, MEAN=mean_kind, WHOLE=plan.tiles == 1, **plan.arguments(k=info),
     )  # fmt: skip
     _finish(sums, None, out, size)
     return out
 
 
-def channel_mean_backward(grad: Tensor, info: Tensor, channel: str) -> Tensor:
-    """See :func:`sia_layers.kernels.reference.channel_mean_backward`."""
+def channel_mean_backward(grad: Tensor, info: Tensor, mean_kind: str) -> Tensor:
+    """Compute :func:`sia_layers.kernels.reference.channel_mean_backward`."""
     out = empty_map(info)
     if info.numel():
         plan = flat_plan(info, out)
         launch(
             pixelwise.channel_mean_backward, info.device, plan.programs(plan.tiles), plan.tiling.elements,
-            grad=grad.contiguous(), info=info, out=out, divisor=float(info.shape[2] * info.shape[3]), MEAN=channel,
+            grad=grad.contiguous(), info=info, out=out, divisor=float(info.shape[2] * info.shape[3]), MEAN=mean_kind,
             **plan.arguments(k=info, y=out),
         )  # fmt: skip
     return out
@@ -91,7 +91,7 @@ def channel_mean_backward(grad: Tensor, info: Tensor, channel: str) -> Tensor:
 def gate(
     x: Tensor, info: Tensor | None, channel_gate: Tensor | None, gain: Tensor | None, base: Tensor | None
 ) -> Tensor:
-    """See :func:`sia_layers.kernels.reference.gate`."""
+    """Compute :func:`sia_layers.kernels.reference.gate`."""
     out, base = empty_map(x), base if gain is not None else None
     if x.numel():
         plan = flat_plan(x, out, *_given(info, base))
@@ -112,7 +112,7 @@ def gate_backward(
     base: Tensor | None,
     info_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`sia_layers.kernels.reference.gate_backward`."""
+    """Compute :func:`sia_layers.kernels.reference.gate_backward`."""
     base = base if gain is not None else None
     grad_x, planes = empty_map(x), x.shape[:2]
     grad_info = empty_map(x) if info_grad and info is not None else None
@@ -140,19 +140,19 @@ def gate_backward(
 
 
 def _information(
-    x: Tensor, scale: Tensor, options: Options, info: Tensor | None, gated: Tensor | None, channel: str
+    x: Tensor, scale: Tensor, options: Options, info: Tensor | None, gated: Tensor | None, mean_kind: str
 ) -> Tensor:
-    """Compute I into ``info``, the gated map into ``gated``, and give the channel mean."""
+    """Write I to ``info`` and the gated map to ``gated``, whichever exist, and return the channel mean."""
     out = info if info is not None else gated
     plan = window_plan(x, *_given(out))
-    mean = _floats(x, *x.shape[:2]) if channel else None
+    mean = _floats(x, *x.shape[:2]) if mean_kind else None
     sums = None if mean is None else _by_tile(mean, plan.tiles)
     launch(
         forward.information, x.device, plan.programs(plan.tiles), plan.tiling.elements,
         x=x, scales=scale, info=info, gated=gated, means=sums, weight=options.inter_weight,
-        DISTANCE=options.estimator == "distance", WHOLE=plan.tiles == 1, MEAN=channel, K=options.kernel_size,
+        DISTANCE=options.estimator == "distance", WHOLE=plan.tiles == 1, MEAN=mean_kind, K=options.kernel_size,
         S=options.neighbours(x.shape[1]), PADDING=options.padding_mode, NVIDIA=False,
-        MASKED=plan.masked(options.padding_mode), NARROW=plan.narrow, **plan.arguments(x=x, y=out),
+        MASKED=plan.masked(options.padding_mode), UINT32=plan.uint32, **plan.arguments(x=x, y=out),
     )  # fmt: skip
     if mean is None or sums is None:
         return _floats(x, 0)
@@ -161,9 +161,8 @@ def _information(
 
 
 def _scale(x: Tensor, options: Options) -> Tensor:
-    """The scale of the self-information, as the reference lays it out."""
-    distance = options.estimator == "distance"
-    shape = (1, x.shape[0], 1) if distance else (2, *x.shape[:2])
+    """Compute the scale of the self-information, of ``options.scale_shape(x)``."""
+    shape = options.scale_shape(x)
     if not x.numel():
         return _floats(x, *shape).zero_()
     if not options.adaptive:
@@ -172,7 +171,7 @@ def _scale(x: Tensor, options: Options) -> Tensor:
 
 
 def _reduce(x: Tensor, options: Options, grad: Tensor | None) -> Tensor:
-    """The adaptive scale, flat; with ``grad``, each sample's mean of grad d instead."""
+    """Compute the adaptive scale, flat; given ``grad``, compute the mean of grad d over each sample instead."""
     distance, (samples, channels) = options.estimator == "distance", x.shape[:2]
     plan = window_plan(x, *_given(grad))
     parts = ceil_div(plan.tiles, configs.SPREAD_TILES)
@@ -182,12 +181,12 @@ def _reduce(x: Tensor, options: Options, grad: Tensor | None) -> Tensor:
     shared: dict[str, Any] = {
         "x": x, "out": out if whole else sums, "counts": None if whole else counts, "parts": parts,
         "K": options.kernel_size, "S": options.neighbours(channels), "PADDING": options.padding_mode,
-        "PER": configs.SPREAD_TILES, "NARROW": plan.narrow,
+        "PER": configs.SPREAD_TILES, "UINT32": plan.uint32,
     }  # fmt: skip
     if distance:
         shared |= {"grad": grad, "weight": options.inter_weight} | plan.arguments(x=x, g=grad)
     else:
-        # Masks save a fifth with a large window, a twentieth with a small one, where a few registers would spill.
+        # Masks save a fifth with a large window, but only a twentieth with a small one, where they spill registers.
         masked = options.kernel_size > 5 and plan.masked(options.padding_mode)
         shared |= {"fixed": options.fixed_scale, "WHOLE": whole, "MASKED": masked} | plan.arguments(x=x)
     kernel = forward.distances if distance else forward.spread
@@ -200,7 +199,10 @@ def _reduce(x: Tensor, options: Options, grad: Tensor | None) -> Tensor:
 def _finish(
     sums: Tensor, counts: Tensor | None, out: Tensor, divisor: float, fixed: float = 1.0, scale: bool = False
 ) -> None:
-    """Add up sums (entries, ...) into ``out``, over ``divisor`` or the counts, in as many rounds as it takes."""
+    """Add up sums (entries, ...) in as many rounds as needed, and write the mean or the scale to ``out``.
+
+    The mean is over ``divisor``, or over the sum of ``counts`` if they are given.
+    """
     if sums is out:
         return
     rows, (tall, broad) = out.numel(), configs.FINISH_BLOCK
@@ -221,7 +223,7 @@ def _finish(
 
 
 def _by_tile(out: Tensor, tiles: int) -> Tensor:
-    """Where the tiles' sums of ``out`` (N, C) go: ``out`` itself if there is only one tile."""
+    """Return a tensor for the sums of each tile: ``out`` (N, C) itself if there is only one tile."""
     return out if tiles == 1 else _floats(out, tiles, *out.shape)
 
 

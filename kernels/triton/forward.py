@@ -1,13 +1,15 @@
-"""Kernels of the forward: the bandwidth's reduction, and the self-information with the gate it feeds."""
+"""Kernels of the forward pass: measure the bandwidth, then compute the self-information and apply the spatial gate."""
 
 # mypy: allow-untyped-decorators
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 from sia_layers.kernels.triton.common import (
+    DISTANCE_REGISTERS,
     LN2,
     LOG2E,
     extent,
@@ -17,6 +19,7 @@ from sia_layers.kernels.triton.common import (
     pixels,
     place,
     plane,
+    register_limit,
     sample,
     stride,
     tile_sum,
@@ -27,10 +30,10 @@ from sia_layers.kernels.triton.window import channel_square, channel_sum, window
 @triton.jit
 def distance(
     x, samples, planes, c, h, w, C, H, W, sc, sh, sw, weight,
-    K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, NARROW: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, UINT32: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """d of the "distance" estimator."""
-    total = tl.abs(window_sum(x, planes, h, w, H, W, sh, sw, 0.0, True, K, PADDING, False, NARROW))
+    """Compute d of the "distance" estimator."""
+    total = tl.abs(window_sum(x, planes, h, w, H, W, sh, sw, 0.0, True, K, PADDING, False, UINT32))
     if S:
         total += weight * tl.abs(channel_sum(x, samples, c, h * sh + w * sw, C, sc, 0.0, True, S, CHANNELS_LAST))
     return total
@@ -40,10 +43,10 @@ def distance(
 def squares(
     samples, planes, c, present, part, C, H, W, sc, sh, sw,
     CAREFUL: tl.constexpr, K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, PER: tl.constexpr,
-    MASKED: tl.constexpr, NARROW: tl.constexpr, CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    MASKED: tl.constexpr, UINT32: tl.constexpr, CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
     TC: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Sums over PER tiles of the squared differences and of how many they are, for the window and the channels."""
+    """Add up squared differences over PER tiles and count them, in the window and over the channels."""
     shape: tl.constexpr = (TH * TW, TC) if CHANNELS_LAST else (TH, TW)
     intra, intra_count = tl.zeros(shape, tl.float32), tl.zeros(shape, tl.float32)
     inter, inter_count = tl.zeros(shape, tl.float32), tl.zeros(shape, tl.float32)
@@ -51,9 +54,9 @@ def squares(
         h, w, valid = pixels(tile, H, W, present, CHANNELS_LAST, TH, TW, VECTOR)
         centre = tl.load(planes + (h * sh + w * sw)).to(tl.float32)
         if K > 1:
-            # With care, masks would hold more registers than there are to spare.
+            # The CAREFUL variant has no registers to spare for masks.
             masked: tl.constexpr = MASKED and not CAREFUL
-            total, count = window_square(centre, planes, h, w, H, W, sh, sw, CAREFUL, K, PADDING, masked, NARROW)
+            total, count = window_square(centre, planes, h, w, H, W, sh, sw, CAREFUL, K, PADDING, masked, UINT32)
             intra += tl.where(valid, total, 0.0)
             intra_count += tl.where(valid, count, 0.0)
         if S:
@@ -66,34 +69,34 @@ def squares(
     )  # fmt: skip
 
 
-@kernel
+@kernel(windowed=True)
 def spread(
     x, out, counts, N, C, H, W, parts, xn, xc, xh, xw, fixed,
     WHOLE: tl.constexpr, K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, PER: tl.constexpr,
-    MASKED: tl.constexpr, NARROW: tl.constexpr, CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
-    TC: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
+    MASKED: tl.constexpr, UINT32: tl.constexpr, CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    TC: tl.constexpr, VECTOR: tl.constexpr, INT64: tl.constexpr,
 ):  # fmt: skip
-    """Squared differences of the "kde" estimator, summed over PER tiles of a plane, and how many: (parts, 2, N, C).
+    """Add up the squared differences of the "kde" estimator over PER tiles of a plane, and count them.
 
-    Where the tiles are the WHOLE plane, the scale.
+    The sums and counts are (parts, 2, N, C). If the tiles are the WHOLE plane, write the scale instead.
     """
     n, c, part, present = locate(C, parts, CHANNELS_LAST, TC, VECTOR)
     if n >= N:
         return
     samples, planes = sample(x, n, xn, VECTOR), plane(x, n, c, xn, xc, CHANNELS_LAST, VECTOR)
-    sh, sw = stride(xh, VECTOR, WIDE), stride(xw, VECTOR, WIDE)
+    sh, sw = stride(xh, VECTOR, INT64), stride(xw, VECTOR, INT64)
     intra, intra_count, inter, inter_count = squares(
         samples, planes, c, present, part, C, H, W, xc, sh, sw,
-        False, K, S, PADDING, PER, MASKED, NARROW, CHANNELS_LAST, TH, TW, TC, VECTOR,
+        False, K, S, PADDING, PER, MASKED, UINT32, CHANNELS_LAST, TH, TW, TC, VECTOR,
     )  # fmt: skip
-    # What is not finite is left out: once more and with care, where there was any.
+    # Leave out differences that are not finite: if there was any, compute the sums again, carefully.
     everything = intra + inter
     if CHANNELS_LAST:
         everything = tl.sum(tl.sum(tl.where(present, everything, 0.0), 1), 0)
     if not everything < float("inf"):
         intra, intra_count, inter, inter_count = squares(
             samples, planes, c, present, part, C, H, W, xc, sh, sw,
-            True, K, S, PADDING, PER, MASKED, NARROW, CHANNELS_LAST, TH, TW, TC, VECTOR,
+            True, K, S, PADDING, PER, MASKED, UINT32, CHANNELS_LAST, TH, TW, TC, VECTOR,
         )  # fmt: skip
     slot = (2 * tl.cast(part, tl.int64) * N + n) * C + c
     if WHOLE:
@@ -106,30 +109,30 @@ def spread(
         tl.store(counts + slot + N * C, inter_count, present)
 
 
-@kernel
+@kernel(windowed=True, registers=lambda arguments: DISTANCE_REGISTERS)
 def distances(
     x, grad, out, counts, N, C, H, W, parts, xn, xc, xh, xw, gn, gc, gh, gw, weight,
-    K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, PER: tl.constexpr, NARROW: tl.constexpr,
+    K: tl.constexpr, S: tl.constexpr, PADDING: tl.constexpr, PER: tl.constexpr, UINT32: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, TC: tl.constexpr, VECTOR: tl.constexpr,
-    WIDE: tl.constexpr,
+    INT64: tl.constexpr,
 ):  # fmt: skip
-    """Finite d of the "distance" estimator, times ``grad`` if given, summed over PER tiles: (parts, C, N)."""
+    """Add up the finite d of the "distance" estimator, times ``grad`` if given, over PER tiles: (parts, C, N)."""
     n, c, part, present = locate(C, parts, CHANNELS_LAST, TC, VECTOR)
     if n >= N:
         return
     samples, planes = sample(x, n, xn, VECTOR), plane(x, n, c, xn, xc, CHANNELS_LAST, VECTOR)
-    sh, sw = stride(xh, VECTOR, WIDE), stride(xw, VECTOR, WIDE)
+    sh, sw = stride(xh, VECTOR, INT64), stride(xw, VECTOR, INT64)
     shape: tl.constexpr = (TH * TW, TC) if CHANNELS_LAST else (TH, TW)
     total, count = tl.zeros(shape, tl.float32), tl.zeros(shape, tl.float32)
     for tile in range(part * PER, tl.minimum(part * PER + PER, tl.cdiv(H, TH) * tl.cdiv(W, TW))):
         h, w, valid = pixels(tile, H, W, present, CHANNELS_LAST, TH, TW, VECTOR)
         centre = tl.load(planes + (h * sh + w * sw)).to(tl.float32)
         value = distance(
-            centre, samples, planes, c, h, w, C, H, W, xc, sh, sw, weight, K, S, PADDING, NARROW, CHANNELS_LAST
+            centre, samples, planes, c, h, w, C, H, W, xc, sh, sw, weight, K, S, PADDING, UINT32, CHANNELS_LAST
         )
         finite = valid & (tl.abs(value) < float("inf"))
         if grad is not None:
-            offset = place(h, w, gh, gw, CHANNELS_LAST, VECTOR, WIDE)
+            offset = place(h, w, gh, gw, CHANNELS_LAST, VECTOR, INT64)
             value *= tl.load(plane(grad, n, c, gn, gc, CHANNELS_LAST, VECTOR) + offset).to(tl.float32)
         total += tl.where(finite, value, 0.0)
         count += tl.where(finite, 1.0, 0.0)
@@ -140,7 +143,7 @@ def distances(
 
 @triton.jit
 def log2(value, NVIDIA: tl.constexpr):
-    """Logarithm of a number that is no denormal: one instruction, where Triton would spend twenty-five."""
+    """Compute the logarithm of a normal number in one instruction; Triton's own takes twenty-five."""
     if NVIDIA:
         return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [value], tl.float32, True, 1)
     else:
@@ -149,23 +152,23 @@ def log2(value, NVIDIA: tl.constexpr):
 
 @triton.jit
 def surprise(total, count, NVIDIA: tl.constexpr):
-    """log2(count / total): never negative, and exactly 0 where the two agree."""
+    """Compute log2(count / total), which is never negative, and exactly 0 if the two are equal."""
     bits = tl.maximum(log2(count, NVIDIA) - log2(total, NVIDIA), 0.0)
     return tl.where(total < count, bits, total - count)
 
 
-@kernel
+@kernel(windowed=True, registers=register_limit({(5, torch.float32): 96}))
 def information(
     x, scales, info, gated, means, N, C, H, W, xn, xc, xh, xw, yn, yc, yh, yw, weight,
     DISTANCE: tl.constexpr, WHOLE: tl.constexpr, MEAN: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
-    PADDING: tl.constexpr, NVIDIA: tl.constexpr, MASKED: tl.constexpr, NARROW: tl.constexpr,
+    PADDING: tl.constexpr, NVIDIA: tl.constexpr, MASKED: tl.constexpr, UINT32: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, TC: tl.constexpr, VECTOR: tl.constexpr,
-    WIDE: tl.constexpr,
+    INT64: tl.constexpr,
 ):  # fmt: skip
-    """The self-information I, one tile a program, into whichever are given.
+    """Compute the self-information I of one tile, and write to ``info``, ``gated`` and ``means``, whichever exist.
 
-    info: I; gated: x (1 + sigmoid(I)); means (tiles, N, C): the tile's sum of I, or for MEAN == "mean" of
-    -log(exp(-I) + 0.1), divided by the plane's size where the tile is the WHOLE plane.
+    ``info`` takes I, ``gated`` takes x (1 + sigmoid(I)), and ``means`` (tiles, N, C) the sum over the tile of I, or
+    of -log(exp(-I) + 0.1) for MEAN == "mean", divided by the size of the plane if the tile is the WHOLE plane.
     """
     tiles = tl.cdiv(H, TH) * tl.cdiv(W, TW)
     n, c, tile, present = locate(C, tiles, CHANNELS_LAST, TC, VECTOR)
@@ -173,12 +176,12 @@ def information(
         return
     h, w, valid = pixels(tile, H, W, present, CHANNELS_LAST, TH, TW, VECTOR)
     samples, planes = sample(x, n, xn, VECTOR), plane(x, n, c, xn, xc, CHANNELS_LAST, VECTOR)
-    sh, sw = stride(xh, VECTOR, WIDE), stride(xw, VECTOR, WIDE)
+    sh, sw = stride(xh, VECTOR, INT64), stride(xw, VECTOR, INT64)
     spot = h * sh + w * sw
     centre = tl.load(planes + spot).to(tl.float32)
     if DISTANCE:
         value = distance(
-            centre, samples, planes, c, h, w, C, H, W, xc, sh, sw, weight, K, S, PADDING, NARROW, CHANNELS_LAST
+            centre, samples, planes, c, h, w, C, H, W, xc, sh, sw, weight, K, S, PADDING, UINT32, CHANNELS_LAST
         )
         value *= tl.load(scales + n)
     else:
@@ -186,7 +189,7 @@ def information(
         scales += n * C + c
         if K > 1:
             factor = -tl.load(scales) * LOG2E
-            total = window_sum(centre, planes, h, w, H, W, sh, sw, factor, False, K, PADDING, MASKED, NARROW)
+            total = window_sum(centre, planes, h, w, H, W, sh, sw, factor, False, K, PADDING, MASKED, UINT32)
             count = tl.full(centre.shape, K * K, tl.float32)
             if PADDING == "exclude":
                 count = extent(h, H, K // 2) * extent(w, W, K // 2)
@@ -196,7 +199,7 @@ def information(
             total = channel_sum(centre, samples, c, spot, C, xc, factor, False, S, CHANNELS_LAST)
             value += weight * surprise(total, tl.full(centre.shape, S + 1, tl.float32), NVIDIA)
         value *= LN2
-    offset = place(h, w, yh, yw, CHANNELS_LAST, VECTOR, WIDE)
+    offset = place(h, w, yh, yw, CHANNELS_LAST, VECTOR, INT64)
     if info is not None:
         tl.store(plane(info, n, c, yn, yc, CHANNELS_LAST, VECTOR) + offset, value, valid)
     if gated is not None:
@@ -211,13 +214,13 @@ def information(
         tl.store(means + ((tl.cast(tile, tl.int64) * N + n) * C + c), total, present)
 
 
-@kernel
+@kernel(windowed=False)
 def finish(
     sums, counts, out, out_counts, entries, rows, divisor, fixed,
     COUNTED: tl.constexpr, SCALE: tl.constexpr, WHOLE: tl.constexpr, PER: tl.constexpr, TE: tl.constexpr,
     TR: tl.constexpr,
 ):  # fmt: skip
-    """Add PER entries of (entries, rows) sums, and of their counts; the mean or scale where those are all."""
+    """Add up PER entries of (entries, rows) sums and of their counts; if those are all, write the mean or scale."""
     blocks = tl.cdiv(rows, TR)
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     part = program // blocks

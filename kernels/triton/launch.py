@@ -1,9 +1,9 @@
-"""Launching a kernel, on the device that its tensors are on; or noting down what would be launched."""
+"""Launch a kernel on the device of its tensors, or note what would be launched."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -11,15 +11,33 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sia_layers.kernels.triton.configs import DISTANCE_REGISTERS, MOST_REGISTERS, ceil_div, warps
+from sia_layers.kernels.triton.configs import ceil_div, warps
 
 WIDEST_GRID = 2**22  # programs along the first grid axis: AMD allows 2^32 threads
 
+Arguments = Mapping[str, Any]  # of a kernel, by name
+
+
+class Kernel(NamedTuple):
+    """A Triton kernel and what its launch depends on.
+
+    Attributes:
+        name: of the function.
+        jit: the function as Triton compiles it.
+        windowed: whether it reads a window of each pixel.
+        registers: returns its ``maxnreg`` on NVIDIA for given arguments, or None for ptxas's own limit.
+    """
+
+    name: str
+    jit: Any
+    windowed: bool
+    registers: Callable[[Arguments], int | None] | None = None
+
 
 class Launch(NamedTuple):
-    """One launch of a kernel: how many programs, of how many outputs each, and the arguments by name."""
+    """One launch of a kernel: the number of programs, the outputs of each, and the arguments by name."""
 
-    kernel: Any
+    kernel: Kernel
     programs: int
     elements: int
     arguments: dict[str, Any]
@@ -27,24 +45,12 @@ class Launch(NamedTuple):
     @property
     def num_warps(self) -> int:
         """Warps of a program."""
-        return warps(self.elements, windowed="K" in self.arguments)
+        return warps(self.elements, self.kernel.windowed)
 
     def compile_options(self, nvidia: bool) -> dict[str, int]:
-        """What the compiler is told beside the arguments."""
-        options = {"num_warps": self.num_warps}
-        return options | {"maxnreg": self._most_registers} if nvidia and self._most_registers else options
-
-    @property
-    def _most_registers(self) -> int | None:
-        """What ptxas may take for a thread; None leaves it to ptxas."""
-        given, name = self.arguments, self.kernel.__name__
-        if name == "distances" or given.get("DISTANCE"):
-            return DISTANCE_REGISTERS
-        return (
-            MOST_REGISTERS.get((name, given["K"], given["x"].dtype))
-            if given.get("CHANNELS_LAST") and "K" in given
-            else None
-        )
+        """Return the options of the compiler."""
+        limit = self.kernel.registers(self.arguments) if nvidia and self.kernel.registers is not None else None
+        return {"num_warps": self.num_warps} | ({} if limit is None else {"maxnreg": limit})
 
 
 _notes: ContextVar[list[Launch] | None] = ContextVar("notes", default=None)
@@ -52,7 +58,7 @@ _notes: ContextVar[list[Launch] | None] = ContextVar("notes", default=None)
 
 @contextmanager
 def noted() -> Iterator[list[Launch]]:
-    """Launch nothing within, and give the list of what would have been launched."""
+    """Launch nothing inside the block, and yield the list of what would have been launched."""
     notes: list[Launch] = []
     token = _notes.set(notes)
     try:
@@ -62,12 +68,12 @@ def noted() -> Iterator[list[Launch]]:
 
 
 def interpreted() -> bool:
-    """Whether Triton interprets kernels on the CPU, as TRITON_INTERPRET=1 asks it to."""
+    """Tell whether Triton interprets kernels on the CPU (TRITON_INTERPRET=1)."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
-def launch(kernel: Any, device: torch.device, programs: int, elements: int, **arguments: Any) -> None:
-    """Run a kernel, or note it down."""
+def launch(kernel: Kernel, device: torch.device, programs: int, elements: int, **arguments: Any) -> None:
+    """Run a kernel, or note the launch."""
     planned = Launch(kernel, programs, elements, arguments)
     notes = _notes.get()
     if notes is not None:
@@ -78,26 +84,26 @@ def launch(kernel: Any, device: torch.device, programs: int, elements: int, **ar
     arguments = for_target(arguments, nvidia, interpreted())
     columns = min(programs, WIDEST_GRID)
     with _on(device), _exact(arguments) if interpreted() else nullcontext(arguments) as arguments:
-        kernel[(columns, ceil_div(programs, columns))](**arguments, **options)
+        kernel.jit[(columns, ceil_div(programs, columns))](**arguments, **options)
 
 
 def for_target(arguments: dict[str, Any], nvidia: bool, interpreted: bool = False) -> dict[str, Any]:
-    """The arguments with those constants set that depend on whose device it is."""
+    """Return the arguments with the constants that depend on the device's vendor set."""
     found = dict(arguments)
     if "NVIDIA" in found:
         found["NVIDIA"] = nvidia and not interpreted
     if "MASKED" in found:
-        # On AMD a mask is a branch.
+        # A mask costs a branch on AMD.
         found["MASKED"] = found["MASKED"] and (nvidia or interpreted)
-    if "NARROW" in found:
-        # NVIDIA's loads add no offset of a lane's own.
-        found["NARROW"] = found["NARROW"] and (interpreted or not nvidia)
+    if "UINT32" in found:
+        # NVIDIA's loads cannot add an offset that differs from lane to lane.
+        found["UINT32"] = found["UINT32"] and (interpreted or not nvidia)
     return found
 
 
 @contextmanager
 def _exact(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Arguments for the interpreter, with float32 in place of bfloat16: it would truncate where GPUs round."""
+    """Yield arguments for the interpreter, with float32 in place of bfloat16, which it truncates where GPUs round."""
     halves = {
         name: value.data.as_strided((_span(value),), (1,))
         for name, value in arguments.items()
@@ -111,7 +117,7 @@ def _exact(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _span(tensor: Tensor) -> int:
-    """Elements from the first to the last."""
+    """Return the number of elements from the first to the last in memory."""
     return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 

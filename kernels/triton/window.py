@@ -1,13 +1,14 @@
 """Sums over the window and over the following channels, for one tile: the terms of the self-information.
 
-The centre of the window is never computed. A window is its middle row, then the other rows: a loop, straight-line
-code for K = 3 alone, so that registers, code and compile time stay small for every K.
-Pads carry no branch either: a position beyond the border reads the nearest pixel, which every window that gets
-there holds anyway, and is left out (selected, not multiplied by 0: the nearest may be the pixel itself, infinite).
+The centre of the window needs no exponential. A window is its middle row and then a loop over the other rows, which
+is unrolled for K = 3 alone, so that registers, code and compile time stay small for every K.
 
-MASKED: neighbouring columns lie side by side, and a lane whose position is a pad loads nothing and takes what adds
-nothing. A row's columns are then constants away from one address, which NVIDIA's loads add themselves; the address
-of a column that was moved back into the map takes three more instructions a pixel.
+Pads need no branch either. A position beyond the border reads the nearest pixel, which is in the window anyway, and
+is left out of the sum by a selection. (Multiplying by 0 would not do: the nearest pixel may be infinite.)
+
+MASKED requires unit column stride: a lane whose position is a pad loads nothing and takes a value that adds nothing.
+The columns of a row are then at constant distances from one address, which NVIDIA's loads add at no cost, whereas
+the address of a column that is moved back into the map takes three more instructions per pixel.
 """
 
 # mypy: allow-untyped-decorators
@@ -17,22 +18,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sia_layers.kernels.triton.common import LOG2E, channel, cyclic, extent, pixel_at, reach, sight
+from sia_layers.kernels.triton.common import LOG2E, channel_at, cyclic, extent, pixel_at, reach, sight
 
 UNROLLED_WINDOW = tl.constexpr(3)
 UNROLLED_CHANNELS = tl.constexpr(8)
-SELECTED_WINDOW = tl.constexpr(7)  # sums with care select its rows: sm_86 spills where K = 5 multiplies by 0
+SELECTED_WINDOW = tl.constexpr(7)  # largest K whose CAREFUL sums select rows: multiplying by 0 spills on sm_86 at K = 5
 
 
 @triton.jit
 def other_row(r, K: tl.constexpr):
-    """The r-th of the K - 1 rows of the window that are not its middle one, relative to that."""
+    """Return the r-th of the K - 1 rows of the window other than its middle row, relative to the middle."""
     return tl.where(r < K // 2, r - K // 2, r - K // 2 + 1)
 
 
 @triton.jit
 def masked(base, q: tl.constexpr, inside, other):
-    """The pixels q columns from ``base``, and ``other`` for pads."""
+    """Load the pixels q columns from ``base``, with ``other`` for pads."""
     return tl.load(base + q, inside > 0, other=other) if q != 0 else tl.load(base)
 
 
@@ -40,9 +41,9 @@ def masked(base, q: tl.constexpr, inside, other):
 def row_sum(
     total, x, far, planes, h, w, p, H, W, sh, sw, factor,
     CENTRE: tl.constexpr, DISTANCE: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr,
-    NARROW: tl.constexpr,
+    UINT32: tl.constexpr,
 ):  # fmt: skip
-    """Add the window's row p to ``total``; CENTRE: the row that holds x itself, which is left out."""
+    """Add row p of the window to ``total``; with CENTRE, the middle row, without x itself."""
     rows, row_inside = reach(h, p, H, CENTRE, PADDING)
     row, line = rows * sh, tl.zeros(x.shape, tl.float32)
     for q in tl.static_range(-(K // 2), K // 2 + 1):
@@ -51,7 +52,7 @@ def row_sum(
             if MASKED:
                 pixel = masked(planes + (row + w), q, column_inside, far).to(tl.float32)
             else:
-                pixel = tl.load(pixel_at(planes, row + columns * sw, NARROW)).to(tl.float32)
+                pixel = tl.load(pixel_at(planes, row + columns * sw, UINT32)).to(tl.float32)
             if PADDING == "zeros":
                 pixel = tl.where(row_inside * column_inside > 0, pixel, 0.0)
             part = x - pixel
@@ -64,21 +65,22 @@ def row_sum(
 @triton.jit
 def window_sum(
     x, planes, h, w, H, W, sh, sw, factor,
-    DISTANCE: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr, NARROW: tl.constexpr,
+    DISTANCE: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr, UINT32: tl.constexpr,
 ):  # fmt: skip
-    """Sum over the window of exp2((x_i - x_j)^2 factor), 1 for the centre; DISTANCE: of x_i - x_j."""
+    """Sum exp2((x_i - x_j)^2 factor) over the window, with 1 for the centre; with DISTANCE, sum x_i - x_j."""
     mask: tl.constexpr = MASKED and not DISTANCE
     total = tl.full(x.shape, 0.0 if DISTANCE else 1.0, tl.float32)
     far = x
     if mask:
-        # Infinitely far, whose exponential is 0; but where factor is 0 that is NaN, and each pad adds a 1 instead.
+        # Pads are infinitely far, so their exponential is 0. If factor is 0 that would be NaN: each pad then adds 1,
+        # which is subtracted here.
         far = tl.where(factor < 0, tl.where(x > 0, -float("inf"), float("inf")), x)
         pads = extent(h, H, K // 2) * (K - extent(w, W, K // 2))
         total -= tl.where(factor < 0, 0.0, pads)
-    total = row_sum(total, x, far, planes, h, w, 0, H, W, sh, sw, factor, True, DISTANCE, K, PADDING, mask, NARROW)
+    total = row_sum(total, x, far, planes, h, w, 0, H, W, sh, sw, factor, True, DISTANCE, K, PADDING, mask, UINT32)
     for r in tl.range(0, K - 1, loop_unroll_factor=2 if K == UNROLLED_WINDOW else 1):
         p = other_row(r, K)
-        total = row_sum(total, x, far, planes, h, w, p, H, W, sh, sw, factor, False, DISTANCE, K, PADDING, mask, NARROW)
+        total = row_sum(total, x, far, planes, h, w, p, H, W, sh, sw, factor, False, DISTANCE, K, PADDING, mask, UINT32)
     return total
 
 
@@ -86,10 +88,10 @@ def window_sum(
 def channel_sum(
     x, sample, c, spot, C, sc, factor, DISTANCE: tl.constexpr, S: tl.constexpr, CHANNELS_LAST: tl.constexpr
 ):  # fmt: skip
-    """The same over the S following channels."""
+    """Sum the same over the S following channels."""
     total = tl.full(x.shape, 0.0 if DISTANCE else 1.0, tl.float32)
     for s in tl.range(1, S + 1, loop_unroll_factor=S if S <= UNROLLED_CHANNELS else 1):
-        part = x - tl.load(channel(sample, c + s, C, sc, spot, CHANNELS_LAST)).to(tl.float32)
+        part = x - tl.load(channel_at(sample, c + s, C, sc, spot, CHANNELS_LAST)).to(tl.float32)
         total += part if DISTANCE else tl.exp2(part * part * factor)
     return total
 
@@ -98,9 +100,9 @@ def channel_sum(
 def row_square(
     total, count, x, planes, h, w, p, H, W, sh, sw,
     CENTRE: tl.constexpr, CAREFUL: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr,
-    NARROW: tl.constexpr,
+    UINT32: tl.constexpr,
 ):  # fmt: skip
-    """Add the squared differences of the window's row p; CENTRE: of the right half of x's own row."""
+    """Add the squared differences of row p of the window; with CENTRE, of the right half of the middle row."""
     rows, row_inside = reach(h, p, H, CENTRE, "exclude")
     row, line, line_count = rows * sh, tl.zeros(x.shape, tl.float32), tl.zeros(x.shape, tl.float32)
     for q in tl.static_range(1 if CENTRE else -(K // 2), K // 2 + 1):
@@ -108,7 +110,7 @@ def row_square(
         if MASKED:
             pixel = masked(planes + (row + w), q, times, x).to(tl.float32)
         else:
-            pixel = tl.load(pixel_at(planes, row + columns * sw, NARROW)).to(tl.float32)
+            pixel = tl.load(pixel_at(planes, row + columns * sw, UINT32)).to(tl.float32)
         difference = x - pixel
         square = difference * difference
         if PADDING == "replicate" or PADDING == "reflect":
@@ -131,18 +133,18 @@ def row_square(
 @triton.jit
 def window_square(
     x, planes, h, w, H, W, sh, sw,
-    CAREFUL: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr, NARROW: tl.constexpr,
+    CAREFUL: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr, UINT32: tl.constexpr,
 ):  # fmt: skip
-    """Sum of the window's (x_i - x_j)^2, and how many those are; CAREFUL: of the finite ones.
+    """Sum (x_i - x_j)^2 over the window, and count the terms; with CAREFUL, only the finite ones.
 
-    Each unordered pair is computed once, at its upper or left pixel, and counts as often as the two windows show
-    it; "exclude" halves both sums.
+    Each unordered pair is computed once, at its upper or left pixel, and weighted by how often the two windows contain
+    it. For "exclude" both sums are halved.
     """
     total, count = tl.zeros(x.shape, tl.float32), tl.zeros(x.shape, tl.float32)
-    total, count = row_square(total, count, x, planes, h, w, 0, H, W, sh, sw, True, CAREFUL, K, PADDING, MASKED, NARROW)
+    total, count = row_square(total, count, x, planes, h, w, 0, H, W, sh, sw, True, CAREFUL, K, PADDING, MASKED, UINT32)
     for p in tl.range(1, K // 2 + 1):
         total, count = row_square(
-            total, count, x, planes, h, w, p, H, W, sh, sw, False, CAREFUL, K, PADDING, MASKED, NARROW
+            total, count, x, planes, h, w, p, H, W, sh, sw, False, CAREFUL, K, PADDING, MASKED, UINT32
         )
     if not CAREFUL and (PADDING == "exclude" or PADDING == "zeros"):
         count = tl.minimum(W - 1 - w, K // 2) + tl.minimum(H - 1 - h, K // 2) * extent(w, W, K // 2)
@@ -165,10 +167,10 @@ def window_square(
 def channel_square(
     x, sample, c, spot, C, sc, CAREFUL: tl.constexpr, S: tl.constexpr, CHANNELS_LAST: tl.constexpr
 ):  # fmt: skip
-    """The same over the S following channels."""
+    """Sum and count the same over the S following channels."""
     total, count = tl.zeros(x.shape, tl.float32), tl.zeros(x.shape, tl.float32)
     for s in tl.range(1, S + 1, loop_unroll_factor=S if S <= UNROLLED_CHANNELS else 1):
-        difference = x - tl.load(channel(sample, c + s, C, sc, spot, CHANNELS_LAST)).to(tl.float32)
+        difference = x - tl.load(channel_at(sample, c + s, C, sc, spot, CHANNELS_LAST)).to(tl.float32)
         square = difference * difference
         if CAREFUL:
             finite = square < float("inf")
@@ -182,9 +184,9 @@ def channel_square(
 @triton.jit
 def row_pull(
     total, x, share, planes, shares, h, w, p, H, W, sh, sw, uh, uw, factor,
-    CENTRE: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr, NARROW: tl.constexpr,
+    CENTRE: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr, UINT32: tl.constexpr,
 ):  # fmt: skip
-    """Add what the window's row p pulls."""
+    """Add row p of the sum of :func:`window_pull`."""
     rows, row_inside = reach(h, p, H, CENTRE, "exclude")
     row, share_row, line = rows * sh, rows * uh, tl.zeros(x.shape, tl.float32)
     for q in tl.static_range(-(K // 2), K // 2 + 1):
@@ -194,8 +196,8 @@ def row_pull(
                 pixel = masked(planes + (row + w), q, column_inside, x).to(tl.float32)
                 weight = masked(shares + (share_row + w), q, column_inside, 0.0)
             else:
-                pixel = tl.load(pixel_at(planes, row + columns * sw, NARROW)).to(tl.float32)
-                weight = tl.load(pixel_at(shares, share_row + columns * uw, NARROW))
+                pixel = tl.load(pixel_at(planes, row + columns * sw, UINT32)).to(tl.float32)
+                weight = tl.load(pixel_at(shares, share_row + columns * uw, UINT32))
             if PADDING == "exclude":
                 weight += share
             elif PADDING == "zeros":
@@ -213,24 +215,24 @@ def row_pull(
 @triton.jit
 def window_pull(
     x, share, planes, shares, h, w, H, W, sh, sw, uh, uw, scale,
-    K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr, NARROW: tl.constexpr,
+    K: tl.constexpr, PADDING: tl.constexpr, MASKED: tl.constexpr, UINT32: tl.constexpr,
 ):  # fmt: skip
-    """Sum over the window of a_ij (u_i + u_j), each as often as i and j see each other."""
+    """Sum a_ij (u_i + u_j) over the window, each u as often as its own pixel's window contains the other pixel."""
     total, factor = tl.zeros(x.shape, tl.float32), -scale * LOG2E
     total = row_pull(
-        total, x, share, planes, shares, h, w, 0, H, W, sh, sw, uh, uw, factor, True, K, PADDING, MASKED, NARROW
+        total, x, share, planes, shares, h, w, 0, H, W, sh, sw, uh, uw, factor, True, K, PADDING, MASKED, UINT32
     )
     for r in tl.range(0, K - 1, loop_unroll_factor=2 if K == UNROLLED_WINDOW else 1):
         p = other_row(r, K)
         total = row_pull(
-            total, x, share, planes, shares, h, w, p, H, W, sh, sw, uh, uw, factor, False, K, PADDING, MASKED, NARROW
+            total, x, share, planes, shares, h, w, p, H, W, sh, sw, uh, uw, factor, False, K, PADDING, MASKED, UINT32
         )
     return total * (2.0 * scale)
 
 
 @triton.jit
 def window_share(share, shares, h, w, H, W, uh, uw, K: tl.constexpr, PADDING: tl.constexpr):
-    """Gradient of the window's sum of x_i - x_j: u_i for every neighbour, less the u_j of those who see i."""
+    """Differentiate the window's sum of x_i - x_j: add u_i for each neighbour, subtract u_j for each window with i."""
     if PADDING == "exclude":
         total = share * (extent(h, H, K // 2) * extent(w, W, K // 2) - 1.0)
     else:
@@ -250,24 +252,24 @@ def window_share(share, shares, h, w, H, W, uh, uw, K: tl.constexpr, PADDING: tl
 def channel_pull(
     x, share, sample, shares, scales, c, spot, share_spot, C, sc, uc, S: tl.constexpr, CHANNELS_LAST: tl.constexpr
 ):  # fmt: skip
-    """Gradient of the inter-channel term: what the following channels pull, and what the preceding ones do."""
+    """Differentiate the inter-channel term: add the terms of the following channels and of the preceding ones."""
     scale = tl.load(scales + c)
     own, other = tl.zeros(x.shape, tl.float32), tl.zeros(x.shape, tl.float32)
     for s in tl.range(1, S + 1):
-        difference = x - tl.load(channel(sample, c + s, C, sc, spot, CHANNELS_LAST)).to(tl.float32)
+        difference = x - tl.load(channel_at(sample, c + s, C, sc, spot, CHANNELS_LAST)).to(tl.float32)
         own += difference * tl.exp2(difference * difference * (-scale * LOG2E))
         before = c + (C - s)
         pull = tl.load(scales + cyclic(before, C))
-        difference = x - tl.load(channel(sample, before, C, sc, spot, CHANNELS_LAST)).to(tl.float32)
+        difference = x - tl.load(channel_at(sample, before, C, sc, spot, CHANNELS_LAST)).to(tl.float32)
         part = difference * tl.exp2(difference * difference * (-pull * LOG2E)) * (2.0 * pull)
-        other += part * tl.load(channel(shares, before, C, uc, share_spot, CHANNELS_LAST))
+        other += part * tl.load(channel_at(shares, before, C, uc, share_spot, CHANNELS_LAST))
     return own * (2.0 * scale) * share + other
 
 
 @triton.jit
 def channel_share(share, shares, c, share_spot, C, uc, S: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Gradient of the sum of x_k - x_{k+s} over the following channels."""
+    """Differentiate the sum of x_k - x_{k+s} over the following channels."""
     total = share * S
     for s in tl.range(1, S + 1, loop_unroll_factor=S if S <= UNROLLED_CHANNELS else 1):
-        total -= tl.load(channel(shares, c + (C - s), C, uc, share_spot, CHANNELS_LAST))
+        total -= tl.load(channel_at(shares, c + (C - s), C, uc, share_spot, CHANNELS_LAST))
     return total

@@ -1,4 +1,4 @@
-"""Checkpoints: the state dict in what a training script saved, loaded whole or not at all."""
+"""Find the state dict in a file that a training script saved, and load it completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from sia_layers.cli.weights import read_file
 from sia_layers.injection import find_sites, inject_sia
 from sia_layers.injection.config import config_in
 from sia_layers.injection.errors import InjectionError, nearest
+from sia_layers.injection.names import CHILD, EXTRA_STATE
 
-# Where scripts keep their weights: of several that fit equally well the first is taken.
+# The keys under which scripts keep their weights; of several that fit equally well, the first takes precedence.
 WITHIN: Final = (
     *("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "backbone", "module"),
     *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "params_ema", "ema"),
 )
-# What wrappers put before all keys, and what they put anywhere in them.
+# What wrappers prepend to all keys, and what they insert anywhere.
 PREFIXES: Final = (
     *("module.", "model.", "backbone.", "net.", "network.", "encoder."),
     *("base_model.", "_model.", "_module.", "_forward_module."),
 )
 WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-EXTRA: Final = "._extra_state"  # what modules keep of their own, which load_state_dict need not find
+EXTRA: Final = f".{EXTRA_STATE}"  # a module's own state, which a checkpoint may lack
+INJECTED: Final = f".{CHILD}."  # in the keys of SIA's parameters
 BOOKKEEPING: Final = frozenset({"n_averaged"})  # AveragedModel counts the models in its average
 
 
@@ -37,9 +39,9 @@ class Checkpoint:
 
     Attributes:
         path: the file.
-        within: the keys that lead to the state dict in it; none if the file is the state dict.
-        state: the tensors by the names that a model has for them, as far as it has any.
-        ignored: what wrappers saved of their own.
+        within: the keys that lead to the state dict in the file; empty if the file is the state dict.
+        state: the tensors, under the names of the model if they are recognised.
+        ignored: names of what wrappers saved for themselves.
     """
 
     path: Path
@@ -48,20 +50,24 @@ class Checkpoint:
     ignored: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """The weights in words."""
+        """Describe the weights in words."""
         notes = [".".join(self.within)] if self.within else []
         notes += [f"without {name}" for name in self.ignored]
         return f"weights of {self.path.name}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def read_checkpoints(path: Path) -> list[Checkpoint]:
-    """The state dicts in a file, at least one; no code that the file names is run."""
+    """Return all state dicts in a file, without running any code that the file names.
+
+    Raises:
+        Refusal: the file cannot be read or has none.
+    """
     found: list[Checkpoint] = []
     left: list[tuple[tuple[str, ...], dict[Any, Any]]] = [((), read_file(path))]
     seen: set[int] = set()
     while left:
         within, held = left.pop()
-        if id(held) in seen:  # a file may hold what holds itself
+        if id(held) in seen:  # a dict may contain itself
             continue
         seen.add(id(held))
         items = [(key, value) for key, value in dict.items(held) if isinstance(key, str)]
@@ -75,7 +81,7 @@ def read_checkpoints(path: Path) -> list[Checkpoint]:
 
 
 def fitting(checkpoints: Iterable[Checkpoint], model: nn.Module) -> Checkpoint:
-    """The checkpoint of several that fits a model best, with the model's own names."""
+    """Return the checkpoint that fits a model best, with its tensors under the model's names."""
     own = model.state_dict().keys()
     return min((_renamed(checkpoint, own) for checkpoint in checkpoints), key=lambda one: _rank(one, own))
 
@@ -99,13 +105,20 @@ def _is_bookkeeping(key: str) -> bool:
 
 
 def own_names(keys: Collection[str], own: Collection[str]) -> dict[str, str]:
-    """Each key without what wrappers put before it: as much of that as makes most keys the model's own.
+    """Strip wrappers' prefixes from keys, only as far as that makes the most keys names of the model.
 
-    A model may have names that begin like a wrapper's, so that what fits decides, and the least is taken away.
+    A model may itself have names that begin with such a prefix, so the number of matching names decides.
+
+    Args:
+        keys: of a checkpoint.
+        own: names in the model's state dict.
+
+    Returns:
+        The stripped name of each key.
     """
     names = {key: ".".join(part for part in key.split(".") if part not in WRAPPERS) for key in keys}
     best, most = dict(zip(keys, keys, strict=True)), sum(key in own for key in keys)
-    while len(set(names.values())) == len(names):  # two keys never become one
+    while len(set(names.values())) == len(names):  # never merge two keys
         fits = sum(name in own for name in names.values())
         if fits > most:
             best, most = names, fits
@@ -118,7 +131,7 @@ def own_names(keys: Collection[str], own: Collection[str]) -> dict[str, str]:
 
 
 def inject_as_saved(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Inject what a checkpoint holds parameters of, if it holds any."""
+    """Inject SIA as in a checkpoint, if it has parameters of SIA."""
     arguments = injected_as(model, checkpoint)
     if arguments is not None:
         with refusing(InjectionError, ValueError):
@@ -126,21 +139,20 @@ def inject_as_saved(model: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def injected_as(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """The arguments of inject_sia that give a model the parameters in a checkpoint; None if it holds no SIA."""
+    """Return the arguments of inject_sia that give a model the parameters of a checkpoint; None if it has no SIA."""
     return config_in(checkpoint.state) or _guessed(model, checkpoint.state)
 
 
 def _guessed(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Any] | None:
-    """The arguments as the names of the parameters tell them, for checkpoints from before they held a configuration."""
-    names = {prefix for prefix, found, _ in (key.partition(".sia.") for key in state) if found}
+    """Infer the arguments from the names of the parameters, for older checkpoints, which hold no configuration."""
+    names = {prefix for prefix, found, _ in (key.partition(INJECTED) for key in state) if found}
     if not names:
         return None
-    parts = {key.partition(".sia.")[2] for key in state if ".sia." in key}
-    hidden = {state[f"{name}.sia.fc1.weight"].shape[0] for name in names if f"{name}.sia.fc1.weight" in state}
+    parts = {key.partition(INJECTED)[2] for key in state if INJECTED in key}
     arguments: dict[str, Any] = {
         "aggregate": any(part.startswith("aggregation.") for part in parts),
         "identity_init": "gain" in parts,
-        "channel": "excite" if hidden else "mean",
+        "channel": "excite" if "fc1.weight" in parts else "mean",
     }
     try:
         default = {site.host for site in find_sites(model)} == names
@@ -150,7 +162,11 @@ def _guessed(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Any] | Non
 
 
 def load(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Load a state dict that must fit in every key and shape."""
+    """Load a state dict that must match the model in every key and shape.
+
+    Raises:
+        Refusal: it does not, or a parameter of SIA is not finite.
+    """
     own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     path = checkpoint.path
     _check_names(checkpoint, own)
@@ -160,11 +176,12 @@ def load(model: nn.Module, checkpoint: Checkpoint) -> None:
             state[key] = value
             continue
         if value.shape != own[key].shape and not value.numel() == own[key].numel() == 1:
-            raise Refusal(f"{path} has {key!r} as {tuple(value.shape)}, the model as {tuple(own[key].shape)}")
-        if ".sia." in key and value.is_floating_point() and not torch.isfinite(value).all():
+            raise Refusal(f"{path} has {key!r} of shape {tuple(value.shape)}, the model of {tuple(own[key].shape)}")
+        if INJECTED in key and value.is_floating_point() and not torch.isfinite(value).all():
             raise Refusal(
-                f"{path} has {key!r} not finite: it was never initialised, as where a model's weights are loaded after "
-                "SIA was injected; call reset_sia_parameters(model) before training, or load first and inject after"
+                f"{path} has {key!r} with values that are not finite: it was never initialised, as happens if the "
+                "weights of a model are loaded after SIA is injected; call reset_sia_parameters(model) before "
+                "training, or load first and inject after"
             )
         state[key] = value.reshape(own[key].shape)  # a scalar may be () or (1,)
     model.load_state_dict(state, strict=False)
@@ -175,12 +192,12 @@ def _check_names(checkpoint: Checkpoint, own: Collection[str]) -> None:
     unknown = [key for key in state if key not in own]
     if unknown and len(unknown) == len(state):
         raise Refusal(
-            f"{path} has the weights of another model, or of another library's: it has {unknown[0]!r} and nothing "
-            f"that this model has; {nearest(unknown[0], own)}"
+            f"{path} holds the weights of another model, or of the same model in another library: it has "
+            f"{unknown[0]!r} and no key of this model; {nearest(unknown[0], own)}"
         )
-    # Batch norms of old checkpoints do not count their batches.
+    # Batch norms in old checkpoints have no counter of batches.
     missing = [key for key in own if key not in checkpoint.state and not key.endswith(("num_batches_tracked", EXTRA))]
     if unknown:
-        raise Refusal(f"{path} has {unknown[0]!r}, which the model has not; {nearest(unknown[0], own)}")
+        raise Refusal(f"{path} has {unknown[0]!r}, which the model does not have; {nearest(unknown[0], own)}")
     if missing:
         raise Refusal(f"{path} lacks {missing[0]!r}, which the model has ({len(missing)} in all)")

@@ -1,4 +1,4 @@
-"""What the commands share: how they refuse, the options of self-information, and reading photographs."""
+"""Shared parts of the commands: errors, the options of the self-information, and reading photographs."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from sia_layers.kernels.options import ESTIMATORS, PADDING_MODES, Options
 if TYPE_CHECKING:
     from sia_layers.photo import Photo
 
-DRAWING_ADVICE = 'install what draws: pip install "sia-layers[viz]"'
+DRAWING_ADVICE = 'install the drawing libraries: pip install "sia-layers[viz]"'
 
 
 class Refusal(Exception):
-    """What was asked for cannot be done; the message is one line for the user."""
+    """Raised if a command cannot do what the user asked for; the message is one line."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors take one line."""
+    """A parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and leave."""
+        """Print the error and exit with code 2."""
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 @contextlib.contextmanager
 def refusing(*expected: type[Exception], advice: str = "") -> Iterator[None]:
-    """Turn the errors that a user can mend into one line."""
+    """Turn errors that the user can fix into a :class:`Refusal` of one line."""
     try:
         yield
     except expected as error:
@@ -40,26 +40,36 @@ def refusing(*expected: type[Exception], advice: str = "") -> Iterator[None]:
 
 
 def add_information(command: Parser, kernel_size: str) -> None:
-    """Add the options of self-information to a command; ``kernel_size`` says what it is if not given."""
+    """Add the options of the self-information to a command.
+
+    Args:
+        command: the parser of the command.
+        kernel_size: the default kernel size, in words.
+    """
     default, add = Options(kernel_size=3), command.add_argument
     add("--kernel-size", type=int, metavar="K", help=f"side of the window in pixels, odd ({kernel_size})")
     add("--bandwidth", type=float, default=default.bandwidth, metavar="B",
-        help="factor on the bandwidth that is measured (%(default)s)")  # fmt: skip
+        help="factor on the measured bandwidth (%(default)s)")  # fmt: skip
     add("--adaptive", action=argparse.BooleanOptionalAction, default=default.adaptive,
-        help="measure the bandwidth, or take it as given, white being 1 (measured)")  # fmt: skip
+        help="measure the bandwidth, or use --bandwidth itself, where white is 1 (measured)")  # fmt: skip
     add("--estimator", choices=ESTIMATORS, default=default.estimator, help="(%(default)s)")
     add("--inter-channels", type=int, default=default.inter_channels, metavar="S",
-        help="other channels that each is compared with, as far as there are (%(default)s)")  # fmt: skip
+        help="number of other channels to compare each channel with, if there are as many (%(default)s)")  # fmt: skip
     add("--inter-weight", type=float, default=default.inter_weight, metavar="W",
-        help="weight of that comparison (%(default)s)")  # fmt: skip
+        help="weight of the inter-channel term (%(default)s)")  # fmt: skip
     add("--padding-mode", choices=PADDING_MODES, default=default.padding_mode,
-        help="what the window sees beyond the border (%(default)s)")  # fmt: skip
-    add("--backend", choices=backends.BACKENDS, help="what computes it (the best that can)")
-    add("--device", default="cpu", metavar="D", help="where, as torch names devices (%(default)s)")
+        help="what the window contains beyond the border (%(default)s)")  # fmt: skip
+    add("--backend", choices=backends.BACKENDS, help="backend that computes it (the best that can serve)")
+    add("--device", default="cpu", metavar="D", help="torch device to compute on (%(default)s)")
 
 
 def information(given: argparse.Namespace, kernel_size: int) -> Options:
-    """The options that :func:`add_information` has read."""
+    """Return the options that :func:`add_information` has parsed.
+
+    Args:
+        given: the parsed arguments.
+        kernel_size: the default kernel size.
+    """
     chosen: dict[str, Any] = {name: getattr(given, name) for name in Options._fields}
     if chosen["kernel_size"] is None:
         chosen["kernel_size"] = kernel_size
@@ -68,7 +78,11 @@ def information(given: argparse.Namespace, kernel_size: int) -> Options:
 
 
 def read_photo(path: Path | None, output: Path | None = None) -> Photo:
-    """The photograph to work on, which must not be where the figure goes; the example without a path."""
+    """Read the photograph at a path, or the example if it is None.
+
+    Raises:
+        Refusal: it cannot be read, or is the output file itself.
+    """
     with refusing(ImportError, advice=DRAWING_ADVICE):
         from sia_layers import photo
 
@@ -82,7 +96,7 @@ def read_photo(path: Path | None, output: Path | None = None) -> Photo:
 
 
 def described(options: Options, channels: int) -> list[str]:
-    """The options in words, for a caption."""
+    """Describe the options in words, for a caption."""
     parts = [f"window {options.kernel_size} × {options.kernel_size}"]
     parts.append(f"{options.estimator}, bandwidth {options.bandwidth:g}{' adaptive' if options.adaptive else ''}")
     others = options.neighbours(channels)

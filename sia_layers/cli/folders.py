@@ -1,4 +1,4 @@
-"""The photographs that a command is given: files, and folders of folders of them."""
+"""Find and read the photographs of a command: files, and folders with all their subfolders."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
     from sia_layers.photo import Photo
 
 MOST_NAMED: Final = 5
-PASSED_OVER: Final = "__MACOSX"  # a shadow of every file, in archives that macOS packs
+PASSED_OVER: Final = "__MACOSX"  # where archives made on macOS keep metadata of every file
 
 
 class Photos:
-    """The photographs that are named, and those in the folders that are, in the order of their names.
+    """The photographs that the user names, and those in folders that the user names, in the order of their names.
 
-    A file that is named must be read; in a folder what cannot be read is left out. Hidden files are passed over, and
-    a folder that links lead to again is read once.
+    A named file must be readable; unreadable files in folders are left out. Hidden files are skipped, and a folder
+    that several links lead to is read once.
 
     Args:
         paths: files and folders.
-        without: a folder to pass over.
+        without: a folder to skip.
 
     Attributes:
         paths: the files to read, and whether each was named.
-        count: how many have been read.
-        left_out: why not, by the path of what was left out.
+        count: number of photographs read so far.
+        left_out: for each path that was left out, the reason.
 
     Raises:
-        Refusal: a folder is empty or cannot be read.
+        Refusal: a folder has no images or cannot be read.
     """
 
     def __init__(self, paths: Iterable[Path], without: Path | None = None) -> None:
@@ -47,10 +47,10 @@ class Photos:
                 self.paths.append((path, True))
 
     def read(self) -> Iterator[tuple[Path, Photo]]:
-        """Read one after the other.
+        """Read the photographs one after the other.
 
         Raises:
-            Refusal: a file that was named cannot be read, or none of those in the folders can.
+            Refusal: a named file cannot be read, or none of the files can.
         """
         with refusing(ImportError, advice=DRAWING_ADVICE):
             from sia_layers import photo
@@ -71,7 +71,7 @@ class Photos:
             raise Refusal(f"none of the {len(self.paths)} photographs can be read; {reason}")
 
     def report(self) -> None:
-        """Print how many were read, and what was left out."""
+        """Print how many photographs were read, and which files were left out."""
         from sia_layers.photo import printable
 
         print(f"photos    {self.count}")
@@ -89,13 +89,13 @@ class Photos:
         known, found = suffixes(), []
         for path in self._files(folder):
             if path.suffix.lower() not in known:
-                self.left_out[path] = f"{path} does not end as images do"
-            elif not path.is_file():  # a pipe would wait for ever
-                self.left_out[path] = f"{path} is no ordinary file"
+                self.left_out[path] = f"{path} does not have the suffix of an image"
+            elif not path.is_file():  # reading a pipe could block for ever
+                self.left_out[path] = f"{path} is not a regular file"
             else:
                 found.append(path)
         if not found:
-            raise Refusal(f"{folder} holds no image that Pillow knows by its suffix, nor do the folders in it")
+            raise Refusal(f"neither {folder} nor its subfolders hold a file with the suffix of an image")
         return found
 
     def _files(self, folder: Path) -> Iterator[Path]:

@@ -25,7 +25,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Print what there is."""
+    """Print versions, devices and backends."""
     print(f"python       {platform.python_version()} on {platform.platform()}")
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

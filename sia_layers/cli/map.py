@@ -25,6 +25,7 @@ from sia_layers.cli.folders import Photos
 from sia_layers.frequency import frequency_self_information
 from sia_layers.functional import self_information
 from sia_layers.injection import sia_modules
+from sia_layers.injection.names import CHILD
 from sia_layers.inspection import capture_self_information
 from sia_layers.kernels import backends
 from sia_layers.kernels.options import Options
@@ -44,26 +45,26 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command."""
     about = (
         "Compute the self-information of a photograph and draw it: photo, map, overlay and distribution. With --model, "
-        "inject SIA into a model and draw the map at every site. Of a folder draw each photograph."
+        "inject SIA into a model and draw the map at every site. For a folder, draw each of its photographs."
     )
     command = commands.add_parser("map", help="self-information of a photograph", description=about)
     option = command.add_argument
     option("photo", nargs="?", type=Path, metavar="PHOTO",
-        help="in any format that Pillow reads, or a folder of folders of such (an astronaut)")  # fmt: skip
+        help="a file in any format that Pillow reads, or a folder, with its subfolders (an astronaut)")  # fmt: skip
     option("-o", "--output", type=Path, metavar="FILE",
-        help=f"the figure, in the format that its suffix names ({FILE}); of a folder, a folder ({FOLDER})")  # fmt: skip
-    option("--dpi", type=float, default=150, metavar="N", help="pixels of the figure to an inch (%(default)s)")
+        help=f"the figure, in the format of its suffix ({FILE}); for a folder, a folder ({FOLDER})")  # fmt: skip
+    option("--dpi", type=float, default=150, metavar="N", help="pixels per inch of the figure (%(default)s)")
     option("--domain", choices=DOMAINS, default=DOMAINS[0],
-        help="of pixels, or of the DCT coefficients of blocks of 8 x 8, a window of blocks (%(default)s)")  # fmt: skip
-    add_information(command, f"{PHOTO_KERNEL_SIZE}; {MODEL_KERNEL_SIZE} in a model, {BLOCKS_KERNEL_SIZE} of blocks")
+        help="measure pixels, or DCT coefficients of 8 x 8 blocks, with a window of blocks (%(default)s)")  # fmt: skip
+    add_information(command, f"{PHOTO_KERNEL_SIZE}; {MODEL_KERNEL_SIZE} in a model, {BLOCKS_KERNEL_SIZE} for blocks")
     models.add(command, required=False)
     option("--stages", nargs="+", metavar="STAGE",
-        help="where: names of modules, patterns or reductions (the reductions 4, 8 and 16)")  # fmt: skip
+        help="where to inject: names of modules, patterns or reductions (the reductions 4, 8 and 16)")  # fmt: skip
     command.set_defaults(run=run, prog=command.prog)
 
 
 def run(given: argparse.Namespace) -> None:
-    """Compute, draw and print."""
+    """Compute the self-information, draw it, and print a table."""
     photo_kernel_size = PHOTO_KERNEL_SIZE if given.domain == "spatial" else BLOCKS_KERNEL_SIZE
     options = information(given, photo_kernel_size if given.model is None else MODEL_KERNEL_SIZE)
     if given.model is None:
@@ -78,12 +79,12 @@ def run(given: argparse.Namespace) -> None:
 
 
 def _folder(given: argparse.Namespace, folder: Path, output: Path, options: Options) -> None:
-    """A figure of each photograph in a folder, under the same name with an ending of its own."""
+    """Draw each photograph in a folder, under its own path with ".png" appended."""
     _check_output(output / "figure.png" if output.is_dir() else output.with_name("figure.png"), given.dpi)
     if output.is_dir() and output.samefile(folder):
         raise Refusal(f"{output} is the folder of the photographs; choose another with -o")
     if not output.is_dir() and (output.exists() or output.suffix):
-        raise Refusal(f"{folder} is a folder, and {output} must be one for the figures of what it holds")
+        raise Refusal(f"{folder} is a folder, so {output} must be a folder as well, for the figures")
     photos = Photos([folder], without=output)
     backbone = _backbone(given, options)
     for path, photo in photos.read():
@@ -143,7 +144,7 @@ def _of_photo(given: argparse.Namespace, photo: Photo, options: Options) -> Figu
 
 
 def _of_blocks(pixels: Tensor, options: Options, backend: str) -> Tensor:
-    """The mean over the sub-bands of each channel, each block's value at all of its pixels."""
+    """Average over the sub-bands of each channel, and repeat the value of each block at all of its pixels."""
     info = frequency_self_information(pixels, **options._asdict(), block=BLOCK, backend=backend)
     mean = info.reshape(1, pixels.shape[1], -1, *info.shape[2:]).mean(2)
     whole: Tensor = mean.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
@@ -168,7 +169,7 @@ def _of_model(given: argparse.Namespace, backbone: models.Backbone, photo: Photo
             model(pixels)
         seconds = time.perf_counter() - start
     options = next(iter(sia_modules(model).values())).options  # a checkpoint may hold its own
-    maps = {name.removesuffix(".sia"): info.float().cpu() for name, info in maps.items()}
+    maps = {name.removesuffix(f".{CHILD}"): info.float().cpu() for name, info in maps.items()}
     caption = [f"{backbone.name}, {backbone.weights}", f"{seen.width} × {seen.height} pixels"]
     figure = visualize.draw_sites(
         seen, maps, " · ".join([*caption, *described(options, min(info.shape[1] for info in maps.values()))])

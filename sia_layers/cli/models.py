@@ -1,4 +1,4 @@
-"""Models by name for the commands: made, loaded from a checkpoint, injected, and shown photographs."""
+"""Models of the commands: create one by name, load a checkpoint, inject SIA, and prepare photographs."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ INSTALL_ADVICE: Final = 'pip install "sia-layers[timm]" or "sia-layers[vision]"'
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model in evaluation mode, and what it takes.
+    """A model in evaluation mode, and how to prepare its input.
 
     Attributes:
-        name: of the model, with its library.
-        weights: where its weights are from, in words.
+        name: of the library and the model.
+        weights: the source of the weights, in words.
         model: the model.
-        size: channels, rows and columns of its input.
-        mean: of each channel, subtracted.
-        std: of each channel, divided by after.
-        configured: whether the checkpoint told how its SIA is configured.
+        size: channels, rows and columns of the input.
+        mean: mean of each channel, to subtract.
+        std: standard deviation of each channel, to divide by.
+        configured: whether the checkpoint holds the configuration of its SIA.
     """
 
     name: str
@@ -52,19 +52,19 @@ class Backbone:
     configured: bool = False
 
     def seen(self, photo: Photo) -> Photo:
-        """The middle of a photograph, in the proportions and the size of the model's input."""
+        """Crop the middle of a photograph to the aspect ratio of the model's input, and scale it to that size."""
         channels, rows, columns = self.size
         height = min(photo.height, round(photo.width * rows / columns)) or 1
         width = min(photo.width, round(photo.height * columns / rows)) or 1
         top, left = (photo.height - height) // 2, (photo.width - width) // 2
         middle = photo.pixels[..., top : top + height, left : left + width]
         pixels = F.interpolate(middle, (rows, columns), mode="bicubic", antialias=True).clamp(0, 1)
-        if pixels.shape[1] != channels:  # grey for colour, or colour for grey
+        if pixels.shape[1] != channels:  # a grey photo for a colour model, or the reverse
             pixels = pixels.mean(1, keepdim=True).expand(-1, channels, -1, -1)
         return replace(photo, pixels=pixels.contiguous())
 
     def normalized(self, photo: Photo) -> Tensor:
-        """A photograph as the model was trained on: (1, C, H, W), less the mean, over the deviation."""
+        """Normalise a photograph as in training: (1, C, H, W), minus the mean, divided by the standard deviation."""
         pixels: Tensor = photo.pixels
         return (pixels - pixels.new_tensor(self.mean)[:, None, None]) / pixels.new_tensor(self.std)[:, None, None]
 
@@ -75,25 +75,29 @@ def add(command: Parser, required: bool) -> None:
     option("--model", required=required, metavar="NAME", help="a model of timm or torchvision")
     weights = command.add_mutually_exclusive_group()
     weights.add_argument("--checkpoint", type=Path, metavar="FILE",
-        help="its weights: a .safetensors file, or one of torch.save, of which no code is run")  # fmt: skip
-    weights.add_argument("--pretrained", action="store_true", help="its library's weights, downloaded if need be")
-    option("--image-size", type=int, metavar="N", help="rows and columns of what the model sees (what it declares)")
+        help="its weights: a .safetensors file, or one written by torch.save; no code in it is run")  # fmt: skip
+    weights.add_argument("--pretrained", action="store_true", help="its library's weights, downloaded if necessary")
+    option("--image-size", type=int, metavar="N", help="rows and columns of the model's input (what it declares)")
 
 
 def refuse_options_without_model(given: argparse.Namespace, *more: str) -> None:
-    """Refuse options that mean nothing if no model is named."""
+    """Refuse options that need a model.
+
+    Raises:
+        Refusal: one was given without a model.
+    """
     for name in ("checkpoint", "pretrained", "image_size", *more):
         if getattr(given, name):
-            raise Refusal(f"--{name.replace('_', '-')} is about a model; name one with --model")
+            raise Refusal(f"--{name.replace('_', '-')} needs a model; name one with --model")
 
 
 def stages(requests: list[str] | None) -> list[str | int] | None:
-    """Stages as the library takes them: numbers are reductions."""
+    """Convert requests for stages as the library takes them: numbers are reductions."""
     return None if requests is None else [int(request) if request.isdecimal() else request for request in requests]
 
 
 def make(given: argparse.Namespace) -> Backbone:
-    """The model that is named, with its weights; without any they are random, and the same each time."""
+    """Create the named model with its weights; without any, initialise it with the same random weights each time."""
     library, name = _found(given.model)
     saved = None if given.checkpoint is None else read_checkpoints(given.checkpoint)
     model, configured = _created(library, name, given.pretrained, {}), False
@@ -122,23 +126,23 @@ def make(given: argparse.Namespace) -> Backbone:
 
 
 def inject(backbone: Backbone, requests: list[str] | None, options: Options, backend: str | None, domain: str) -> None:
-    """Inject SIA where it is asked for, unless the checkpoint did: then its own sites and options stay."""
+    """Inject SIA at the requested stages, unless the checkpoint has SIA: then its sites and options are kept."""
     if sia_modules(backbone.model):
         if requests:
-            raise Refusal("the checkpoint holds SIA, at sites of its own; leave --stages out")
+            raise Refusal("the checkpoint has SIA at sites of its own; leave --stages out")
         for module in sia_modules(backbone.model).values():
             module.backend = backend
-            if not backbone.configured:  # an older checkpoint does not tell the options
+            if not backbone.configured:  # older checkpoints do not hold the options
                 module.options = options
         return
     chosen = {**options._asdict(), "backend": backend, "example_input": torch.empty(1, *backbone.size)}
     with refusing(InjectionError, ValueError, TypeError):
-        # Without the aggregation, which nothing has trained, the maps are the self-information and nothing else.
+        # Without the aggregation, which is untrained, the maps are the self-information of the model's own features.
         inject_sia(backbone.model, stages(requests), aggregate=False, domain=domain, **chosen)
 
 
 def _found(name: str) -> tuple[str, str]:
-    """The library that has a model of that name, "timm" before "torchvision", and the name there."""
+    """Return the library that has a model of that name, preferably timm, and the name there."""
     known: list[str] = []
     for library in ("timm", "torchvision"):
         if importlib.util.find_spec(library) is None:
@@ -181,7 +185,7 @@ def _created(library: str, name: str, pretrained: bool, arguments: dict[str, Any
 
 
 def _outputs_of(model: nn.Module, state: dict[str, Tensor]) -> int | None:
-    """How many classes a checkpoint is for, where that is not what the model has by default."""
+    """Return the number of classes of a checkpoint; None if it is the model's default or unknown."""
     layers = [(key, module) for key, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     if not layers:
         return None

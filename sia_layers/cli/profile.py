@@ -27,17 +27,17 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     command = commands.add_parser("profile", help="self-information of a model's layers", description=about)
     option = command.add_argument
-    option("photos", nargs="+", type=Path, metavar="PHOTO", help="photographs, or folders of folders of them")
+    option("photos", nargs="+", type=Path, metavar="PHOTO", help="photographs, or folders, with their subfolders")
     models.add(command, required=True)
     option("--layers", nargs="+", metavar="LAYER",
-        help="names of modules, patterns or reductions (those of the stages that inject_sia would take)")  # fmt: skip
-    option("--batch-size", type=int, default=8, metavar="N", help="photographs at once (%(default)s)")
+        help="names of modules, patterns or reductions (the stages at which inject_sia would inject)")  # fmt: skip
+    option("--batch-size", type=int, default=8, metavar="N", help="photographs per batch (%(default)s)")
     add_information(command, str(KERNEL_SIZE))
     command.set_defaults(run=run, prog=command.prog)
 
 
 def run(given: argparse.Namespace) -> None:
-    """Profile and print."""
+    """Profile the layers and print a table."""
     options = information(given, KERNEL_SIZE)
     with refusing(ValueError):
         if given.batch_size < 1:
@@ -60,7 +60,7 @@ def run(given: argparse.Namespace) -> None:
 
 
 class _Batches:
-    """The photographs as the model takes them, so many at once; read as they are needed."""
+    """Batches of photographs as inputs of the model, read as they are needed."""
 
     def __init__(self, backbone: models.Backbone, photos: Photos, size: int) -> None:
         self.backbone, self.photos, self.size = backbone, photos, size

@@ -1,4 +1,4 @@
-"""Reading files of weights without running any code that they name."""
+"""Read files of weights without running any code that they name."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from sia_layers.cli.common import Refusal, refusing
 
 
 class Inert:
-    """What an object of a checkpoint is read as that is no tensor: nothing of it is kept, and nothing of it runs."""
+    """The stand-in for an object in a checkpoint that is not a tensor: it keeps nothing and runs nothing."""
 
     def __new__(cls, *arguments: Any) -> Inert:
-        """Take whatever the object was made with."""
+        """Accept and ignore any arguments."""
         return super().__new__(cls)
 
     def __init__(self, *arguments: Any) -> None:
         pass
 
     def __setstate__(self, state: Any) -> None:
-        """Take whatever the object held."""
+        """Accept and ignore any state."""
 
 
 class PlainDict:
-    """What a mapping other than a dict is read as: a mapping, since it may hold the state dict."""
+    """The stand-in for a mapping other than dict: an OrderedDict, since it may hold the state dict."""
 
     def __new__(cls, *arguments: Any) -> Any:
-        """Return one that is empty; the reader fills it."""
+        """Return an empty OrderedDict, which the unpickler fills."""
         return OrderedDict()
 
 
 class PlainList:
-    """What a sequence other than a list is read as."""
+    """The stand-in for a sequence other than list."""
 
     def __new__(cls, *arguments: Any) -> Any:
-        """Return one that is empty; the reader fills it."""
+        """Return an empty list, which the unpickler fills."""
         return []
 
 
 def _names() -> Iterator[tuple[type, str]]:
-    """What scripts put beside their weights, by the full names that files have for it."""
+    """Yield the stand-in and the full name of each type that scripts are known to save beside their weights."""
     harmless = {
         "argparse": "Namespace",
         "builtins": "bool bytes dict float frozenset int list object range slice str tuple",
@@ -85,13 +85,17 @@ SHARD: Final = re.compile(r"-\d+-of-\d+\.")
 
 
 def read_file(path: Path) -> dict[Any, Any]:
-    """What a file of weights holds: tensors as they are, and Inert for all else than plain Python."""
+    """Read a file of weights; return it with its tensors and plain Python values, and Inert for any other object.
+
+    Raises:
+        Refusal: the file cannot be read, would run code, or is not a checkpoint.
+    """
     if not path.is_file():
-        reason = "it is no file" if path.exists() else "there is no such file"
+        reason = "it is not a file" if path.exists() else "there is no such file"
         raise Refusal(f"cannot read {path}: {reason}{'; name the file of weights in it' if path.is_dir() else ''}")
     if path.name.endswith(".index.json") or SHARD.search(path.name):
         raise Refusal(
-            f"{path} is a part of weights that are spread over several files; load them all, "
+            f"{path} is one of several files that the weights are spread over; load them all, "
             "and save them as one with torch.save(model.state_dict(), ...)"
         )
     return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
@@ -108,24 +112,24 @@ def _safetensors(path: Path) -> dict[Any, Any]:
 def _pickled(path: Path) -> dict[Any, Any]:
     try:
         with torch.serialization.safe_globals(list(HARMLESS)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the reader would warn of is refused below
+            warnings.simplefilter("ignore")  # whatever torch.load warns about is refused below
             held = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
             raise Refusal(
-                f"{path} holds more than tensors, is pickled otherwise than torch.save does it, or is no checkpoint, "
-                "and is not loaded; save it again as torch.save(model.state_dict(), ...)"
+                f"{path} is not loaded: it holds more than tensors, was not pickled by torch.save as it is by default, "
+                "or is no checkpoint; save it again with torch.save(model.state_dict(), ...)"
             ) from error
         raise Refusal(
             f"{path} holds more than tensors: loading it would run {found[1]}, which may do anything, so it is not "
-            "loaded; where you trust it, read it with torch.load(..., weights_only=False) and save the weights alone, "
+            "loaded; if you trust it, load it with torch.load(..., weights_only=False) and save the weights alone with "
             "torch.save(model.state_dict(), ...)"
         ) from error
-    except Exception as error:  # whatever a file that is no checkpoint leads the reader to
+    except Exception as error:  # torch.load may raise anything for a file that is not a checkpoint
         if "TorchScript" in str(error):
             raise Refusal(
-                f"{path} holds a TorchScript program; save the weights alone, torch.save(model.state_dict(), ...)"
+                f"{path} holds a TorchScript program; save the weights alone with torch.save(model.state_dict(), ...)"
             ) from error
         raise Refusal(f"cannot read {path}: {str(error).partition(chr(10))[0] or type(error).__name__}") from error
     if not isinstance(held, dict):

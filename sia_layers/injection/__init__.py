@@ -1,4 +1,4 @@
-"""Self-Information Attention in a model that exists: put it in, take it out, and find its parts again."""
+"""Inject Self-Information Attention into an existing model, eject it, and access its modules and parameters."""
 
 from sia_layers.injection.errors import (
     AlreadyInjectedError,

@@ -1,6 +1,6 @@
-"""The configuration of an injection: what inject_sia needs to give a model the same sites again.
+"""The configuration of an injection: what inject_sia needs to inject at the same sites again.
 
-It travels with the weights, as bytes of JSON in the state dict's ``<first site>._extra_state``.
+It travels with the weights, as bytes of JSON in the entry ``<first site>._extra_state`` of the state dict.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from torch import Tensor, nn
 
 from sia_layers.attention import SIAttention
 from sia_layers.injection.errors import ConfigError
+from sia_layers.injection.names import CHILD, EXTRA_STATE
 
 VERSION: Final = 1
 AGGREGATE_FORMS: Final[dict[bool | str, str | None]] = {True: "published", "pooled": "pooled", False: None}
-# Names of stages may differ where the sites do not, and where sites do, so do the keys of the state dict.
+# Different names of stages may mean the same sites; if the sites differ, so do the keys of the state dict.
 NOT_COMPARED: Final = frozenset({"version", "stages", "identity_init", "gain"})
-LAYERS: Final = ("act_layer", "gate_layer")  # classes, which JSON holds by their names in torch.nn
+LAYERS: Final = ("act_layer", "gate_layer")  # classes, stored by their names in torch.nn
 
 
 class Config(NamedTuple):
-    """Arguments of inject_sia as JSON has them.
+    """The arguments of inject_sia, with values that JSON can represent.
 
     Attributes:
-        arguments: by keyword.
+        arguments: the arguments by keyword.
     """
 
     arguments: dict[str, Any]
@@ -42,45 +43,45 @@ class Config(NamedTuple):
         where: Mapping[str, Any],
         sia_kwargs: Mapping[str, Any],
     ) -> Config:
-        """Return the configuration of an injection, without what is as by default."""
+        """Return the configuration of an injection, without options that have their default."""
         defaults = inspect.signature(SIAttention).parameters
         changed = {
             name: value
             for name, value in sia_kwargs.items()
-            if name not in defaults or value != defaults[name].default  # SIAttention refuses what it does not know
+            if name not in defaults or value != defaults[name].default  # SIAttention refuses unknown names
         }
         options = {name: _named(value) if name in LAYERS else value for name, value in changed.items()}
-        said = {name: list(value) if name == "grid" else value for name, value in where.items()
+        given = {name: list(value) if name == "grid" else value for name, value in where.items()
                 if value and value != "spatial"}  # fmt: skip
         return cls({
             "version": VERSION,
             "stages": list(dict.fromkeys(stages)),
             "aggregate": aggregate,
             "identity_init": identity_init,
-            **said,
+            **given,
             **options,
         })  # fmt: skip
 
     @staticmethod
     def check_version(version: int | None) -> None:
-        """Refuse a configuration of a later version of the library.
+        """Check that a configuration is not from a later version of the library.
 
         Raises:
-            ConfigError: it is one.
+            ConfigError: it is.
         """
         if version is not None and (not isinstance(version, int) or version > VERSION):
             raise ConfigError(
-                f"the configuration is of version {version!r}, and sia-layers "
-                f"{importlib.metadata.version('sia-layers')} knows up to {VERSION}; install a newer one"
+                f"the configuration has version {version!r}, and sia-layers "
+                f"{importlib.metadata.version('sia-layers')} supports versions up to {VERSION}; install a newer one"
             )
 
     def to_tensor(self) -> Tensor:
-        """The configuration as bytes."""
+        """Return the configuration as bytes of JSON."""
         return torch.tensor(list(json.dumps(self.arguments).encode()), dtype=torch.uint8, device="cpu")
 
     @classmethod
     def from_tensor(cls, state: Any) -> Config | None:
-        """Read what :meth:`to_tensor` gave; None for anything else, such as the average of several."""
+        """Read the result of :meth:`to_tensor`; return None for anything else, such as the average of several."""
         try:
             arguments = json.loads(bytes(state.tolist()))
         except (AttributeError, TypeError, ValueError):
@@ -88,7 +89,7 @@ class Config(NamedTuple):
         return cls(arguments) if isinstance(arguments, dict) else None
 
     def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:
-        """The arguments in which two configurations differ."""
+        """Return the arguments in which two configurations differ, with both values."""
         names = {**self.arguments, **other.arguments}.keys() - NOT_COMPARED
         pairs = {name: (self.arguments.get(name), other.arguments.get(name)) for name in names}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -98,7 +99,7 @@ def config_in(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the arguments of inject_sia that a state dict carries; None if it carries none."""
     for name, value in state_dict.items():
         parts = name.split(".")
-        if parts[-1] == "_extra_state" and "sia" in parts:
+        if parts[-1] == EXTRA_STATE and CHILD in parts:
             config = Config.from_tensor(value)
             if config is not None:
                 return config.arguments
@@ -106,7 +107,7 @@ def config_in(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def resolved(name: str, value: Any) -> Any:
-    """Return the class that a configuration names; any other argument as it is.
+    """Return the class that a configuration names; return any other argument as it is.
 
     Raises:
         ConfigError: torch.nn has no such class.
@@ -115,12 +116,12 @@ def resolved(name: str, value: Any) -> Any:
         return value
     found = getattr(nn, value, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ConfigError(f"{name}={value!r} names no class of torch.nn; pass the class itself, {name}=...")
+        raise ConfigError(f"{name}={value!r} is not a class of torch.nn; pass the class itself, {name}=...")
     return found
 
 
 def _named(layer: Any) -> str:
-    """The name of a layer's class in torch.nn, or one that :func:`resolved` refuses."""
+    """Return the name of a layer's class in torch.nn, or a name that :func:`resolved` refuses."""
     if isinstance(layer, str):
         return layer
     name = getattr(layer, "__name__", type(layer).__name__)

@@ -1,4 +1,4 @@
-"""What inject_sia refuses, a class for each reason; the model is untouched whenever one is raised."""
+"""The errors of inject_sia, one class for each reason. The model is unchanged whenever one is raised."""
 
 from __future__ import annotations
 
@@ -7,66 +7,66 @@ from collections.abc import Iterable
 
 
 class InjectionError(Exception):
-    """A model that Self-Information Attention cannot be injected into as asked; the message says what to do."""
+    """Raised if SIA cannot be injected into a model as requested; the message says what to do."""
 
 
 class UnknownStageError(InjectionError, ValueError):
-    """A stage was asked for that the model does not have."""
+    """Raised for a stage that the model does not have."""
 
 
 class NoStagesError(InjectionError, ValueError):
-    """Nothing tells where the stages of this model are."""
+    """Raised if nothing tells where the stages of the model are."""
 
 
 class AlreadyInjectedError(InjectionError):
-    """The model holds SIA already."""
+    """Raised if the model already has SIA."""
 
 
 class NotInjectedError(InjectionError):
-    """The model holds no SIA."""
+    """Raised if the model has no SIA."""
 
 
 class FiringError(InjectionError):
-    """A site does not run exactly once in a forward pass."""
+    """Raised if a site does not run in a forward pass, or not in turn with the other sites."""
 
 
 class OffTrunkError(InjectionError):
-    """The model's output does not hang on a site's output alone: a path leads around it."""
+    """Raised if some path from input to output bypasses the site, so gating it would not gate the signal."""
 
 
 class OutputTypeError(InjectionError):
-    """A site gives something else than one tensor, such as a list of maps."""
+    """Raised if a module returns no feature map that a site could gate."""
 
 
 class LayoutError(InjectionError):
-    """It is not known where a site's output has its channels, rows and columns."""
+    """Raised if it is unknown which axes of a site's output are channels, rows and columns."""
 
 
 class UnsupportedModelError(InjectionError):
-    """A kind of module that cannot be changed in place: ScriptModules, wrappers of torch.distributed."""
+    """Raised for modules that cannot be changed in place, such as ScriptModules and wrappers of torch.distributed."""
 
 
 class ReentrantCheckpointError(InjectionError):
-    """The model is checkpointed in the reentrant way, which hides the graph from every hook."""
+    """Raised for reentrant checkpointing, which hides the autograd graph from hooks."""
 
 
 class ConfigError(InjectionError, ValueError):
-    """A configuration that this version of the library cannot follow."""
+    """Raised for a configuration that this version of the library does not support."""
 
 
 class DryRunError(InjectionError):
-    """The model itself failed on the example input."""
+    """Raised if the model itself fails on the example input."""
 
 
 class StateDictError(InjectionError, KeyError):
-    """A state dict that does not fit the injected modules."""
+    """Raised for a state dict that does not match the injected modules."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """An ending for a message: the names that come nearest, or the first few there are."""
+    """Return the end of a message: the known names closest to ``name``, or else the first few known names."""
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:

@@ -1,4 +1,4 @@
-"""What is known of the architectures of timm, torchvision, transformers and others: one table for each fact."""
+"""Facts about the architectures of timm, torchvision, transformers and other libraries: one table for each fact."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-# timm's architectures, by the file that defines them. All others give NCHW maps and no tokens.
+# timm's architectures, by the file that defines them. All others return NCHW maps.
 NHWC_FAMILIES: Final = frozenset({
     "hieradet_sam2", "mambaout", "sequencer", "swin_transformer", "swin_transformer_v2", "vision_transformer_sam",
     "volo",
@@ -17,41 +17,41 @@ TOKEN_FAMILIES: Final = frozenset({
     "mlp_mixer", "mvitv2", "naflexvit", "pit", "qwen3_vit", "tnt", "twins", "vision_transformer",
     "vision_transformer_hybrid", "vision_transformer_relpos", "vitamin", "xcit",
 })  # fmt: skip
-# Blocks whose layout is not that of their stage.
+# Blocks that return NHWC maps, although their family does not.
 NHWC_BLOCKS: Final = frozenset({
     "GlobalContextVitBlock", "SwinTransformerV2CrBlock", "TinyVitBlock",
     "GotOcr2VisionLayer", "Sam2MultiScaleBlock", "SamHQVisionLayer", "SamVisionLayer",
 })  # fmt: skip
-# torchvision, by the file that defines the model; of its video models, by the class.
+# torchvision's architectures, by the file that defines them, and video models by their class.
 TORCHVISION_NHWC: Final = frozenset({"swin_transformer"})
 TORCHVISION_TOKENS: Final = frozenset({"vision_transformer", "mvit"})
 TORCHVISION_VIDEO: Final = frozenset({"resnet", "s3d"})  # NCTHW, within torchvision.models.video
 VIDEO_NTHWC: Final = frozenset({"SwinTransformer3d"})
 
-# Files that define what goes around a backbone.
+# Files that define wrappers of a backbone.
 WRAPPERS: Final = frozenset({
     "_features", "_features_fx", "_utils", "backbone_utils", "deeplabv3", "faster_rcnn", "fcn", "fcos",
     "feature_extraction", "generalized_rcnn", "keypoint_rcnn", "lraspp", "mask_rcnn", "retinanet", "ssd", "ssdlite",
 })  # fmt: skip
-# Which item of a block's output is the map, where another one could be taken for it.
-MAP_ITEMS: Final = {"tnt": 1}  # the other one is the tokens inside of each patch
+# The item of a block's output that is the map, for blocks in which another item could be mistaken for it.
+MAP_ITEMS: Final = {"tnt": 1}  # the other item holds the tokens inside each patch
 UNREADABLE_FAMILIES: Final = {
-    ("timm", "nest"): "inside of a level its tokens are cut into blocks; name the level",
+    ("timm", "nest"): "inside a level its tokens are cut into blocks; name the level",
     ("transformers", "vit_mae"): "it drops patches and shuffles the rest; inject into a ViTModel with its weights",
-    ("transformers", "yolos"): "its detection tokens come after the patches, and SIA knows only tokens before them",
+    ("transformers", "yolos"): "its detection tokens come after the patches, and SIA supports only tokens before them",
 }
-# Libraries that put all prefix tokens first, so that the number of tokens tells how many there are.
+# Libraries that put all prefix tokens first, so that their number follows from the number of tokens.
 PREFIX_FIRST: Final = frozenset({"transformers", "open_clip", "dinov2", "segmentation_models_pytorch"})
-# Models that hold more than the tower that sees pictures: the attribute that is the tower.
+# Attributes that hold the vision tower of a model with several towers.
 TOWERS: Final = ("visual", "vision_model", "vision_tower", "image_encoder")
 PREFIX_TOKENS: Final = ("cls_token", "class_token", "class_embedding", "cls_pos_embed")
 
 
 class Family(NamedTuple):
-    """Where an architecture is from.
+    """The origin of an architecture.
 
     Attributes:
-        library: the package, such as ``"timm"``; ``""`` for a model of one's own.
+        library: the package, such as ``"timm"``; ``""`` for the user's own model.
         name: the file that defines it.
         video: whether its inputs are videos.
     """
@@ -62,12 +62,12 @@ class Family(NamedTuple):
 
 
 def family_of(module: nn.Module) -> Family:
-    """Return the family of a module's class, or of the first class that it is derived from which a library defines."""
+    """Return the family of a module's class, or else of the first of its base classes that a known library defines."""
     return _family(origin(module))
 
 
 def origin(module: nn.Module) -> type:
-    """Return the class of a module, or the first that it is derived from which a library defines, if there is one."""
+    """Return the first class in a module's MRO that a known library defines, or else the module's own class."""
     return next((kind for kind in type(module).__mro__ if _family(kind).library), type(module))
 
 
@@ -81,13 +81,13 @@ def _family(kind: type) -> Family:
         return Family("transformers", parts[2])
     if parts[0] in ("open_clip", "dinov2", "segmentation_models_pytorch", "ultralytics") and len(parts) > 1:
         return Family(parts[0], parts[-1])
-    if kind.__name__ == "DinoVisionTransformer":  # torch.hub's, whose package may have any name
+    if kind.__name__ == "DinoVisionTransformer":  # from torch.hub, where the package may have any name
         return Family("dinov2", "vision_transformer")
     return Family()
 
 
 def ancestors(model: nn.Module, name: str) -> list[nn.Module]:
-    """Return the modules on the way from the model to the named one, outermost first."""
+    """Return the modules on the path from the model to the named module, outermost first."""
     found = [model]
     for part in name.split(".") if name else []:
         found.append(found[-1]._modules[part])  # type: ignore[arg-type]
@@ -95,7 +95,7 @@ def ancestors(model: nn.Module, name: str) -> list[nn.Module]:
 
 
 def family_at(model: nn.Module, name: str) -> Family:
-    """Return the family of the innermost model around a module: of the outermost module that a library defines."""
+    """Return the family of the outermost module around a module that a known library defines and that is no wrapper."""
     for module in ancestors(model, name):
         family = family_of(module)
         if family.library and family.name not in WRAPPERS:
@@ -104,7 +104,7 @@ def family_at(model: nn.Module, name: str) -> Family:
 
 
 def known_kind(model: nn.Module, name: str, output: Tensor) -> str | None:
-    """Return the layout of a module's output where its family tells; None where nothing does."""
+    """Return the layout of a module's output if its family determines it; None otherwise."""
     host, family = ancestors(model, name)[-1], family_at(model, name)
     if output.dim() == 5 and family.library == "torchvision":
         swin = any(origin(module).__name__ in VIDEO_NTHWC for module in ancestors(model, name))
@@ -137,9 +137,9 @@ def declared_prefixes(model: nn.Module, name: str) -> tuple[int, ...]:
 
 
 def token_order(model: nn.Module, name: str, length: int) -> tuple[tuple[int, ...], tuple[int, int]] | None:
-    """Return where the token of each grid cell stands and the grid, for models that order tokens by mask unit.
+    """Return the position of each grid cell's token, and the grid, for models that order tokens by mask unit.
 
-    Their own ``reroll`` tells. None for models whose tokens are in reading order.
+    The order is that of the model's own ``reroll``. Return None for models whose tokens are in reading order.
     """
     around = ancestors(model, name)
     roller = next((module for module in reversed(around) if hasattr(module, "reroll")), None)
@@ -152,10 +152,10 @@ def token_order(model: nn.Module, name: str, length: int) -> tuple[tuple[int, ..
 
 
 def entry(model: nn.Module) -> str:
-    """Return the name of the part that a dry run has to run: "" for all of it.
+    """Return the name of the part of a model that a dry run runs; "" for the whole model.
 
-    Of torchvision's detectors and segmenters it is the backbone, since what follows depends on values; of models of
-    pictures and text it is the tower that sees pictures.
+    For torchvision's detectors and segmenters it is the backbone, because the rest depends on values. For models of
+    pictures and text it is the vision tower.
     """
     module = origin(model).__module__
     if module.startswith(("torchvision.models.detection.", "torchvision.models.segmentation.")):
@@ -168,7 +168,7 @@ def entry(model: nn.Module) -> str:
 
 
 def config_of(module: nn.Module) -> Any:
-    """Return the configuration of one of transformers' models, its vision part where it has several; else None."""
+    """Return the configuration of a transformers model, or the vision part of it; None for any other module."""
     config = getattr(module, "config", None)
     if not any(kind.__module__.startswith("transformers.") for kind in type(config).__mro__):
         return None

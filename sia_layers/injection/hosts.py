@@ -1,4 +1,4 @@
-"""The module that ends a stage: where a hook gets the stage's whole output, whatever wraps or skips containers."""
+"""Find the host of a stage: the module at which a hook sees the whole output, whatever wraps or skips containers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from sia_layers.injection.errors import AlreadyInjectedError, UnknownStageError, UnsupportedModelError
-from sia_layers.injection.site import is_site
+from sia_layers.injection.module import is_site
+from sia_layers.kernels.private_torch import BATCH_NORM, CONVOLUTION
 
 DENSE_BLOCKS: Final = frozenset({"DenseBlock", "_DenseBlock", "DenseStage"})  # their last layer is not their output
 CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -16,7 +17,7 @@ ITERATORS: Final = frozenset({"children", "named_children", "_modules", "modules
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside of what torch.compile or DataParallel put around it, or the model itself."""
+    """Return the module inside the wrappers of torch.compile and DataParallel, or the model itself."""
     while True:
         inner = model.module if isinstance(model, nn.DataParallel) else getattr(model, "_modules", {}).get("_orig_mod")
         if inner is None:
@@ -25,38 +26,39 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_supported(model: nn.Module) -> None:
-    """Refuse what cannot be changed in place, or has been.
+    """Check that a model can be changed in place, and has no SIA yet.
 
     Raises:
-        UnsupportedModelError, AlreadyInjectedError: it is so.
+        TypeError: it is not a module.
+        UnsupportedModelError: it cannot be changed in place.
+        AlreadyInjectedError: it has SIA.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedModelError(
-                f"{name or 'the model'!r} is a ScriptModule, which takes no hooks; inject first, script or export after"
+                f"{name or 'the model'!r} is a ScriptModule, which takes no hooks; inject before scripting or exporting"
             )
         if is_site(module):
-            raise AlreadyInjectedError(f"the model holds SIA at {name!r} already; call eject_sia(model) first")
+            raise AlreadyInjectedError(f"the model already has SIA at {name!r}; call eject_sia(model) first")
         if getattr(getattr(module, "_hf_hook", None), "offload", False):
             raise UnsupportedModelError(
-                f"{name or 'the model'!r} is offloaded by accelerate, whose hooks would not bring new parameters "
-                "along; inject first and offload after, or call "
-                "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+                f"{name or 'the model'!r} is offloaded by accelerate, whose hooks would not move new parameters; "
+                "inject before offloading, or call accelerate.hooks.remove_hook_from_module(model, recurse=True)"
             )
         kind = type(module).__name__
         if kind in ("DistributedDataParallel", "FullyShardedDataParallel") or kind.startswith("FSDP"):
             raise UnsupportedModelError(
-                f"the model is wrapped in {kind}, which would not see new parameters; inject first and wrap after"
+                f"the model is wrapped in {kind}, which would not see new parameters; inject before wrapping"
             )
 
 
 def host_of(model: nn.Module, name: str) -> tuple[str, str]:
-    """The module that ends a stage, and its side.
+    """Return the name of the module that ends a stage, and its side.
 
-    Containers are descended to their last real block: checkpointing passes over a Sequential, and a container that
-    goes through its children would run one more.
+    The search descends into containers to their last real block, because checkpointing skips a Sequential, and a
+    container that iterates over its children would also run a new child.
     """
     module = model.get_submodule(name)
     while True:
@@ -69,7 +71,7 @@ def host_of(model: nn.Module, name: str) -> tuple[str, str]:
 
 
 def iterates(module: nn.Module) -> bool:
-    """Whether the module runs, or is, a list of its children, so that one more would be run as well."""
+    """Tell whether a module is a container or iterates over its children, and so would also run a new child."""
     if isinstance(module, CONTAINERS):
         return bool(module._modules)
     code = getattr(type(module).forward, "__code__", None)
@@ -85,21 +87,21 @@ def _last_block(module: nn.Module) -> str | None:
 
 
 def _is_trimming(module: nn.Module) -> bool:
-    """Whether it is a layer that merely follows a block: a norm, a dropout, nothing."""
+    """Tell whether a module merely follows a block: a norm, a dropout, an identity."""
     if isinstance(module, (nn.Identity, nn.Dropout)) or type(module).__name__ == "DropPath":
         return True
-    convolves = any(isinstance(child, nn.modules.conv._ConvNd) for child in module.modules())
+    convolves = any(isinstance(child, CONVOLUTION) for child in module.modules())
     return "Norm" in type(module).__name__ and not convolves
 
 
 def _activation(module: nn.Module) -> str | None:
-    """The activation in a batch norm that has one: converting to synchronised batch norms drops the norm's hooks."""
-    activation = module._modules.get("act") if isinstance(module, nn.modules.batchnorm._BatchNorm) else None
+    """Return the activation of a batch norm that has one, because convert_sync_batchnorm drops hooks of the norm."""
+    activation = module._modules.get("act") if isinstance(module, BATCH_NORM) else None
     return None if activation is None or isinstance(activation, nn.Identity) else "act"
 
 
 def _transition(model: nn.Module, name: str) -> str:
-    """The first convolution or norm, but no batch norm, of what follows a dense block: all of its maps go in there."""
+    """Return the first layer after a dense block that is not a batch norm or ReLU: all maps of the block go into it."""
     path = name
     while path:
         parent, _, own = path.rpartition(".")
@@ -110,13 +112,13 @@ def _transition(model: nn.Module, name: str) -> str:
             break
         path = parent
     else:
-        raise UnknownStageError(f"nothing follows the dense block {name!r}; name the stage before it, or its last norm")
+        raise UnknownStageError(f"nothing follows the dense block {name!r}; name the stage before it or its last norm")
     module = model.get_submodule(path)
     while module._modules:
         inner = {
             child: value
             for child, value in module._modules.items()
-            if value is not None and not isinstance(value, (nn.modules.batchnorm._BatchNorm, nn.ReLU))
+            if value is not None and not isinstance(value, (BATCH_NORM, nn.ReLU))
         }
         if not inner:
             break

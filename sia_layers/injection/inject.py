@@ -1,4 +1,4 @@
-"""Put Self-Information Attention into a model, and take it out again."""
+"""Inject Self-Information Attention into a model, and eject it again."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sia_layers.injection import trial
+from sia_layers.injection import dry_run
 from sia_layers.injection.config import AGGREGATE_FORMS, Config, resolved
 from sia_layers.injection.errors import FiringError, InjectionError
 from sia_layers.injection.hosts import unwrapped
 from sia_layers.injection.inputs import inputs_for
-from sia_layers.injection.proof import Site
-from sia_layers.injection.relay import ATTRIBUTE, Relay
-from sia_layers.injection.site import (
-    CHILD,
+from sia_layers.injection.module import (
     DOMAINS,
-    PATCHES,
     Injected,
     Leading,
     Place,
@@ -29,14 +25,19 @@ from sia_layers.injection.site import (
     output_hook,
     patch_hook,
 )
+from sia_layers.injection.names import CHILD, PATCHES, RELAY
+from sia_layers.injection.proof import Site
+from sia_layers.injection.relay import Relay
 from sia_layers.injection.sites import StageRequest, find_sites
 from sia_layers.injection.state_dict import not_injected
 from sia_layers.kernels.options import as_choice
+from sia_layers.kernels.private_torch import hook_tables
 
 Model = TypeVar("Model", bound=nn.Module)
 
-FUSE: Final = "reparameterize"  # of timm's blocks, which freezes all parameters that it does not fuse
+FUSE: Final = "reparameterize"  # a method of timm's blocks that freezes all parameters it does not fuse
 FROM_THE_HOST: Final = ("channels", "device", "dtype")
+OWN_HOOKS: Final = (output_hook, input_hook, patch_hook)
 
 
 def inject_sia(
@@ -57,36 +58,41 @@ def inject_sia(
 ) -> Model:
     """Inject Self-Information Attention into a model, in place.
 
-    Each site's host gets a child ``sia`` and a hook that runs it on the host's output; the keys of the model's
-    state dict stay as they are, with those of the new modules among them. All is checked before anything is changed.
+    The host of each site gets a child ``sia`` and a hook that runs it on the host's output. The existing keys of the
+    model's state dict do not change; those of the new modules are added. Everything is checked before anything is
+    changed.
+
+    For details on ``model``, ``stages``, the examples, ``layout``, ``grid``, ``prefix_tokens`` and ``allow_bypass``,
+    see :func:`find_sites`.
 
     Args:
-        model: as for :func:`find_sites`, as are ``stages``, the examples, ``layout``, ``grid``, ``prefix_tokens`` and
-            ``allow_bypass``.
-        stages: where; None for the reductions 4, 8 and 16.
-        aggregate: hand the self-information of every site on to all later ones, projected to their channels, as
-            published. It costs little in an EfficientNet, and half as much again in a ResNet-50, whose maps have many
-            channels; ``"pooled"`` is a cheap form with the same parameters, see :class:`sia_layers.SIAggregation`.
-        identity_init: start from ``gain=0.0``, so that the model computes what it did before and learns from there.
-            If False, SIA acts from the start, by its formulas, or by the ``gain`` that is given.
-        example_input: what the model takes; None for what it declares.
-        example_kwargs: what it takes by keyword.
-        layout: of the stages' outputs; None to know or prove it.
-        grid: rows and columns of tokens, where the model does not tell.
-        prefix_tokens: tokens before those of the grid, where the model does not tell.
-        allow_bypass: take stages that a path from input to output leads around.
-        domain: ``"spatial"`` gates pixels, ``"frequency"`` the coefficients of a block transform
+        model: the model.
+        stages: where to inject; None for the reductions 4, 8 and 16.
+        aggregate: whether to pass the self-information of every site on to all later ones, projected to their
+            channels, as published. This costs little in an EfficientNet, but increases the time of a ResNet-50 by
+            half, because its maps have many channels. ``"pooled"`` is a cheaper form with the same parameters; see
+            :class:`sia_layers.SIAggregation`.
+        identity_init: whether to start with ``gain=0.0``, so that the model computes what it did before and learns
+            from there. If False, SIA takes effect from the start, without a gain or with the ``gain`` that is given.
+        example_input: what the model takes as input; None for what it declares.
+        example_kwargs: what the model takes by keyword.
+        layout: layout of the stages' outputs; None to infer it.
+        grid: rows and columns of tokens, if the model does not tell.
+        prefix_tokens: number of tokens before those of the grid, if the model does not tell.
+        allow_bypass: accept stages that some path from input to output bypasses.
+        domain: ``"spatial"`` gates pixels, ``"frequency"`` gates the coefficients of a block transform
             (:class:`sia_layers.FrequencySIAttention`, whose ``block`` and ``transform`` are then options as well), and
-            ``"both"`` pixels and then coefficients, each with a gain of its own.
-        version: of a configuration, as :func:`sia_config` gives it.
-        **sia_kwargs: of every :class:`sia_layers.SIAttention`. Channels, device and dtype are the host's.
+            ``"both"`` gates pixels and then coefficients, each with a gain of its own.
+        version: version of a configuration, as :func:`sia_config` returns it.
+        **sia_kwargs: arguments of every :class:`sia_layers.SIAttention`, except for the channels, device and dtype,
+            which the host determines.
 
     Returns:
         The same model.
 
     Raises:
-        InjectionError: the model cannot take it as asked; it is untouched.
-        TypeError, ValueError: an argument that SIAttention does not take.
+        InjectionError: SIA cannot be injected as requested; the model is unchanged.
+        TypeError, ValueError: an argument is not one of SIAttention, has the wrong type or is out of range.
 
     Example:
         >>> from torchvision.models import resnet18
@@ -121,16 +127,16 @@ def inject_sia(
 
 
 def eject_sia(model: Model) -> Model:
-    """Take Self-Information Attention out of a model, which is then exactly as before :func:`inject_sia`.
+    """Eject Self-Information Attention from a model, and leave it exactly as it was before :func:`inject_sia`.
 
     Args:
-        model: a model that holds it.
+        model: a model with SIA.
 
     Returns:
         The same model.
 
     Raises:
-        NotInjectedError: it holds none.
+        NotInjectedError: the model has no SIA.
     """
     if not _detach(unwrapped(model)):
         raise not_injected(model)
@@ -141,13 +147,13 @@ def eject_sia(model: Model) -> Model:
 def _options(identity_init: bool, given: dict[str, Any]) -> dict[str, Any]:
     for name in FROM_THE_HOST:
         if name in given:
-            raise TypeError(f"{name} is taken from each host; leave it out")
+            raise TypeError(f"{name} is determined by each host; leave it out")
     given = {name: resolved(name, value) for name, value in given.items()}
     if not identity_init:
         return given
     if given.get("gain") not in (None, 0.0):
         raise ValueError(
-            f"identity_init=True means gain=0.0, got gain={given['gain']!r}; to start from that, identity_init=False"
+            f"identity_init=True means gain=0.0, got gain={given['gain']!r}; set identity_init=False to start from it"
         )
     return {**given, "gain": 0.0}
 
@@ -160,7 +166,7 @@ def _made(
     config: Config,
     kinds: tuple[type[Leading], type[Injected]],
 ) -> list[Injected]:
-    """A module for each site, as its host: on its device, in its dtype and mode."""
+    """Create the module of each site, with the device, dtype and mode of its host."""
     channels = [site.channels for site in sites]
     attentions: list[Injected] = []
     for position, site in enumerate(sites):
@@ -179,7 +185,7 @@ def _made(
 
 
 def _like(host: nn.Module, model: nn.Module) -> Tensor:
-    """A floating parameter of the host, or else of the model."""
+    """Return a floating-point parameter of the host, or else of the model."""
     for module in (host, model):
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point() and tensor.dtype.itemsize > 1:
@@ -196,9 +202,9 @@ def _attach(model: nn.Module, site: Site, attention: Injected, relay: Relay) -> 
         group[str(site.item)] = attention
         return
     if hasattr(host, CHILD):
-        raise InjectionError(f"{site.host!r} has something called {CHILD!r} already; name another module")
+        raise InjectionError(f"{site.host!r} already has an attribute {CHILD!r}; name another module")
     host.add_module(CHILD, attention if site.alone else SiteGroup({str(site.item): attention}))
-    setattr(host, ATTRIBUTE, relay)
+    setattr(host, RELAY, relay)
     if hasattr(host, FUSE):
         setattr(host, FUSE, functools.partial(_fused, host))
     if site.side == "input":
@@ -208,7 +214,7 @@ def _attach(model: nn.Module, site: Site, attention: Injected, relay: Relay) -> 
 
 
 def _fused(host: nn.Module) -> None:
-    """Stand in for a block's own method, which would freeze the parameters of SIA."""
+    """Replace a block's own method, which would freeze the parameters of SIA."""
     injected = host._modules[CHILD]
     assert injected is not None
     flags = [(parameter, parameter.requires_grad) for parameter in injected.parameters()]
@@ -219,7 +225,7 @@ def _fused(host: nn.Module) -> None:
 
 def _watch_patches(patches: nn.Module, name: str, relay: Relay) -> None:
     if not hasattr(patches, PATCHES):
-        setattr(patches, ATTRIBUTE, relay)
+        setattr(patches, RELAY, relay)
         setattr(patches, PATCHES, name)
         patches.register_forward_hook(patch_hook, prepend=True)
 
@@ -228,37 +234,34 @@ def _check_firings(
     model: nn.Module, sites: list[Site], example_input: Any, example_kwargs: Mapping[str, Any] | None
 ) -> None:
     inputs = inputs_for(model, example_input, example_kwargs)
-    ran = trial.run(model, inputs, [(site.name, "output") for site in sites])
+    ran = dry_run.run(model, inputs, [(site.name, "output") for site in sites])
     counts = {name: len(firings) for (name, _), firings in ran.firings.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         uneven = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
         raise FiringError(
             f"{uneven[0]!r} runs {counts[uneven[0]]} times in a forward pass and {uneven[1]!r} {counts[uneven[1]]} "
-            "times, where all must run equally often; leave one of the two out of stages"
+            "times, but all sites must run equally often; leave one of the two out of stages"
         )
 
 
 def _detach(model: nn.Module) -> bool:
-    """Take out every injected module and hook; whether there was any."""
+    """Remove every injected module and hook; return whether there was any."""
     found = False
     for module in list(model.modules()):
-        for hooks, options, own in (
-            (module._forward_hooks, module._forward_hooks_with_kwargs, (output_hook, patch_hook)),
-            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, (input_hook,)),
-        ):
-            for key in [key for key, hook in hooks.items() if hook in own]:
+        for hooks, with_kwargs in hook_tables(module):
+            for key in [key for key, hook in hooks.items() if hook in OWN_HOOKS]:
                 if hooks[key] is not patch_hook:
                     found = True
                     module._modules.pop(CHILD, None)
                     module.__dict__.pop(FUSE, None)
                 del hooks[key]
-                options.pop(key, None)
-        for attribute in (ATTRIBUTE, PATCHES):
+                with_kwargs.pop(key, None)
+        for attribute in (RELAY, PATCHES):
             module.__dict__.pop(attribute, None)
     return found
 
 
 def _forget_compiled() -> None:
-    """Have torch.compile trace anew: it does not notice that hooks come or go."""
+    """Make torch.compile trace again, because it does not notice that hooks come or go."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""The arguments of a dry run: a model's own declaration, or an example of any shape that the model takes."""
+"""The arguments of a dry run: what the model declares, or an example of any structure that it takes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from sia_layers.injection.errors import DryRunError, NoStagesError
 from sia_layers.injection.families import config_of, family_of, origin
+from sia_layers.kernels.private_torch import pytree
 
 
 class Inputs(NamedTuple):
-    """Arguments of a model's forward pass.
+    """The arguments of a model's forward pass.
 
     Attributes:
-        args: positional.
-        kwargs: by keyword.
+        args: positional arguments.
+        kwargs: keyword arguments.
     """
 
     args: tuple[Any, ...]
@@ -27,7 +27,7 @@ class Inputs(NamedTuple):
 
     @property
     def picture(self) -> Tensor:
-        """The first floating tensor of four or five axes, or else of three, as in a list of pictures.
+        """The first floating-point tensor of four or five axes, or else of three, as in a list of pictures.
 
         Raises:
             DryRunError: there is none.
@@ -39,19 +39,19 @@ class Inputs(NamedTuple):
                     return tensor
         found = ", ".join(f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in tensors) or "no tensor at all"
         raise DryRunError(
-            "the example input must hold a picture, a floating tensor (N, C, H, W) or (N, C, T, H, W) such as "
+            "the example input must hold a picture, a floating-point tensor (N, C, H, W) or (N, C, T, H, W) such as "
             f"torch.empty(1, 3, 224, 224), got {found}"
         )
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Inputs:
-        """Return the same arguments with every tensor changed."""
+        """Return the arguments with ``change`` applied to every tensor."""
         args, kwargs = pytree.tree_map(
             lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs)
         )
         return Inputs(args, kwargs)
 
     def resized(self, *size: int) -> Inputs:
-        """Return empty arguments of another size, (frames,) height and width, the picture's and all of its size."""
+        """Return the arguments with each tensor of the picture's (frames,) height and width at another size, empty."""
         before = self.picture.shape[-len(size) :]
 
         def change(tensor: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Inputs(NamedTuple):
         return self.mapped(change)
 
     def described(self) -> str:
-        """The shapes of the tensors, in words."""
+        """List the shapes of the tensors."""
         leaves = pytree.tree_leaves((self.args, self.kwargs))
         return ", ".join(str(tuple(leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor))
 
@@ -71,13 +71,13 @@ def inputs_for(model: nn.Module, example_input: Any = None, example_kwargs: Mapp
     """Return the arguments for a dry run.
 
     Args:
-        model: what they are for.
+        model: the model.
         example_input: a tuple of positional arguments, or one argument of any kind: a tensor, a list of pictures, a
             batch dict; None for what the model declares.
-        example_kwargs: arguments by keyword.
+        example_kwargs: keyword arguments.
 
     Raises:
-        NoStagesError: none are given and the model does not declare its input.
+        NoStagesError: there are no examples, and the model does not declare its input.
         TypeError: ``example_kwargs`` is not a mapping with names as keys.
     """
     if example_kwargs is not None and not (
@@ -95,7 +95,7 @@ def inputs_for(model: nn.Module, example_input: Any = None, example_kwargs: Mapp
     size = declared_size(model)
     if size is None:
         raise NoStagesError(
-            f"{type(model).__name__} does not declare its input; give example_input, a tensor such as "
+            f"{type(model).__name__} does not declare its input; pass example_input, a tensor such as "
             "torch.empty(1, 3, 224, 224)"
         )
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -105,27 +105,28 @@ def inputs_for(model: nn.Module, example_input: Any = None, example_kwargs: Mapp
 
 
 def inputs_of_batch(model: nn.Module, batch: Any, key: str | int | None = None) -> list[Inputs]:
-    """Return the ways in which a loader's batch may be meant for a model, the likeliest first.
+    """Return the possible ways to call a model on a loader's batch, the likeliest first.
 
     Args:
-        model: what the batch is for.
-        batch: pictures; a tuple or list that begins with them; or a dict, which is taken for keywords if the model
-            takes all of them by name, and else for one argument, or for what holds the only picture.
-        key: of the batch's entry that is the picture, where that cannot be told.
+        model: the model.
+        batch: pictures; a tuple or list that begins with them; or a dict. A dict gives the keywords if the model
+            takes all of its keys as keywords, else it is the one argument or holds the only picture.
+        key: index or key of the picture in the batch, if it cannot be recognised.
 
     Raises:
-        TypeError, KeyError: a batch without such an entry, or without a picture.
+        TypeError: the batch holds no picture.
+        KeyError: the batch does not have the entry ``key``.
     """
     if key is not None:
         if not isinstance(batch, (Mapping, tuple, list)) or (isinstance(batch, Mapping) and key not in batch):
-            raise KeyError(f"key={key!r} is no entry of the batch, a {type(batch).__name__}")
+            raise KeyError(f"the batch, a {type(batch).__name__}, has no entry key={key!r}")
         return [Inputs((batch[key],), {})]  # type: ignore[index]
     if isinstance(batch, Tensor):
         return [Inputs((batch,), {})]
     if isinstance(batch, (tuple, list)) and batch:
         return [Inputs((batch[0],), {})] if isinstance(batch[0], Tensor) else inputs_of_batch(model, batch[0])
     if not isinstance(batch, Mapping):
-        raise TypeError(f"batches must hold tensors, tuples, lists or dicts, got a {type(batch).__name__}; give key=")
+        raise TypeError(f"batches must be tensors, tuples, lists or dicts, got a {type(batch).__name__}; pass key=")
     plain, names = dict(batch), inspect.signature(model.forward).parameters
     pictures = [value for value in plain.values() if isinstance(value, Tensor) and value.dim() in (4, 5)]
     pictures = [value for value in pictures if value.is_floating_point()]
@@ -135,7 +136,7 @@ def inputs_of_batch(model: nn.Module, batch: Any, key: str | int | None = None) 
 
 
 def declared_size(model: nn.Module) -> tuple[int, ...] | None:
-    """Return channels, (frames,) rows and columns of the input that a model declares; None if it does not."""
+    """Return the channels, (frames,) rows and columns of the input that a model declares; None if it declares none."""
     if family_of(model).library == "torchvision":
         return _of_torchvision(model, family_of(model).video)
     for module in model.modules():
@@ -166,10 +167,10 @@ def _own_size(module: nn.Module) -> tuple[int, ...] | None:
 
 def _of_torchvision(module: nn.Module, video: bool) -> tuple[int, ...] | None:
     kind = origin(module).__name__
-    if video:  # what the reference weights were trained on
+    if video:  # the sizes that torchvision's weights were trained on
         frames = {"VideoResNet": (16, 112, 112), "MViT": (16, 224, 224), "SwinTransformer3d": (16, 224, 224)}
         return 3, *frames.get(kind, (16, 224, 224))
-    fixed = getattr(getattr(module, "transform", None), "fixed_size", None)  # of a detector, width first
+    fixed = getattr(getattr(module, "transform", None), "fixed_size", None)  # of detectors; the width comes first
     if fixed is not None:
         return 3, int(fixed[1]), int(fixed[0])
     side = 299 if kind == "Inception3" else int(getattr(module, "image_size", 224))
@@ -184,7 +185,7 @@ def _of_transformers(module: nn.Module) -> tuple[int, ...] | None:
 
 
 def _image_size(module: nn.Module) -> tuple[int, int] | None:
-    """What the patches are cut for, where the model was made for another size than its configuration says."""
+    """Return the size that the patch embedding was built for, which may differ from that in the configuration."""
     for patches in ("patch_embed", "stem"):
         size = getattr(getattr(module, patches, None), "img_size", None)
         if isinstance(size, (tuple, list)) and len(size) == 2:

@@ -1,4 +1,4 @@
-"""Read a site's output as feature maps (N, C, H, W), and write gated maps back as the output was."""
+"""Read the output of a host as feature maps (N, C, H, W), and write gated maps back in the same layout."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 
 from sia_layers.injection.errors import LayoutError
 
-KINDS: Final = {"NCHW": 4, "NHWC": 4, "NLC": 3, "NCTHW": 5, "NTHWC": 5}  # and the axes that each has
-Grid = tuple[int, ...]  # rows and columns of tokens, with the frames of a video before them
+KINDS: Final = {"NCHW": 4, "NHWC": 4, "NLC": 3, "NCTHW": 5, "NTHWC": 5}  # by name: the number of axes
+Grid = tuple[int, ...]  # rows and columns of tokens; for video, frames, rows and columns
 
 
 class Reading(NamedTuple):
-    """A site's output, read.
+    """The output of a host, read as maps.
 
     Attributes:
-        maps: (N, C, H, W); of video, each frame is a sample: (N·T, C, H, W).
+        maps: (N, C, H, W); each frame of a video is a sample: (N·T, C, H, W).
         frames: T of a video; 1 for pictures.
-        prefix: the tokens before those of the grid, (N, P, C); None without any.
+        prefix: the tokens before those of the grid, (N, P, C); None if there are none.
     """
 
     maps: Tensor
@@ -30,16 +30,17 @@ class Reading(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How a site's output holds its feature maps.
+    """The layout of feature maps in the output of a host.
 
     Attributes:
         kind: ``"NCHW"`` and ``"NHWC"`` for maps, ``"NCTHW"`` and ``"NTHWC"`` for video, ``"NLC"`` for tokens.
-        grid: of tokens in the dry run, rows and columns (frames, rows and columns for video); None for maps.
-        prefixes: possible numbers of prefix tokens (class, registers).
-        stride: rows of the patches to one row of this site's tokens.
-        fixed: whether the model takes no picture that gives as many tokens in another grid, so that ``grid`` may be
-            relied on where a forward pass does not tell.
-        order: position of each grid cell's token, row by row, where tokens are not in reading order.
+        grid: grid of the tokens in the dry run: rows and columns, or frames, rows and columns for video; None for
+            maps.
+        prefixes: possible numbers of prefix (class, register) tokens.
+        stride: number of rows of patches for each row of tokens.
+        fixed: whether the model takes no picture that results in as many tokens in another grid, so that ``grid`` can
+            be relied on if a forward pass does not tell its own.
+        order: position of the token of each grid cell, row by row, if tokens are not in reading order.
     """
 
     kind: str
@@ -62,12 +63,12 @@ class Layout(NamedTuple):
         """Read an output as maps, without a copy unless it is a video.
 
         Args:
-            output: of the host, in this layout.
-            grids: what this forward pass tells of the tokens' grid, most specific first.
-            order: ``self.order`` as a tensor on the output's device.
+            output: output of the host, in this layout.
+            grids: grids of the tokens that this forward pass reports, most specific first.
+            order: ``self.order`` as a tensor on the device of the output.
 
         Raises:
-            LayoutError: the output has other axes than the layout, or tokens fit no grid.
+            LayoutError: the output does not have the axes of the layout, or the tokens fit no grid.
         """
         if output.dim() != KINDS[self.kind]:
             raise LayoutError(
@@ -85,12 +86,12 @@ class Layout(NamedTuple):
         return self._tokens(output, grids, order)
 
     def write(self, reading: Reading, output: Tensor, inverse: Tensor | None = None) -> Tensor:
-        """Write gated maps as the output was.
+        """Write gated maps in the layout of the output.
 
         Args:
-            reading: as :meth:`read` gave it, with the gated maps.
-            output: what was read.
-            inverse: the inverse of ``self.order`` as a tensor on the output's device.
+            reading: the result of :meth:`read`, with the gated maps.
+            output: the output that was read.
+            inverse: the inverse of ``self.order`` as a tensor on the device of the output.
         """
         maps, frames, prefix = reading
         if self.kind == "NCHW":
@@ -119,37 +120,42 @@ class Layout(NamedTuple):
         return Reading(maps, frames, output[:, :prefix] if prefix else None)
 
     def fitting(self, length: int, grids: Iterable[Grid | None]) -> Grid:
-        """Return the grid of so many tokens: one that this forward pass tells, or the only one that there can be.
+        """Return the grid of ``length`` tokens: one that this forward pass reports, or the only possible one.
 
         Raises:
-            LayoutError: no grid is known to be this pass's; none is ever guessed.
+            LayoutError: no known grid fits; a grid is never guessed.
         """
         told = [strided(grid, self.stride) for grid in grids if grid is not None]
         for grid in [*told, *([self.grid] if self.fixed and self.grid is not None else [])]:
             if self.fits(length, grid):
                 return grid
-        expected = f"grid of {' x '.join(map(str, told[0]))}" if told else "grid that this forward pass tells"
+        expected = f"a grid of {' x '.join(map(str, told[0]))}" if told else "a grid that this forward pass reports"
         raise LayoutError(
-            f"{length} tokens are no {expected} with {' or '.join(map(str, self.prefixes))} prefix tokens; run the "
-            "model as a whole, from its patches on, or inject with grid=(rows, columns) where it never changes"
+            f"{length} tokens are not {expected} with {' or '.join(map(str, self.prefixes))} prefix tokens; run the "
+            "model as a whole, from its patches on, or inject with grid=(rows, columns) if the grid never changes"
         )
 
     def fits(self, length: int, grid: Grid) -> bool:
-        """Tell whether so many tokens are this grid with prefix tokens before it."""
-        cells = 1
-        for side in grid:
-            cells *= side
-        return length - cells in self.prefixes
+        """Tell whether ``length`` tokens are this grid after a possible number of prefix tokens."""
+        return length - cell_count(grid) in self.prefixes
+
+
+def cell_count(grid: Grid) -> int:
+    """Return the number of cells of a grid; its sides may be symbols while a compiler traces."""
+    count = 1
+    for side in grid:
+        count *= side
+    return count
 
 
 def strided(grid: Grid, stride: int) -> Grid:
-    """Return the grid of every ``stride``-th row and column; the frames of a video stay."""
+    """Return the grid of every ``stride``-th row and column; keep all frames of a video."""
     *frames, rows, columns = grid
     return *frames, -(-rows // stride), -(-columns // stride)
 
 
 def is_grid(value: object) -> bool:
-    """Tell whether a value is rows and columns, or frames, rows and columns, as some blocks are told beside tokens."""
+    """Tell whether a value is (rows, columns) or (frames, rows, columns), which some blocks take or return."""
     return isinstance(value, (tuple, list)) and len(value) in (2, 3) and all(_is_count(number) for number in value)
 
 
@@ -158,7 +164,7 @@ def _is_count(value: object) -> bool:
 
 
 def grids_in(arguments: tuple[object, ...], keywords: dict[str, object], output: object) -> list[Grid]:
-    """List what a block's output and arguments tell of its tokens' grid: (rows, columns), or rows, columns."""
+    """List the possible grids in a block's output and arguments: tuples, or rows and columns one after the other."""
     found: list[Grid] = []
     for values in (output if isinstance(output, (tuple, list)) else (), arguments, tuple(keywords.values())):
         for value in values:

@@ -1,4 +1,4 @@
-"""Prove sites on dry runs: what a stage gives, in which layout, and that the model's output depends on it alone."""
+"""Prove sites by dry runs: what a stage returns, in which layout, and that the model's output depends on it alone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from sia_layers.injection import trial
+from sia_layers.injection import dry_run
 from sia_layers.injection.errors import (
     DryRunError,
     FiringError,
@@ -20,12 +19,14 @@ from sia_layers.injection.errors import (
 from sia_layers.injection.families import MAP_ITEMS, UNREADABLE_FAMILIES, family_at, known_kind
 from sia_layers.injection.inputs import Inputs
 from sia_layers.injection.layouts import KINDS, Grid, Layout
-from sia_layers.injection.site import Item
+from sia_layers.injection.module import Item
+from sia_layers.injection.names import child_of
 from sia_layers.injection.stages import Stage
 from sia_layers.injection.tokens import Tokens, patch_module
 from sia_layers.kernels.options import as_bool, as_choice, as_int
+from sia_layers.kernels.private_torch import pytree
 
-# The axes that change with the picture's rows and columns, and the layout that this proves.
+# The layout that follows from the axes that change with the picture's rows and columns.
 CHANGED: Final[dict[tuple[int, ...], str]] = {(2, 3): "NCHW", (1, 2): "NHWC", (1,): "NLC"}
 CHANGED_VIDEO: Final[dict[tuple[int, ...], str]] = {(3, 4): "NCTHW", (2, 3): "NTHWC"}
 
@@ -35,15 +36,15 @@ class Site(NamedTuple):
 
     Attributes:
         host: full name of the module whose output is gated.
-        side: ``"output"``, or ``"input"`` if what the host is given is gated instead.
-        stage: full name of the stage that the site ends.
-        channels: of the feature map.
-        reduction: rows of the picture to a row of the map, as measured.
-        layout: of what is gated.
+        side: ``"output"``, or ``"input"`` if the input of the host is gated instead.
+        stage: full name of the stage that the host ends.
+        channels: channels of the feature map.
+        reduction: number of rows of the picture for each row of the map, as measured.
+        layout: layout of the tensor that is gated.
         patches: full name of the module that makes the patches, for tokens.
-        item: which item of the host's output is gated, a position or a key; None for an output that is one tensor.
-        alone: whether no other item of the host's output is gated as well.
-        bypassed: whether some path from input to output leads around the site.
+        item: index or key of the item of the host's output that is gated; None if the output is one tensor.
+        alone: whether it is the only item of the host's output that is gated.
+        bypassed: whether some path from input to output bypasses the site.
     """
 
     host: str
@@ -59,13 +60,13 @@ class Site(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Full name of the SIA module there."""
-        own = f"{self.host}.sia" if self.host else "sia"
+        """Full name of the SIA module at this site."""
+        own = child_of(self.host)
         return own if self.alone else f"{own}.{self.item}"
 
 
 class Candidate(NamedTuple):
-    """A stage and the module that ends it, not yet proved; ``declared`` if the model itself tells of the stage."""
+    """A stage and its host, not proved yet; ``declared`` tells whether the model itself declares the stage."""
 
     stage: Stage
     host: str
@@ -73,13 +74,13 @@ class Candidate(NamedTuple):
     declared: bool
 
     @property
-    def key(self) -> trial.Key:
-        """What a dry run watches."""
+    def key(self) -> dry_run.Key:
+        """What a dry run watches: the host and its side."""
         return self.host, self.side
 
 
-class Said(NamedTuple):
-    """What the caller says of the sites, so that it need not be proved."""
+class Overrides(NamedTuple):
+    """What the caller says about the sites, which then needs no proof."""
 
     layout: str | None = None
     grid: Grid | None = None
@@ -89,11 +90,11 @@ class Said(NamedTuple):
     @classmethod
     def checked(
         cls, layout: str | None, grid: Sequence[int] | None, prefix_tokens: int | None, allow_bypass: bool
-    ) -> Said:
-        """Check a caller's arguments.
+    ) -> Overrides:
+        """Check the arguments of a caller.
 
         Raises:
-            TypeError, ValueError: one of the wrong type or out of its range.
+            TypeError, ValueError: an argument has the wrong type or is out of range.
         """
         if layout is not None:
             as_choice("layout", layout, tuple(KINDS))
@@ -104,25 +105,27 @@ class Said(NamedTuple):
         if prefix_tokens is not None and as_int("prefix_tokens", prefix_tokens) < 0:
             raise ValueError(f"prefix_tokens must be 0 or more, got {prefix_tokens}")
         if layout not in (None, "NLC") and (grid is not None or prefix_tokens is not None):
-            raise ValueError(f"grid and prefix_tokens are of tokens, layout='NLC'; got layout={layout!r}")
+            raise ValueError(f"grid and prefix_tokens are for tokens, layout='NLC'; got layout={layout!r}")
         return cls(layout, grid, prefix_tokens, as_bool("allow_bypass", allow_bypass))
 
 
 class Proved(NamedTuple):
-    """A site, and when it runs."""
+    """A site, and its place in the order of the forward pass."""
 
     order: int
     site: Site
 
 
-def prove(model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, said: Said, scope: str = "") -> list[Site]:
+def prove(
+    model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, overrides: Overrides, scope: str = ""
+) -> list[Site]:
     """Return the sites of all candidates in the order in which they run.
 
     Raises:
-        InjectionError: the first candidate's that is no site.
+        InjectionError: a candidate is not a site; the error is that of the first such candidate.
     """
     found: list[Proved] = []
-    for _, outcome in each(model, candidates, inputs, said, scope):
+    for _, outcome in each(model, candidates, inputs, overrides, scope):
         if isinstance(outcome, InjectionError):
             raise outcome
         found += outcome
@@ -130,14 +133,14 @@ def prove(model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, sai
 
 
 def each(
-    model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, said: Said, scope: str = ""
+    model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, overrides: Overrides, scope: str = ""
 ) -> list[tuple[Candidate, list[Proved] | InjectionError]]:
-    """Return each candidate with its sites, or with why it is none.
+    """Return each candidate with its sites, or with the error that tells why it has none.
 
     Raises:
         DryRunError: the model fails on the inputs.
     """
-    survey = _Survey(model, candidates, inputs, said, scope)
+    survey = _Survey(model, candidates, inputs, overrides, scope)
     outcomes: list[tuple[Candidate, list[Proved] | InjectionError]] = []
     for candidate in candidates:
         try:
@@ -147,13 +150,13 @@ def each(
     return outcomes
 
 
-def read(model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, said: Said) -> list[Site]:
-    """Return how to read the first feature map that each candidate gives, wherever it lies in the model.
+def read(model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, overrides: Overrides) -> list[Site]:
+    """Return how to read the first feature map that each candidate returns, on the trunk or not.
 
     Raises:
-        InjectionError: a candidate does not run, or gives nothing that can be read.
+        InjectionError: a candidate does not run, or returns nothing that can be read as a map.
     """
-    survey = _Survey(model, candidates, inputs, said, "")
+    survey = _Survey(model, candidates, inputs, overrides, "")
     return [survey.readable(candidate) for candidate in candidates]
 
 
@@ -162,33 +165,34 @@ class _Reading(NamedTuple):
 
     item: Item
     tensor: Tensor
-    node: int  # place of its node among those of the output
+    node: int  # index of its node among those of the output
     layout: Layout
     patches: str | None
 
 
 class _Survey:
-    """Dry runs of a model and what they tell of its candidates."""
+    """Dry runs of a model, and what they tell about its candidates."""
 
     def __init__(
-        self, model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, said: Said, scope: str
+        self, model: nn.Module, candidates: Sequence[Candidate], inputs: Inputs, overrides: Overrides, scope: str
     ) -> None:
-        self.model, self.candidates, self.inputs, self.said, self.scope = model, candidates, inputs, said, scope
+        self.model, self.candidates, self.inputs = model, candidates, inputs
+        self.overrides, self.scope = overrides, scope
         patches = {patch_module(model, candidate.host) for candidate in candidates} - {None}
         self.watched = {candidate.key for candidate in candidates} | {(str(name), "output") for name in patches}
         self.convs = [
             name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Conv3d)) and name
         ]
-        self.first = trial.run(model, inputs, self.watched, parts=[scope], shapes=self.convs)
-        self.others: dict[tuple[int, ...], trial.Trial | None] = {}
-        self.tokens = Tokens(model, self.first, inputs.picture, said.grid, said.prefix_tokens, self.at)
+        self.first = dry_run.run(model, inputs, self.watched, parts=[scope], shapes=self.convs)
+        self.others: dict[tuple[int, ...], dry_run.DryRun | None] = {}
+        self.tokens = Tokens(model, self.first, inputs.picture, overrides.grid, overrides.prefix_tokens, self.at)
 
-    def at(self, *size: int) -> trial.Trial | None:
-        """Return a dry run at another (frames,) height and width; None if the model does not take it."""
+    def at(self, *size: int) -> dry_run.DryRun | None:
+        """Return a dry run at another (frames,) height and width; None if the model fails at that size."""
         if size not in self.others:
             try:
                 inputs = self.inputs.resized(*size)
-                self.others[size] = trial.run(self.model, inputs, self.watched)
+                self.others[size] = dry_run.run(self.model, inputs, self.watched)
             except DryRunError:
                 self.others[size] = None
         return self.others[size]
@@ -206,10 +210,10 @@ class _Survey:
         return [Proved(firing.order, self._site(candidate, reading, alone, bypassed)) for reading in readings]
 
     def readable(self, candidate: Candidate) -> Site:
-        """Return the first feature map that a candidate gives, on the trunk or not.
+        """Return how to read the first feature map that a candidate returns, on the trunk or not.
 
         Raises:
-            InjectionError: it does not run, or gives none.
+            InjectionError: it does not run, or returns none.
         """
         firings = self.first.firings[candidate.key]
         if not firings:
@@ -218,14 +222,14 @@ class _Survey:
 
     def _site(self, candidate: Candidate, reading: _Reading, alone: bool, bypassed: bool) -> Site:
         channels, expected = reading.layout.channels(reading.tensor), candidate.stage.channels
-        tried = reading.layout._replace(stride=1)  # whose grid is the tokens' own, not that of the patches
+        tried = reading.layout._replace(stride=1)  # because its grid is that of the tokens, not of the patches
         maps = tried.read(reading.tensor, [tried.grid]).maps
         reduction = max(1, round(self.inputs.picture.shape[-2] / max(1, maps.shape[-2])))
         declares = expected is not None and candidate.side == "output" and reading.item is None
         if declares and channels != expected and not self._was_pruned(candidate, reading, reduction):
             raise LayoutError(
-                f"{candidate.host!r} gives {tuple(reading.tensor.shape)}, with {channels} channels as "
-                f"{reading.layout.kind}, but the model declares {expected}; name the module that gives them"
+                f"{candidate.host!r} returns {tuple(reading.tensor.shape)}, with {channels} channels as "
+                f"{reading.layout.kind}, but the model declares {expected}; name the module that returns them"
             )
         return Site(
             host=candidate.host,
@@ -241,7 +245,7 @@ class _Survey:
         )
 
     def _was_pruned(self, candidate: Candidate, reading: _Reading, reduction: int) -> bool:
-        """Tell whether a stage differs from what is declared in its width alone, as pruning leaves it."""
+        """Tell whether a stage differs from its declaration only in the number of channels, as after pruning."""
         try:
             kind = self._proved_kind(candidate, reading.item, reading.tensor)
         except LayoutError:
@@ -259,25 +263,29 @@ class _Survey:
         if other is not None:
             raise FiringError(
                 f"{what} runs {count} times in a forward pass and {other!r} {ran[other]} times; all sites must run "
-                "equally often, so leave one of them out of stages, or inject into the two parts of the model apart"
+                "equally often, so leave one of them out of stages, or inject into the parts of the model separately"
             )
         firings = [(firing.order, key) for key in self.watched for firing in self.first.firings[key]
                    if key in {other.key for other in self.candidates}]  # fmt: skip
         in_order = [key for _, key in sorted(firings)]
         if in_order != in_order[: len(ran)] * count:
             raise FiringError(
-                f"{what} runs {count} times in a forward pass, not in turn with the other sites; SIA hands maps from "
-                "the first site to the last, so run the backbone once after the other, or inject with one stage alone"
+                f"{what} runs {count} times in a forward pass, not in turn with the other sites; SIA passes maps from "
+                "the first site to the last, so finish one run of the backbone before the next, or inject at one stage"
             )
 
-    def _readings(self, candidate: Candidate, firing: trial.Firing) -> list[_Reading]:
-        """Return the items of a host's output that can be read as maps."""
+    def _readings(self, candidate: Candidate, firing: dry_run.Firing) -> list[_Reading]:
+        """Return the items of a host's output that can be read as maps.
+
+        Raises:
+            OutputTypeError, LayoutError: there is none.
+        """
         wanted = MAP_ITEMS.get(family_at(self.model, candidate.host).name)
         items = [entry for entry in items_of(firing.value) if wanted is None or entry[0] in (None, wanted)]
         if not items:
             raise OutputTypeError(
-                f"{candidate.host!r} gives {described(firing.value)}, where SIA needs a feature map; name a module "
-                "that gives a tensor"
+                f"{candidate.host!r} returns {described(firing.value)}, where SIA needs a feature map; name a module "
+                "that returns a tensor"
             )
         found: list[_Reading] = []
         refusals: list[LayoutError] = []
@@ -295,15 +303,15 @@ class _Survey:
         return found
 
     def _kind(self, candidate: Candidate, item: Item, tensor: Tensor) -> str:
-        """The kind of layout: as the caller says, as the family has it, or proved at another resolution."""
+        """Return the kind of layout: from the caller, from the family, or proved at another resolution."""
         host, shape = candidate.host, tuple(tensor.shape)
         family = family_at(self.model, host)
-        if self.said.layout is not None:
-            if tensor.dim() != KINDS[self.said.layout]:
+        if self.overrides.layout is not None:
+            if tensor.dim() != KINDS[self.overrides.layout]:
                 raise LayoutError(
-                    f"layout={self.said.layout!r} was given, but {host!r} gives a tensor of shape {shape}"
+                    f"layout={self.overrides.layout!r} was given, but {host!r} returns a tensor of shape {shape}"
                 )
-            return self.said.layout
+            return self.overrides.layout
         whole_level = type(self.model.get_submodule(host)).__name__ == "NestLevel"
         unreadable = UNREADABLE_FAMILIES.get(family[:2])
         if unreadable is not None and not whole_level:
@@ -312,7 +320,7 @@ class _Survey:
         return known if known is not None else self._proved_kind(candidate, item, tensor)
 
     def _proved_kind(self, candidate: Candidate, item: Item, tensor: Tensor) -> str:
-        """The channels are the axis that does not change with the resolution."""
+        """Return the kind of layout in which the channels are the axis that does not change with the resolution."""
         host, shape, axes = candidate.host, tuple(tensor.shape), range(1, tensor.dim())
         height, width = self.inputs.picture.shape[-2:]
         for size in ((2 * height, 2 * width), (height // 2, width // 2), (height + height // 2, width + width // 2)):
@@ -327,9 +335,9 @@ class _Survey:
                 return kind
             break
         raise LayoutError(
-            f"{host!r} gives a tensor of shape {shape}, and nothing proves which axis has the channels (the model "
-            "takes no other resolution, or the shape does not follow it); say layout='NCHW', 'NHWC' or 'NLC', or name "
-            "a module that gives feature maps"
+            f"{host!r} returns a tensor of shape {shape}, and nothing proves which axis has the channels (the model "
+            "takes no other resolution, or the shape does not depend on it); pass layout='NCHW', 'NHWC' or 'NLC', or "
+            "name a module that returns feature maps"
         )
 
     def _proved_video(self, candidate: Candidate, item: Item, shape: tuple[int, ...], changed: tuple[int, ...]) -> str:
@@ -342,19 +350,23 @@ class _Survey:
             if longer is None or time == [2 if kind == "NCTHW" else 1]:
                 return kind
         raise LayoutError(
-            f"{candidate.host!r} gives a tensor of shape {shape}, and nothing proves which axis is time; say "
+            f"{candidate.host!r} returns a tensor of shape {shape}, and nothing proves which axis is time; pass "
             "layout='NCTHW' or 'NTHWC'"
         )
 
     def _again(self, candidate: Candidate, item: Item, size: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The shape of an item at another size; None if the model does not take that."""
+        """Return the shape of an item at another size of the picture; None if the model fails at that size."""
         other = self.at(*size)
         firings = other.firings[candidate.key] if other is not None else []
         found = [tensor for key, tensor, _ in items_of(firings[0].value) if key == item] if firings else []
         return tuple(found[0].shape) if found else None
 
     def _gated(self, candidate: Candidate, readings: list[_Reading]) -> tuple[list[_Reading], bool]:
-        """Choose the items to gate so that the output depends on them alone; whether some path bypasses them."""
+        """Choose items to gate such that the output depends on them alone; also return whether some path bypasses them.
+
+        Raises:
+            OffTrunkError: there are no such items, and the stage is not declared nor bypasses allowed.
+        """
         judges = [self.first.parts[""], *([self.first.parts[self.scope]] if self.scope else [])]
         firings = self.first.firings[candidate.key]
 
@@ -366,7 +378,7 @@ class _Survey:
         for chosen in [*([reading] for reading in used), used]:
             if any(judge.decided_by(nodes(chosen)) for judge in judges):
                 return chosen, False
-        if candidate.declared or self.said.allow_bypass:
+        if candidate.declared or self.overrides.allow_bypass:
             of_channels = [one for one in used if one.layout.channels(one.tensor) == candidate.stage.channels]
             if used:
                 return (of_channels or used)[:1], True
@@ -377,9 +389,9 @@ class _Survey:
         if not any(part.depends_on(nodes) for part in self.first.parts.values()):
             return f"the model's output does not depend on the output of {host!r}; name a module that it depends on"
         parents = [host.rsplit(".", depth)[0] for depth in range(host.count("."), 0, -1)]
-        around = trial.run(self.model, self.inputs, [candidate.key], parts=parents)
+        around = dry_run.run(self.model, self.inputs, [candidate.key], parts=parents)
         again = [node for firing in around.firings[candidate.key] for node in firing.nodes if node is not None]
-        advice = "name a module that the whole signal goes through, such as a whole block or stage"
+        advice = "name a module that the whole signal passes through, such as a whole block or stage"
         if self.scope and not f"{host}.".startswith(f"{self.scope}."):
             advice = f"name a stage of {self.scope!r}, or leave stages out to have them chosen there"
         for parent in parents:
@@ -389,13 +401,13 @@ class _Survey:
                 )
                 break
         return (
-            f"the output of {host!r} does not decide the model's output: a path leads around it; {advice}, or insist "
-            "with allow_bypass=True"
+            f"the output of {host!r} does not decide the model's output: a path bypasses it; {advice}, or inject "
+            "anyway with allow_bypass=True"
         )
 
 
 def items_of(value: Any) -> list[tuple[Item, Tensor, int]]:
-    """List the floating tensors of an output: where each is in it, and its place among all of them."""
+    """List the floating-point tensors that are items of an output: key, tensor, and index among all its leaves."""
     if isinstance(value, Tensor):
         return [(None, value, 0)] if value.is_floating_point() else []
     entries = (
@@ -412,7 +424,7 @@ def items_of(value: Any) -> list[tuple[Item, Tensor, int]]:
 
 
 def described(value: Any) -> str:
-    """An output in words."""
+    """Describe an output in words."""
     if isinstance(value, (list, tuple)):
         return f"a {type(value).__name__} of {len(value)} ({', '.join(described(entry) for entry in value)})"
     return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

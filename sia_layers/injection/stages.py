@@ -1,4 +1,4 @@
-"""Where a model's stages are: what timm's models say themselves, and tables for other libraries."""
+"""Find the stages of a model: from what timm's models declare, and from tables for other libraries."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ DEFAULT_REDUCTIONS: Final = (4, 8, 16)
 
 
 class Stage(NamedTuple):
-    """A stage: the name of its module, by how much it reduces the picture, and its channels if they are known."""
+    """A stage: the name of its module, its reduction (0 if unknown), and its number of channels if known."""
 
     name: str
     reduction: int
     channels: int | None = None
 
 
-# torchvision's architectures by the file that defines them: the module at which each reduction ends.
+# torchvision's architectures, by the file that defines them: the module that ends each reduction.
 TORCHVISION: Final[dict[str, dict[str, int]]] = {
     "resnet": {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32},
     "regnet": {
@@ -38,7 +38,7 @@ TORCHVISION: Final[dict[str, dict[str, int]]] = {
     "googlenet": {"conv3": 4, "inception3b": 8, "inception4e": 16, "inception5b": 32},
     "inception": {"Conv2d_4a_3x3": 4, "Mixed_5d": 8, "Mixed_6e": 16, "Mixed_7c": 32},
 }
-# Those that are one long sequence, by the file and the sequence: a stage ends where the next stride begins.
+# Those that are one long sequence, by file: the name of the sequence. A stage ends before the next stride.
 SEQUENCES: Final[dict[str, str]] = {
     "alexnet": "features",
     "efficientnet": "features",
@@ -48,15 +48,15 @@ SEQUENCES: Final[dict[str, str]] = {
     "squeezenet": "features",
     "vgg": "features",
 }
-# Names in feature_info that are not those of the modules, by timm's family.
+# Substitutions for names in feature_info that differ from those of the modules, by timm's family.
 RENAMED: Final[dict[str, tuple[str, str]]] = {
     "gemma4_vit": (r"^blocks\.", "encoder.blocks."),
     "mvitv2": (r"^block\.", "stages."),
-    "pit": (r"^(transformers\.\d+)$", r"\1.blocks"),  # the stage gives its class token apart from its map
+    "pit": (r"^(transformers\.\d+)$", r"\1.blocks"),  # the stage returns its class token separately from its map
     "twins": (r"^block\.", "blocks."),
-    "efficientvim": (r"^(stages\.\d+)$", r"\1.blocks"),  # what a stage gives first goes to no later one
+    "efficientvim": (r"^(stages\.\d+)$", r"\1.blocks"),  # the next stage does not use a stage's first item
 }
-# transformers: the list that holds the stages, or the blocks of a plain vision transformer; the first that is there.
+# transformers: the list of the stages, or of the blocks of a plain vision transformer; the first that exists.
 TRANSFORMERS_LISTS: Final = (
     "encoder.stages", "model.stages", "stages", "encoder.block", "encoder.blocks", "encoder.layers", "encoder.layer",
     "model.layer", "layers", "layer",
@@ -70,7 +70,7 @@ FOREIGN_TABLES: Final[dict[tuple[str, str], dict[str, int]]] = {
     ("open_clip", "modified_resnet"): TORCHVISION["resnet"],
     ("segmentation_models_pytorch", "mix_transformer"): {"block1": 4, "block2": 8, "block3": 16, "block4": 32},
 }
-# Families whose feature lies within a block that a shortcut leads around: the block before it ends the stage.
+# Families whose feature is inside a block that a shortcut bypasses: the block before it ends the stage.
 INSIDE_A_BLOCK: Final[dict[str, str]] = {
     "xception": r"^(block)(\d+)\.rep\b.*$",
     "xception_aligned": r"^(blocks\.)(\d+)\.stack\b.*$",
@@ -78,11 +78,11 @@ INSIDE_A_BLOCK: Final[dict[str, str]] = {
 
 
 class Stages(NamedTuple):
-    """What a model tells of its stages.
+    """What a model declares about its stages.
 
     Attributes:
-        scope: full name of the module that tells, the backbone; "" for the model itself.
-        stages: in the order of a forward pass; a reduction of 0 is not known before it is measured.
+        scope: full name of the module that declares them, the backbone; ``""`` for the model itself.
+        stages: the stages in the order of a forward pass; a reduction of 0 has yet to be measured.
         features: whether the stages are the modules whose outputs the scope returns as features, which a dry run
             has to find.
     """
@@ -93,7 +93,7 @@ class Stages(NamedTuple):
 
 
 def stages_of(model: nn.Module) -> Stages:
-    """Return what a model, or the first module in it that tells, says of its stages; no stages if nothing tells."""
+    """Return the stages that a model, or the first of its modules that has any, declares."""
     part = entry(model)
     for prefix, module in model.get_submodule(part).named_modules(prefix=part):
         stages = _own_stages(module)
@@ -105,7 +105,7 @@ def stages_of(model: nn.Module) -> Stages:
 
 
 def _returns_features(module: nn.Module) -> bool:
-    """Tell whether this is an encoder of segmentation_models_pytorch of its own making: it returns its features."""
+    """Tell whether a module is one of segmentation_models_pytorch's own encoders, which return their features."""
     return origin(module).__module__.startswith("segmentation_models_pytorch.encoders") and hasattr(
         module, "get_stages"
     )
@@ -134,7 +134,7 @@ def _own_stages(module: nn.Module) -> list[Stage]:
 
 
 def _of_feature_info(module: nn.Module, info: Sequence[dict[str, Any]], family: str) -> list[Stage]:
-    """timm's models say themselves."""
+    """Return the stages that a timm model declares."""
     names, found = dict(module.named_modules(remove_duplicate=False)), []
     for told in info:
         declared = told.get("module", "")
@@ -146,13 +146,13 @@ def _of_feature_info(module: nn.Module, info: Sequence[dict[str, Any]], family: 
 
 
 def sees_pictures(module: nn.Module) -> bool:
-    """Tell whether one of transformers' models has a configuration that speaks of pictures."""
+    """Tell whether a transformers model has a configuration for pictures."""
     config = config_of(module)
     return any(hasattr(config, attribute) for attribute in ("num_channels", "image_size", "patch_size"))
 
 
 def _in_lists(module: nn.Module, paths: Sequence[str]) -> list[Stage]:
-    """The members of the first of these lists that the module has, or those modules themselves."""
+    """Return the members of the first of these lists that the module has as stages."""
     for path in paths:
         try:
             found = module.get_submodule(path)
@@ -166,12 +166,12 @@ def _in_lists(module: nn.Module, paths: Sequence[str]) -> list[Stage]:
 
 
 def _has_blocks(child: nn.Module) -> bool:
-    """Whether a stage holds its blocks apart from what merges patches after them."""
+    """Tell whether a stage has a list of its blocks, separate from the patch merging after them."""
     return isinstance(child._modules.get("blocks"), nn.ModuleList)
 
 
 def _of_ultralytics(module: nn.Module) -> list[Stage]:
-    """The layers of the backbone; the neck and the head follow in the same sequence."""
+    """Return the layers of the backbone; the neck and the head follow in the same sequence."""
     layers, yaml = module._modules.get("model"), getattr(module, "yaml", None)
     if not isinstance(layers, nn.Sequential) or not isinstance(yaml, dict) or "backbone" not in yaml:
         return []
@@ -203,7 +203,7 @@ def _of_video(module: nn.Module, kind: str, names: dict[str, nn.Module]) -> list
         return [Stage(f"blocks.{name}", 0) for name, _ in module.get_submodule("blocks").named_children()]
     if kind == "S3D":
         return [Stage(f"features.{name}", 0) for name, _ in module.get_submodule("features").named_children()]
-    if kind == "SwinTransformer3d":  # between the stages its features hold what merges patches
+    if kind == "SwinTransformer3d":  # patch merging layers lie between the stages in its features
         return _in_table({"features.0": 4, "features.2": 8, "features.4": 16, "features.6": 32}, names)
     return []
 
@@ -215,7 +215,7 @@ def _in_table(table: dict[str, int], names: dict[str, nn.Module]) -> list[Stage]
 
 
 def _in_sequence(prefix: str, sequence: nn.Module) -> list[Stage]:
-    """The children of a sequence, each with the product of the strides up to its end."""
+    """Return the children of a sequence as stages, each with the product of the strides up to its end."""
     reduction, stages = 1, []
     for name, child in sequence.named_children():
         for layer in child.modules():
@@ -234,7 +234,7 @@ def _renamed(name: str, family: str) -> str:
 
 
 def _present(name: str, names: dict[str, nn.Module]) -> str | None:
-    """The name as it is in the model; timm's features_only models hold their stages under changed names."""
+    """Return the name of a module as it is in the model; timm's features_only models rename their stages."""
     for candidate in (name, name.replace(".", "_"), f"model.{name}"):
         if candidate and candidate in names:
             return candidate
@@ -242,10 +242,10 @@ def _present(name: str, names: dict[str, nn.Module]) -> str | None:
 
 
 def default_stages(stages: list[Stage]) -> list[Stage]:
-    """The stages to take when none are named: those at the paper's reductions.
+    """Return the stages to use when none are named: those at the reductions of the paper.
 
-    A model whose stages all have one reduction (a plain vision transformer) has none to tell apart: the blocks at a
-    quarter, a half and three quarters of its depth. Otherwise, without any at those reductions, all but the last.
+    If all stages have one reduction, as in a plain vision transformer, return the blocks at a quarter, a half and
+    three quarters of the depth. Otherwise, if no stage has one of those reductions, return all but the last.
     """
     if len(stages) >= 4 and len({stage.reduction for stage in stages}) == 1:
         return [stages[max(0, len(stages) * quarter // 4 - 1)] for quarter in (1, 2, 3)]

@@ -1,4 +1,4 @@
-"""The injected parts of a model: its modules, parameters and state."""
+"""Access the injected modules of a model, their parameters, their state and their configuration."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from torch import Tensor, nn
 
 from sia_layers.attention import SIAttention
 from sia_layers.injection.errors import NotInjectedError, StateDictError, nearest
-from sia_layers.injection.site import Injected, Leading
-
-EXTRA_STATE = "_extra_state"
+from sia_layers.injection.module import Injected, Leading
+from sia_layers.injection.names import EXTRA_STATE
 
 
 def sia_modules(model: nn.Module) -> dict[str, SIAttention]:
-    """The injected modules of a model by their full names, in the order of the model's modules; empty without any.
+    """Return the injected modules of a model by their full names, in the order of the model's modules.
 
-    Of sites that another tool has copied, such as PEFT for its ``modules_to_save``, only the copy that is in use.
+    The result is empty if there are none. If another tool has copied sites, as PEFT does for ``modules_to_save``,
+    only the copies in use are returned.
     """
     return dict(_in_use("", model))
 
 
 def sia_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters of the injected modules, those of their aggregation included; for an optimizer's own group.
+    """Yield the parameters of the injected modules, including their aggregations, for an optimizer's parameter group.
 
     Raises:
-        NotInjectedError: the model holds no SIA.
+        NotInjectedError: the model has no SIA.
     """
     for module in found_sites(model).values():
         yield from module.parameters()
 
 
 def sia_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The part of a model's state dict that the injected modules hold, under full names, the configuration included.
+    """Return the entries of a model's state dict that belong to the injected modules, including the configuration.
 
     Raises:
-        NotInjectedError: the model holds no SIA.
+        NotInjectedError: the model has no SIA.
     """
     prefixes = tuple(f"{name}." for name in found_sites(model))
     return {name: value for name, value in model.state_dict().items() if name.startswith(prefixes)}
 
 
 def load_sia_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
-    """Load what :func:`sia_state_dict` gave, whole or not at all.
+    """Load the result of :func:`sia_state_dict`, completely or not at all.
 
     Args:
-        model: injected at the same sites.
-        state_dict: tensors by full names; those of other modules are not allowed.
+        model: a model with SIA at the same sites.
+        state_dict: tensors of the injected modules by full names.
 
     Raises:
-        NotInjectedError: the model holds no SIA.
-        StateDictError: names or shapes that do not fit, or values that are not finite.
+        NotInjectedError: the model has no SIA.
+        StateDictError: a name or shape does not match, or a value is not finite.
     """
     own = sia_state_dict(model)
     unknown = [name for name in state_dict if name not in own]
@@ -63,30 +63,30 @@ def load_sia_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> None
     if missing:
         raise StateDictError(f"the state dict lacks {missing[0]!r} ({len(missing)} in all); inject at the same sites")
     for name, value in state_dict.items():
-        scalar = value.numel() == own[name].numel() == 1  # a gain of old was of shape ()
+        scalar = value.numel() == own[name].numel() == 1  # in older state dicts the gain has shape ()
         if value.shape != own[name].shape and not scalar and not name.endswith(EXTRA_STATE):
             raise StateDictError(f"{name!r} must be of shape {tuple(own[name].shape)}, got {tuple(value.shape)}")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise StateDictError(
-                f"{name!r} is not finite, as a parameter that was never initialised; call reset_sia_parameters(model) "
-                "on the model that it is from, or inject after loading, and save again"
+                f"{name!r} is not finite, probably because it was never initialised; call reset_sia_parameters(model) "
+                "on the original model, or inject after loading, and save again"
             )
     model.load_state_dict(dict(state_dict), strict=False)
 
 
 def reset_sia_parameters(model: nn.Module, missing: Iterable[str] | None = None) -> None:
-    """Initialise the parameters of the injected modules, the gain to its start and the rest as torch does.
+    """Reinitialise the parameters of the injected modules: set gains to their initial value, the rest as torch does.
 
-    For loaders that build a model without initialising it and fill in what a checkpoint holds, as Hugging Face's
-    ``from_pretrained`` does: what the checkpoint lacks is then whatever lay in memory.
+    This is for loaders that build a model without initialising it and then fill in the values of a checkpoint, as
+    Hugging Face's ``from_pretrained`` does. Parameters that the checkpoint lacks then hold arbitrary memory.
 
     Args:
-        model: a model that holds SIA.
-        missing: full names of the parameters and buffers to initialise, others are kept; names of other modules are
-            passed over, so that a loader's whole list may be given. None for all of them.
+        model: a model with SIA.
+        missing: full names of the parameters and buffers to reinitialise; all others are kept. Names of other modules
+            are ignored, so a loader's complete list may be passed. None for all parameters and buffers.
 
     Raises:
-        NotInjectedError: the model holds no SIA.
+        NotInjectedError: the model has no SIA.
     """
     wanted = None if missing is None else set(missing)
     for prefix, module in found_sites(model).items():
@@ -102,13 +102,13 @@ def reset_sia_parameters(model: nn.Module, missing: Iterable[str] | None = None)
 
 
 def sia_config(model: nn.Module) -> dict[str, Any]:
-    """The configuration of a model's injection, such that ``inject_sia(model, **config)`` gives the same sites.
+    """Return the configuration of a model's injection; ``inject_sia(model, **config)`` injects at the same sites.
 
-    It is JSON-able and travels in the model's state dict. Activations are named by their classes in ``torch.nn``;
-    for any other, ``inject_sia`` asks for the class.
+    It can be serialised as JSON, and travels in the model's state dict. Activations are stored by the names of their
+    classes in ``torch.nn``; for any other class, ``inject_sia`` raises and asks for the class itself.
 
     Raises:
-        NotInjectedError: the model holds no SIA.
+        NotInjectedError: the model has no SIA.
 
     Example:
         >>> from torchvision.models import resnet18
@@ -126,10 +126,10 @@ def sia_config(model: nn.Module) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def disable_sia(model: nn.Module) -> Iterator[None]:
-    """Run the model as if it held no SIA, for a while.
+    """Run the model as if it had no SIA, inside a ``with`` block.
 
     Raises:
-        NotInjectedError: the model holds none.
+        NotInjectedError: the model has no SIA.
     """
     found_sites(model)
     before = [(module, module.enabled) for module in model.modules() if isinstance(module, Injected)]
@@ -143,10 +143,10 @@ def disable_sia(model: nn.Module) -> Iterator[None]:
 
 
 def found_sites(model: nn.Module) -> dict[str, Injected]:
-    """The injected modules of a model by their full names.
+    """Return the injected modules of a model by their full names, at least one.
 
     Raises:
-        NotInjectedError: it holds none.
+        NotInjectedError: the model has no SIA.
     """
     found = dict(_in_use("", model))
     if not found:
@@ -155,8 +155,8 @@ def found_sites(model: nn.Module) -> dict[str, Injected]:
 
 
 def not_injected(model: nn.Module) -> NotInjectedError:
-    """The error for a model without SIA."""
-    return NotInjectedError(f"this {type(model).__name__} holds no SIA; inject_sia(model) puts it in")
+    """Return the error for a model without SIA."""
+    return NotInjectedError(f"this {type(model).__name__} has no SIA; call inject_sia(model) first")
 
 
 def _in_use(name: str, module: nn.Module) -> Iterator[tuple[str, Injected]]:
@@ -165,7 +165,7 @@ def _in_use(name: str, module: nn.Module) -> Iterator[tuple[str, Injected]]:
         return
     children = dict(module._modules)
     copies = children.get("modules_to_save")
-    if isinstance(copies, nn.ModuleDict) and "original_module" in children:  # PEFT's wrapper of a module it trains
+    if isinstance(copies, nn.ModuleDict) and "original_module" in children:  # PEFT's wrapper of a module that it trains
         active = [key for key in getattr(module, "active_adapters", ()) if key in copies]
         bare = bool(getattr(module, "disable_adapters", False)) or not active
         children = {"original_module": children["original_module"]} if bare else {"modules_to_save": copies}

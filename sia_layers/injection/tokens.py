@@ -1,4 +1,4 @@
-"""The grid of tokens: how many rows and columns, how many prefix tokens, and which module's patches tell."""
+"""Find the grid of tokens: rows, columns, prefix tokens, and the module whose patches determine them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from sia_layers.injection import trial
+from sia_layers.injection import dry_run
 from sia_layers.injection.errors import LayoutError
 from sia_layers.injection.families import PREFIX_FIRST, ancestors, declared_prefixes, family_at, token_order
-from sia_layers.injection.layouts import Grid, Layout, grids_in, strided
-from sia_layers.injection.site import patch_grid
+from sia_layers.injection.layouts import Grid, Layout, cell_count, grids_in, strided
+from sia_layers.injection.module import patch_grid
 from sia_layers.injection.stages import Stage
 
-# Where a model's patches come from, nearest first: their grid is the tokens' grid.
+# Attributes that hold the module that makes the patches; the grid of the patches is that of the tokens.
 PATCH_MODULES: Final = ("patch_embed", "patch_embed1", "embeds", "stem", "conv_proj", "pixel_embed")
 MOST_PREFIXES: Final = 16
 SPECIAL_TOKENS: Final = ("cls_token", "class_token", "class_embedding", "register", "dist_token", "distillation_token",
@@ -22,34 +22,34 @@ SPECIAL_TOKENS: Final = ("cls_token", "class_token", "class_embedding", "registe
 
 
 class Tokens:
-    """What a dry run tells of a model's tokens.
+    """What a dry run tells about a model's tokens.
 
     Args:
         model: the model.
         found: the dry run, with the shapes of all convolutions.
-        picture: what was run.
-        grid: as the caller says.
-        prefix_tokens: as the caller says.
-        at: runs the model at another height and width; None where it does not take that.
+        picture: the input of the dry run.
+        grid: the grid that the caller gives, if any.
+        prefix_tokens: the number of prefix tokens that the caller gives, if any.
+        at: runs the model at another height and width; returns None if the model fails.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        found: trial.Trial,
+        found: dry_run.DryRun,
         picture: Tensor,
         grid: Grid | None,
         prefix_tokens: int | None,
-        at: Callable[[int, int], trial.Trial | None],
+        at: Callable[[int, int], dry_run.DryRun | None],
     ) -> None:
         self.model, self.found, self.picture, self.at = model, found, picture, at
         self.grid, self.prefix_tokens = grid, prefix_tokens
 
-    def layout(self, host: str, stage: Stage, tokens: Tensor, firing: trial.Firing) -> tuple[Layout, str | None]:
-        """Return the layout of a host's tokens, and the module whose patches tell their grid in a forward pass.
+    def layout(self, host: str, stage: Stage, tokens: Tensor, firing: dry_run.Firing) -> tuple[Layout, str | None]:
+        """Return the layout of a host's tokens, and the module whose patches determine their grid in a forward pass.
 
         Raises:
-            LayoutError: nothing tells the grid, or how many tokens come before it.
+            LayoutError: the grid or the number of prefix tokens cannot be determined.
         """
         length = tokens.shape[1]
         ordered = token_order(self.model, host, length)
@@ -67,14 +67,12 @@ class Tokens:
         )
 
     def _as_said(self, host: str, length: int, grid: Grid) -> Layout:
-        cells = 1
-        for side in grid:
-            cells *= side
+        cells = cell_count(grid)
         prefix = length - cells if self.prefix_tokens is None else self.prefix_tokens
         if prefix < 0 or cells + prefix != length:
             raise LayoutError(
-                f"{host!r} gives {length} tokens, which grid={grid} with prefix_tokens="
-                f"{'any' if self.prefix_tokens is None else prefix} does not make"
+                f"{host!r} returns {length} tokens, which do not match grid={grid} with prefix_tokens="
+                f"{'any' if self.prefix_tokens is None else prefix}"
             )
         return Layout("NLC", grid, (prefix,), fixed=True)
 
@@ -82,17 +80,14 @@ class Tokens:
         return (self.prefix_tokens,) if self.prefix_tokens is not None else declared_prefixes(self.model, host)
 
     def _with_measured(self, host: str, prefixes: tuple[int, ...], length: int, grid: Grid) -> tuple[int, ...]:
-        """The prefixes, with the number that the grid leaves where a library is known to put them all first."""
-        cells = 1
-        for side in grid:
-            cells *= side
-        left = length - cells
+        """Return the prefixes, or the number of tokens that the grid leaves if the library puts all prefixes first."""
+        left = length - cell_count(grid)
         first = family_at(self.model, host).library in PREFIX_FIRST or left == self._special_tokens()
         measured = first and self.prefix_tokens is None and 0 <= left <= MOST_PREFIXES
         return (left,) if measured and left not in prefixes else prefixes
 
     def _special_tokens(self) -> int:
-        """How many class and register tokens the model has parameters for."""
+        """Return the number of class and register tokens for which the model has parameters."""
         count = 0
         for name, parameter in self.model.named_parameters():
             own = name.rpartition(".")[2]
@@ -119,9 +114,9 @@ class Tokens:
         return None
 
     def _by_convolution(
-        self, host: str, length: int, prefixes: tuple[int, ...], firing: trial.Firing
+        self, host: str, length: int, prefixes: tuple[int, ...], firing: dry_run.Firing
     ) -> tuple[Layout, str | None]:
-        """The last convolution before the host whose map has as many pixels as there are tokens, less the prefixes."""
+        """Return the layout by the last convolution before the host whose map has as many pixels as the grid needs."""
         best: tuple[int, Layout, str] | None = None
         for name, runs in self.found.shapes.items():
             for shape, order in runs:
@@ -133,15 +128,15 @@ class Tokens:
                     best = order, layout, name
         if best is None:
             raise LayoutError(
-                f"{host!r} gives {length} tokens, and nothing tells their rows and columns; say grid=(rows, columns) "
-                "and, if there are class or register tokens, prefix_tokens="
+                f"{host!r} returns {length} tokens, and nothing tells their rows and columns; pass grid=(rows, "
+                "columns) and, if there are class or register tokens, prefix_tokens="
             )
         _, layout, name = best
         assert layout.grid is not None
         return layout._replace(fixed=self._only_grid(layout.grid)), name
 
     def _only_grid(self, grid: Grid) -> bool:
-        """Tell whether the model refuses a picture whose patches are as many in another grid."""
+        """Tell whether the model rejects a picture with as many patches in another grid."""
         if len(grid) != 2:
             return False
         rows, columns = grid
@@ -155,7 +150,7 @@ class Tokens:
 
 
 def patch_module(model: nn.Module, name: str) -> str | None:
-    """Return the name of the module that cuts the picture into the patches which a module's tokens stand for."""
+    """Return the name of the module that cuts the picture into the patches of a module's tokens."""
     parts = name.split(".")
     around = ancestors(model, name)
     for depth in range(len(parts) - 1, -1, -1):

@@ -54,7 +54,7 @@ def test_accelerate_compiles_by_regions() -> None:
     expected = model(x)
     compiled = compile_regions(model, backend="eager")
     assert difference(compiled(x), expected) < 1e-5 and len(sia_modules(compiled)) == 3
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,7 +81,7 @@ def test_accelerate_offloads(name: str, way: str, tmp_path: Path) -> None:
 def test_an_offloaded_model_is_refused_in_words() -> None:
     accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
     model = accelerate.cpu_offload(made("resnet10t"), execution_device="cpu")
-    with pytest.raises(UnsupportedModelError, match="inject first and offload after"):
+    with pytest.raises(UnsupportedModelError, match="inject before offloading"):
         inject_sia(model)
     accelerate.hooks.remove_hook_from_module(model, recurse=True)
     assert len(sia_modules(inject_sia(model))) == 3

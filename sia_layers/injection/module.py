@@ -1,4 +1,4 @@
-"""The module that inject_sia adds to a host, and the hooks that run it."""
+"""The modules that inject_sia adds to hosts, and the hooks that run them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from sia_layers.attention import SIAttention
 from sia_layers.frequency import FrequencySIAttention
 from sia_layers.injection.config import Config
 from sia_layers.injection.layouts import Grid, Layout, Reading, grids_in
-from sia_layers.injection.relay import ATTRIBUTE, Passed, Relay, relay_of
+from sia_layers.injection.names import CHILD, EXTRA_STATE, PATCHES, RELAY
+from sia_layers.injection.relay import Passed, Relay, relay_of
 from sia_layers.kernels import ops
 
-CHILD: Final = "sia"  # the name of the module that a host is given
-PATCHES: Final = "_sia_patches"  # the attribute that tells a module that makes patches its own full name
-Item = int | str | None  # of a host's output: a position or a key; None for the output itself
+Item = int | str | None  # index or key of an item of a host's output; None for the output itself
 
 
 class Place(NamedTuple):
-    """Where a site stands among the others of its model.
+    """The place of a site among the sites of its model.
 
     Attributes:
-        layout: of what is gated.
-        item: which item of the host's output it is.
-        position: in the order of a forward pass, from 0.
-        last: whether no site comes after this one.
-        hands_on: whether a later site takes this one's self-information.
+        layout: layout of the tensor that is gated.
+        item: the item of the host's output that is gated; None for the output itself.
+        position: index in the order of a forward pass.
+        last: whether no site follows this one.
+        hands_on: whether a later site uses this one's self-information.
         patches: full name of the module that makes its patches, for tokens.
     """
 
@@ -43,18 +42,18 @@ class Place(NamedTuple):
 
 
 class Injected(SIAttention):
-    """A site of a model: an attention layer on the host's own layout, with the maps of earlier sites.
+    """A site of a model: an attention layer that works in the host's layout and aggregates the maps of earlier sites.
 
-    A mixin for what stands before it in the order of bases, :class:`sia_layers.SIAttention` or a kind of it.
+    It is a mixin for :class:`sia_layers.SIAttention` and its subclasses, which follow it in the list of bases.
 
     Args:
-        channels: of the host's output.
-        place: where the site stands.
+        channels: channels of the host's output.
+        place: the place of the site.
         earlier: channels of the earlier sites whose maps are aggregated here.
-        form: of :class:`sia_layers.SIAggregation`.
+        form: form of :class:`sia_layers.SIAggregation`.
         device: of the parameters.
         dtype: of the parameters.
-        options: of the attention layer.
+        options: arguments of the attention layer.
     """
 
     def __init__(
@@ -76,23 +75,23 @@ class Injected(SIAttention):
 
     @property
     def layout(self) -> Layout:
-        """The layout of what is gated."""
+        """The layout of the tensor that is gated."""
         return self.place.layout
 
     def reset_parameters(self) -> None:
-        """Initialise the parameters anew, those of the aggregation included."""
+        """Reinitialise the parameters, including those of the aggregation."""
         super().reset_parameters()
         for module in () if self.aggregation is None else self.aggregation.modules():
             if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
                 module.reset_parameters()
 
     def forward(self, output: Any, relay: Relay | None = None, grids: Sequence[Grid] = ()) -> Any:  # type: ignore[override]
-        """Gate the host's output, or the item of it that is this site's.
+        """Gate the host's output, or the item of it that belongs to this site.
 
         Args:
-            output: what the host gave.
-            relay: the host's; without one there are no earlier maps.
-            grids: rows and columns of tokens, as far as the host tells them.
+            output: output of the host.
+            relay: relay of the host; None if there are no earlier maps.
+            grids: grids of the tokens that the host's output and arguments report.
         """
         if not self.enabled:
             return output
@@ -118,15 +117,15 @@ class Injected(SIAttention):
         return gated if item is None else with_item(output, item, gated)
 
     def attended(self, maps: Tensor, aggregate: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the gated maps and the self-information to hand on, (N, C, H, W) with the channels of the maps."""
+        """Return the gated maps and the self-information to pass on, both (N, C, H, W)."""
         return self.attend(maps, aggregate)
 
     def gated_again(self, maps: Tensor) -> Tensor:
-        """Apply what follows the site's own gates; nothing, here."""
+        """Apply what follows the site's own gates: nothing in this class."""
         return maps
 
     def _passed(self, relay: Relay) -> Passed:
-        """What this forward pass has handed on so far; the first site begins it, whatever another one left behind."""
+        """Return what this forward pass has passed on so far; start anew at the first site."""
         if self.place.position > 0:
             return relay.take(0 if self.aggregation is None else self.place.position) or Passed()
         passed = None if self.place.patches is None else relay.take(0)
@@ -137,8 +136,8 @@ class Injected(SIAttention):
         position = self.place.position
         if len(passed.maps) != position or not (ops.tracing() or _of_one_batch(passed, reading)):
             raise RuntimeError(
-                f"site {position} aggregates the maps of {position} earlier sites, which this forward pass has not "
-                f"been through (it has {len(passed.maps)}); run the model from its input on. With checkpointing, use "
+                f"site {position} aggregates the maps of {position} earlier sites, but this forward pass has run "
+                f"{len(passed.maps)} of them on this batch; run the model from its input on. With checkpointing, pass "
                 "use_reentrant=False, and compile the whole model rather than checkpointed parts of it; or inject "
                 "with aggregate=False"
             )
@@ -147,7 +146,7 @@ class Injected(SIAttention):
         return result
 
     def _orders(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """Where each grid cell's token stands, and each token's grid cell; None for tokens in reading order."""
+        """Return the token of each grid cell and the grid cell of each token; None for tokens in reading order."""
         if self.layout.order is None:
             return None, None
         order = torch.tensor(self.layout.order, device=device)
@@ -159,22 +158,24 @@ class InjectedSIAttention(Injected, SIAttention):
 
 
 class InjectedFrequencySIAttention(Injected, FrequencySIAttention):
-    """A site that gates the coefficients of a block transform by theirs."""
+    """A site that gates the coefficients of a block transform by their self-information."""
 
     def attended(self, maps: Tensor, aggregate: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the gated maps and the mean self-information of each block, over the sub-bands of a channel."""
+        """Return the gated maps and the self-information of each block, averaged over the sub-bands of a channel."""
         gated, info = self.attend(maps, aggregate)
         blocks = info.reshape(info.shape[0], maps.shape[1], -1, *info.shape[2:])
         return gated, blocks.mean(2)
 
 
 class InjectedBothSIAttention(InjectedSIAttention):
-    """A site that gates pixels, and then the coefficients of what that gives: its child ``frequency``.
+    """A site that gates pixels, and then the coefficients of the gated map with its child ``frequency``.
 
     Args:
-        args: of :class:`InjectedSIAttention`, as are those by keyword that it takes.
-        block: like ``transform``, of :class:`sia_layers.FrequencySIAttention`.
-        transform: of the blocks.
+        channels: channels of the host's output.
+        args: further arguments of :class:`InjectedSIAttention`.
+        block: block of :class:`sia_layers.FrequencySIAttention`.
+        transform: transform of :class:`sia_layers.FrequencySIAttention`.
+        options: keyword arguments of :class:`InjectedSIAttention`.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class InjectedBothSIAttention(InjectedSIAttention):
         return result
 
     def reset_parameters(self) -> None:
-        """Initialise the parameters anew, those of both domains and of the aggregation."""
+        """Reinitialise the parameters of both domains and of the aggregation."""
         super().reset_parameters()
         self.frequency.reset_parameters()
 
@@ -199,8 +200,9 @@ class Leading(Injected):
     """The first site of a model: its state also carries the configuration of the whole injection.
 
     Args:
-        args: of the site, as are those by keyword.
-        config: of the injection.
+        args: arguments of the site.
+        config: configuration of the injection.
+        kwargs: keyword arguments of the site.
     """
 
     def __init__(self, *args: Any, config: Config, **kwargs: Any) -> None:
@@ -208,18 +210,18 @@ class Leading(Injected):
         self.config = config
 
     def get_extra_state(self) -> Tensor:
-        """The configuration, for the state dict."""
+        """Return the configuration, for the state dict."""
         return self.config.to_tensor()
 
     def set_extra_state(self, state: Any) -> None:
-        """Warn where a state dict is of a model that was injected otherwise."""
+        """Warn if a state dict is from a model with another configuration."""
         saved = Config.from_tensor(state)
         differences = {} if saved is None else self.config.differences(saved)
         if differences:
             listed = ", ".join(f"{name}={theirs!r} for {own!r}" for name, (own, theirs) in sorted(differences.items()))
             warnings.warn(
-                f"sia_layers: the weights are of a model that was injected with {listed}; inject_sia(model, **config) "
-                "with the saved configuration gives the same model",
+                f"sia_layers: the weights are from a model that was injected with {listed}; to get the same model, "
+                "call inject_sia(model, **config) with the saved configuration",
                 stacklevel=2,
             )
 
@@ -232,26 +234,26 @@ class Leading(Injected):
         missing_keys: list[str],
         *rest: list[str],
     ) -> None:
-        """Load as any module does, and do without the configuration where an older state dict has none."""
+        """Load as any module does, but do not require the configuration, which older state dicts lack."""
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
-        key = f"{prefix}_extra_state"
+        key = f"{prefix}{EXTRA_STATE}"
         if key in missing_keys:
             missing_keys.remove(key)
 
 
 class LeadingSIAttention(Leading, InjectedSIAttention):
-    """The first site of a model, which gates pixels."""
+    """The first site of a model that gates pixels."""
 
 
 class LeadingFrequencySIAttention(Leading, InjectedFrequencySIAttention):
-    """The first site of a model, which gates coefficients."""
+    """The first site of a model that gates coefficients."""
 
 
 class LeadingBothSIAttention(Leading, InjectedBothSIAttention):
-    """The first site of a model, which gates pixels and then coefficients."""
+    """The first site of a model that gates pixels and then coefficients."""
 
 
-# By domain: the class of the first site, and that of the others.
+# The classes of the first site and of the other sites, by domain.
 DOMAINS: Final[dict[str, tuple[type[Leading], type[Injected]]]] = {
     "spatial": (LeadingSIAttention, InjectedSIAttention),
     "frequency": (LeadingFrequencySIAttention, InjectedFrequencySIAttention),
@@ -260,7 +262,7 @@ DOMAINS: Final[dict[str, tuple[type[Leading], type[Injected]]]] = {
 
 
 class SiteGroup(nn.ModuleDict):
-    """The sites of one host that gives several maps, by the item that each gates."""
+    """The sites of a host that returns several maps, by the item that each site gates."""
 
     def forward(self, output: Any, relay: Relay | None = None, grids: Sequence[Grid] = ()) -> Any:
         """Gate the items of the host's output, one after the other."""
@@ -280,12 +282,12 @@ def with_item(output: Any, item: int | str, value: Tensor) -> Any:
 
 
 def _of_one_batch(passed: Passed, reading: Reading) -> bool:
-    """Tell whether the first map handed on is of as many pictures or videos as what is read."""
+    """Tell whether the first map that was passed on has as many pictures or videos as the reading."""
     return passed.maps[0].shape[0] * reading.frames == reading.maps.shape[0] * passed.frames[0]
 
 
 def pooled_in_time(info: Tensor, frames: int, wanted: int) -> Tensor:
-    """Max-pool the self-information of a video's frames, (N·T, C, H, W), to another number of frames."""
+    """Max-pool the self-information of a video, (N·T, C, H, W), to another number of frames."""
     if frames == wanted:
         return info
     video = info.reshape(info.shape[0] // frames, frames, *info.shape[1:])
@@ -299,38 +301,38 @@ def is_site(module: nn.Module | None) -> bool:
 
 
 def output_hook(host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Forward hook of a host whose output is gated."""
+    """Gate the output of a host; registered as its forward hook."""
     return _gated(host, output, grids_in(args, kwargs, output))
 
 
 def input_hook(host: nn.Module, args: tuple[Any, ...]) -> Any:
-    """Forward pre-hook of a host whose input is gated."""
+    """Gate the input of a host; registered as its forward pre-hook."""
     return (_gated(host, args[0], []), *args[1:])
 
 
 def _gated(host: nn.Module, value: Any, grids: Sequence[Grid]) -> Any:
     sites = host._modules[CHILD]
     assert sites is not None
-    if isinstance(value, torch.fx.Proxy):  # torch.fx: one call in its graph, as of a layer of torch's own
+    if isinstance(value, torch.fx.Proxy):  # torch.fx: trace as one call, like a layer of torch's own
         path = value.tracer.path_of_module(sites)  # type: ignore[attr-defined]
-        relay = value.tracer.create_proxy("get_attr", f"{path.rpartition('.')[0]}.{ATTRIBUTE}", (), {})
+        relay = value.tracer.create_proxy("get_attr", f"{path.rpartition('.')[0]}.{RELAY}", (), {})
         return value.tracer.create_proxy("call_module", path, (value, relay), {})
     return sites(value, relay=relay_of(host), grids=grids)
 
 
 def patch_hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """Forward hook of a module that makes patches: note their grid for the sites."""
+    """Leave the grid of patches for the sites; registered as a forward hook of the module that makes the patches."""
     first = output[0] if isinstance(output, (tuple, list)) else output
     grid = patch_grid(module, args, output)
-    if not isinstance(first, Tensor) or grid is None:  # torch.fx traces
+    if not isinstance(first, Tensor) or grid is None:  # under torch.fx
         return
     relay = relay_of(module)
-    passed = relay.take(0) or Passed()  # a site may lie before the patches
+    passed = relay.take(0) or Passed()  # a site may precede the patches
     relay.leave(passed.with_grid(getattr(module, PATCHES), grid), first)
 
 
 def patch_grid(module: nn.Module, args: tuple[Any, ...], output: Any) -> Grid | None:
-    """Return rows and columns of the patches that a module has just made; None if nothing tells."""
+    """Return the grid of the patches that a module has just made; None if it cannot be told."""
     for grid in grids_in((), {}, output):
         return grid
     first = output[0] if isinstance(output, (tuple, list)) and output else output

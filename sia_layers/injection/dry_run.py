@@ -1,4 +1,4 @@
-"""The dry run: a forward pass on fake tensors that tells what modules give and what the output depends on."""
+"""The dry run: a forward pass on fake tensors that shows what modules return and what the output depends on."""
 
 from __future__ import annotations
 
@@ -10,28 +10,34 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from sia_layers.injection.errors import DryRunError, ReentrantCheckpointError
 from sia_layers.injection.families import entry
 from sia_layers.injection.inputs import Inputs
+from sia_layers.kernels.private_torch import (
+    DROPOUT,
+    NORM,
+    FakeTensorMode,
+    call_eagerly,
+    forget_compiled_call,
+    pytree,
+)
 
-# What would change its statistics, or drop what is to be seen, in training mode.
-STATEFUL: Final = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
-Node = Any  # of autograd's graph
-Key = tuple[str, str]  # a module's name, and "output" or "input"
+# Layers that stay in evaluation mode, because in training mode they would change statistics or drop activations.
+STATEFUL: Final = (NORM, DROPOUT)
+Node = Any  # a node of autograd's graph
+Key = tuple[str, str]  # the name of a module, and "output" or "input"
 
 
 class Firing(NamedTuple):
     """One run of a watched module.
 
     Attributes:
-        args: the positional arguments of its forward.
-        kwargs: the others.
-        value: what it gave, or for the input side its first argument.
-        nodes: where each floating tensor of the value begins in autograd's graph, in the value's order.
-        order: how many watched modules ran before.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        value: the output, or for the input side the first argument.
+        nodes: the autograd node of each floating-point tensor in the value, in order.
+        order: the number of earlier firings in the dry run.
     """
 
     args: tuple[Any, ...]
@@ -42,7 +48,7 @@ class Firing(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A module as a part of the graph: nodes of its inputs and outputs over all of its runs."""
+    """A module as a part of the graph: the nodes of its inputs and of its outputs over all its runs."""
 
     starts: frozenset[Node]
     ends: tuple[Node, ...]
@@ -62,14 +68,14 @@ class Part(NamedTuple):
         return any(wanted & reachable(end, frozenset()) for end in self.ends)
 
 
-class Trial(NamedTuple):
-    """What a dry run found.
+class DryRun(NamedTuple):
+    """The result of a dry run.
 
     Attributes:
-        firings: of each watched module and side.
-        parts: of each module that was asked for as a part, "" being all that was run.
-        shapes: of the outputs of each module whose shape was asked for: shape and order of each run.
-        makers: for each tensor that a part returned, the outermost module that gave it; by the part's name.
+        firings: the firings of each watched module and side.
+        parts: each requested part by name; ``""`` is everything that ran.
+        shapes: for each module whose shapes were requested, the shape and order of each output.
+        makers: for each requested part, the outermost modules that produced the tensors it returned.
     """
 
     firings: dict[Key, list[Firing]]
@@ -79,7 +85,7 @@ class Trial(NamedTuple):
 
 
 def reachable(end: Node, barrier: frozenset[Node]) -> set[Node]:
-    """Return the nodes that an output was computed from, as far as they are not behind the barrier."""
+    """Return the nodes that an output was computed from, without those behind the barrier."""
     seen: set[Node] = set()
     waiting = [end]
     while waiting:
@@ -99,43 +105,43 @@ def run(
     parts: Iterable[str] = (),
     shapes: Iterable[str] = (),
     features: Iterable[str] = (),
-) -> Trial:
+) -> DryRun:
     """Run the model once on fake tensors.
 
-    Nothing of the model changes: no statistics, modes, hooks or gradients, nor any generator of random numbers.
+    Nothing changes: no statistics, modes, hooks or gradients of the model, and no random number generator.
 
     Args:
         model: any model.
-        inputs: shapes, dtypes and devices of their tensors count.
-        watched: names of modules, with ``"output"`` or ``"input"``.
-        parts: names of modules that the model's output may be judged by in place of the whole.
-        shapes: names of modules whose output's shape is wanted.
-        features: names of parts whose outputs are to be traced to the modules that gave them.
+        inputs: the arguments, of which only shapes, dtypes and devices matter.
+        watched: names of modules whose firings to record, with ``"output"`` or ``"input"``.
+        parts: names of modules to record as parts of the graph.
+        shapes: names of modules whose output shapes to record.
+        features: names of modules whose outputs to trace to the modules that produced them.
 
     Raises:
         DryRunError: the model failed.
-        ReentrantCheckpointError: part of it hides its graph.
+        ReentrantCheckpointError: a part of the model uses reentrant checkpointing, which hides its graph.
     """
     asked = model, tuple(watched), tuple(parts), tuple(shapes), tuple(features)
     try:
         recorder, whole = _recorded(asked, inputs, training=False)
     except _ValuesNeededError as refusal:
-        try:  # heads that turn maps into boxes in evaluation mode give the maps themselves in training mode
+        try:  # heads that turn maps into boxes in evaluation mode return the maps themselves in training mode
             recorder, whole = _recorded(asked, inputs, training=True)
         except DryRunError:
             raise refusal from refusal.__cause__
     ends = [end for part in (whole, *recorder.parts.values()) for end in part.ends]
     if any(node.name() == "CheckpointFunctionBackward" for end in ends for node in reachable(end, frozenset())):
         raise ReentrantCheckpointError(
-            "the model is checkpointed with use_reentrant=True, whose parts run twice and without a graph; "
-            "checkpoint with use_reentrant=False"
+            "the model uses checkpointing with use_reentrant=True, which runs its parts twice and without a graph; "
+            "set use_reentrant=False"
         )
     found = {"": whole, **recorder.parts}
-    return Trial(recorder.firings, found, recorder.shapes, recorder.makers)
+    return DryRun(recorder.firings, found, recorder.shapes, recorder.makers)
 
 
 class _ValuesNeededError(DryRunError):
-    """The forward pass depends on values, which fake tensors do not have."""
+    """Raised if the forward pass depends on values, which fake tensors do not have."""
 
 
 def _recorded(asked: tuple[Any, ...], inputs: Inputs, training: bool) -> tuple[_Recorder, Part]:
@@ -148,7 +154,7 @@ def _recorded(asked: tuple[Any, ...], inputs: Inputs, training: bool) -> tuple[_
 
 
 class _Recorder:
-    """Hooks that note what a dry run is asked for."""
+    """Hooks that record what a dry run is to find."""
 
     def __init__(
         self,
@@ -191,7 +197,7 @@ class _Recorder:
             handle.remove()
 
     def complete(self) -> bool:
-        """Tell whether every part has run, so that a failure after it takes nothing away."""
+        """Tell whether every part has run, so that a later failure does no harm."""
         return bool(self.part_names) and all(part.ends for part in self.parts.values())
 
     def _after(self, name: str, hook: Callable[..., Any], prepend: bool = True) -> None:
@@ -252,14 +258,14 @@ class _Recorder:
 
     def _traced(self, scope: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            by_id = {id(tensor): name for name, tensor in self.given}  # the outermost module comes last
+            by_id = {id(tensor): name for name, tensor in self.given}  # outer modules come last and take precedence
             self.makers[scope] = [by_id[id(tensor)] for tensor in _tensors(output) if id(tensor) in by_id]
 
         return hook
 
 
 def _with_nodes(value: Any) -> tuple[Any, tuple[Node, ...]]:
-    """Give every floating tensor a node of its own, whatever is done to it in place afterwards."""
+    """Give every floating-point tensor an autograd node of its own, which later in-place operations do not change."""
     nodes: list[Node] = []
 
     def marked(leaf: Any) -> Any:
@@ -282,7 +288,7 @@ def _forward(model: nn.Module, inputs: Inputs, recorder: _Recorder, training: bo
         stack.enter_context(_unchanged(model, training))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if "torch._dynamo" in sys.modules:  # parts that torch.compile has wrapped run as they are
+        if "torch._dynamo" in sys.modules:  # run parts that torch.compile has wrapped eagerly
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         mode = contextlib.nullcontext() if on_meta else FakeTensorMode(allow_non_fake_inputs=True)
         stack.enter_context(mode)
@@ -292,7 +298,7 @@ def _forward(model: nn.Module, inputs: Inputs, recorder: _Recorder, training: bo
             fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
             if not fake.is_floating_point():
                 return fake
-            fake = fake.requires_grad_() * 1  # models may work on their input in place, which a leaf does not allow
+            fake = fake.requires_grad_() * 1  # models may change their input in place, which a leaf does not allow
             if tensor is picture:
                 starts.append(fake.grad_fn)
             return fake
@@ -303,7 +309,7 @@ def _forward(model: nn.Module, inputs: Inputs, recorder: _Recorder, training: bo
         try:
             with torch.random.fork_rng(devices=[]):
                 part = model.get_submodule(entry(model))
-                output = nn.Module._call_impl(part, *fakes.args, **fakes.kwargs)  # type: ignore[no-untyped-call]
+                output = call_eagerly(part, fakes.args, fakes.kwargs)
         except Exception as error:
             if recorder.complete() and _depends_on_values(error):
                 return Part(frozenset(starts), ())
@@ -316,14 +322,14 @@ def _refuse_lazy(model: nn.Module) -> None:
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(parameter):
             raise DryRunError(
-                f"{name!r} has no shape before the first forward pass (a lazy module); run the model once on a real "
-                "input, and inject then"
+                f"{name!r} has no shape before the first forward pass (it belongs to a lazy module); run the model "
+                "once on a real input before injecting"
             )
 
 
 @contextlib.contextmanager
 def _materialized(model: nn.Module) -> Iterator[None]:
-    """Stand fake tensors in for the parameters that lie on meta while others do not, as offloading leaves them."""
+    """Replace parameters on the meta device by fake tensors, for models with only some of them there (offloading)."""
     kept: list[tuple[dict[str, Any], str, Tensor]] = []
     for module in model.modules():
         own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
@@ -342,7 +348,7 @@ def _materialized(model: nn.Module) -> Iterator[None]:
 
 
 def _depends_on_values(error: Exception) -> bool:
-    """Tell whether a forward pass stopped because fake tensors have no values."""
+    """Tell whether a forward pass failed because fake tensors have no values."""
     kind = type(error).__name__
     return kind.startswith(("DataDependent", "DynamicOutputShape", "GuardOnDataDependent")) or "FakeTensor" in str(
         error
@@ -350,16 +356,16 @@ def _depends_on_values(error: Exception) -> bool:
 
 
 def _why(model: nn.Module, inputs: Inputs, error: Exception) -> str:
-    """Say in a line why a dry run failed."""
+    """Say in one line why a dry run failed."""
     kind, lines = type(error).__name__, str(error).strip().splitlines()
     if _depends_on_values(error):
         return (
-            f"the forward of {type(model).__name__} depends on values ({lines[0] if lines else kind}), and the dry run "
-            "has none; inject into the part of the model that does not, such as its backbone"
+            f"the forward pass of {type(model).__name__} depends on values ({lines[0] if lines else kind}), which a "
+            "dry run does not have; inject into a part of the model that does not, such as its backbone"
         )
     return (
         f"{type(model).__name__} failed on an input of shape {inputs.described()}: {kind}: "
-        f"{lines[0] if lines else ''}; give an example_input that it takes"
+        f"{lines[0] if lines else ''}; pass an example_input that it takes"
     )
 
 
@@ -381,13 +387,13 @@ def _tensors(output: Any) -> list[Tensor]:
 
 @contextlib.contextmanager
 def _unchanged(model: nn.Module, training: bool) -> Iterator[None]:
-    """Run in one mode, and leave modules, their modes and caches, and Python's random numbers as they were."""
+    """Set the mode of all modules; afterwards restore them, their modes and caches, and Python's random state."""
     before = [(module, _contents(module.__dict__)) for module in model.modules()]
     state = random.getstate()
     try:
         for module, _ in before:
             module.training = training and not isinstance(module, STATEFUL)
-            module.__dict__.pop("_compiled_call_impl", None)  # a part compiled in place runs as it is
+            forget_compiled_call(module)
         yield
     finally:
         for module, contents in before:
@@ -396,7 +402,7 @@ def _unchanged(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _contents(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """A module's attributes, and of those that may be filled in a forward pass (caches, buffers) what they hold."""
+    """Return a module's attributes, each with a copy if it is a container that a forward pass may fill."""
     kinds = (dict, list, set)
     return {name: (value, value.copy() if isinstance(value, kinds) else None) for name, value in attributes.items()}
 

@@ -1,7 +1,7 @@
-"""Compiling every kernel for GPUs that are not at hand, and counting registers, spills and instructions.
+"""Compile the Triton kernels for GPUs that are not at hand, and count registers, spills and instructions.
 
-What is compiled is what the dispatch would launch for a map of given shape, dtype and layout: the kernels, their
-tiles and their constants. Needs Triton, whose wheel holds the assemblers, and TRITON_INTERPRET unset.
+The kernels, tiles and constants are those that the dispatch would launch for a map of a given shape, dtype and
+layout. This needs Triton, whose wheel contains the assemblers, with TRITON_INTERPRET unset.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ POINTERS: Final = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float1
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel for one target.
+    """A kernel compiled for one target.
 
     Attributes:
-        name: of the kernel.
+        name: name of the kernel.
         target: one of TARGETS.
-        launch: what the dispatch would launch.
-        num_warps: warps of a program.
-        warp_size: threads of a warp.
-        registers: vector registers of a thread.
-        spills: registers of a thread, scalar ones too, that found no place and go through memory.
-        shared: bytes of shared memory of a program.
+        launch: the launch that the kernel is compiled for.
+        num_warps: warps per program.
+        warp_size: threads per warp.
+        registers: vector registers per thread.
+        spills: spilled registers per thread, including scalar ones.
+        shared: bytes of shared memory per program.
         assembly: SASS, or AMD's assembly.
     """
 
@@ -61,22 +61,22 @@ class Compiled:
 
     @property
     def outputs_per_thread(self) -> float:
-        """Elements of the tile over threads of the program."""
+        """Elements of the tile divided by threads of the program."""
         return self.launch.elements / (self.num_warps * self.warp_size)
 
     @cached_property
     def instructions(self) -> Counter[str]:
-        """How often each instruction stands in the code, by its mnemonic (``MUFU.EX2``, ``v_exp_f32_e32``)."""
+        """Number of occurrences of each instruction in the code, by mnemonic (``MUFU.EX2``, ``v_exp_f32_e32``)."""
         pattern = r"^\s+([a-z]\w+)" if self.target.startswith("gfx") else SASS_INSTRUCTION
         return Counter(re.findall(pattern, self.assembly, re.MULTILINE))
 
     def count(self, pattern: str) -> int:
-        """How many instructions there are whose mnemonic begins like the regular expression."""
+        """Count the instructions whose mnemonic starts with a match of the regular expression."""
         return sum(times for name, times in self.instructions.items() if re.match(pattern, name))
 
     @property
     def exponentials(self) -> float:
-        """Exponentials in the code, by output; a loop's body counts once."""
+        """Exponentials in the code, per output; the body of a loop counts once."""
         packed = self.count("MUFU.EX2") + self.count("v_exp_f32")
         return packed / self.outputs_per_thread
 
@@ -85,10 +85,10 @@ SASS_INSTRUCTION: Final = r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?
 
 
 def gpu_target(name: str) -> GPUTarget:
-    """Triton's target of one of TARGETS.
+    """Return Triton's target for one of TARGETS.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: there is no such target.
     """
     if name not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {name!r}")
@@ -102,9 +102,15 @@ def launches(
     shape: Sequence[int] = (2, 32, 64, 64),
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
-    functions: Sequence[str] = ("self_information", "attend", "self_information_backward", "gate", "channel_mean"),
+    functions: Sequence[str] = (
+        "self_information",
+        "gate_and_mean",
+        "self_information_backward",
+        "gate",
+        "channel_mean",
+    ),
 ) -> list[Launch]:
-    """What the dispatch would launch for a map, for some of its functions; "gate" and "channel_mean" both ways."""
+    """Return what the dispatch would launch for a map; "gate" and "channel_mean" include their backward passes."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(tuple(shape), dtype=dtype, device="meta").to(memory_format=memory_format)
     with noted() as found:
@@ -117,13 +123,13 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
     """Compile one kernel as it would be launched.
 
     Raises:
-        ValueError: no such target.
-        RuntimeError: TRITON_INTERPRET is set: the kernels are functions of the interpreter then.
+        ValueError: there is no such target.
+        RuntimeError: TRITON_INTERPRET is set, which makes the kernels functions of the interpreter.
     """
     if interpreted():
         raise RuntimeError("kernels cannot be compiled while TRITON_INTERPRET is set; unset it and start Python anew")
     gpu = gpu_target(target)
-    kernel, arguments = launch.kernel, for_target(launch.arguments, nvidia=gpu.backend == "cuda")
+    kernel, arguments = launch.kernel.jit, for_target(launch.arguments, nvidia=gpu.backend == "cuda")
     signature = {item.name: _type(item.is_constexpr, arguments[item.name]) for item in kernel.params}
     constants = {name: arguments[name] for name, kind in signature.items() if kind == "constexpr"}
     options = launch.compile_options(nvidia=gpu.backend == "cuda")
@@ -134,12 +140,12 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
         assembly = built.asm["amdgcn"]
         registers = _amd_figure(assembly, "vgpr_count")
         spills = _amd_figure(assembly, "vgpr_spill_count") + _amd_figure(assembly, "sgpr_spill_count")
-    shared, name, num_warps = built.metadata.shared, kernel.__name__, launch.num_warps
+    shared, name, num_warps = built.metadata.shared, launch.kernel.name, launch.num_warps
     return Compiled(name, target, launch, num_warps, gpu.warp_size, registers, spills, shared, assembly)
 
 
 def _type(constant: bool, value: Any) -> str:
-    """The type of an argument in a kernel's signature; nothing is specialised on its value."""
+    """Return the type of an argument in a kernel's signature; nothing is specialised on its value."""
     if constant or value is None:
         return "constexpr"
     if isinstance(value, Tensor):
@@ -150,7 +156,7 @@ def _type(constant: bool, value: Any) -> str:
 
 
 def _inspect_cubin(cubin: bytes) -> tuple[int, int, str]:
-    """Registers, spilled bytes in registers' worth, and SASS."""
+    """Return the registers, the spilled bytes in units of registers, and the SASS of a cubin."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
@@ -171,13 +177,13 @@ def _self_information(x: Tensor, options: Options) -> None:
     dispatch.self_information(x, options)
 
 
-def _attend(x: Tensor, options: Options) -> None:
-    dispatch.attend(x, options, True, "excite")
+def _gate_and_mean(x: Tensor, options: Options) -> None:
+    dispatch.gate_and_mean(x, options, True, "excite")
 
 
 def _self_information_backward(x: Tensor, options: Options) -> None:
-    rows = (1, x.shape[0], 1) if options.estimator == "distance" else (2, *x.shape[:2])
-    dispatch.self_information_backward(x, x, x.new_empty(rows, dtype=torch.float32), options)
+    scale = x.new_empty(options.scale_shape(x), dtype=torch.float32)
+    dispatch.self_information_backward(x, x, scale, options)
 
 
 def _gate(x: Tensor, options: Options) -> None:
@@ -193,7 +199,7 @@ def _channel_mean(x: Tensor, options: Options) -> None:
 
 _CALLS: Final[dict[str, Callable[[Tensor, Options], None]]] = {
     "self_information": _self_information,
-    "attend": _attend,
+    "gate_and_mean": _gate_and_mean,
     "self_information_backward": _self_information_backward,
     "gate": _gate,
     "channel_mean": _channel_mean,
