@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet --quiet
 INSTALLED_FROM := pyproject.toml requirements/constraints.txt $(wildcard kernels/cpu/csrc/*)
 
-.PHONY: help demo test lint types wheel clean
+.PHONY: help demo test lint types docs wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test    run the tests (options for pytest: PYTEST_FLAGS=...)"
 	@echo "make lint    check the style with ruff"
 	@echo "make types   check the types with mypy"
+	@echo "make docs    build the documentation, its gallery too: docs/_build/html (GALLERY=0: without running the gallery)"
 	@echo "make wheel   build the source distribution and the wheel: dist/"
 	@echo "make clean   remove all that was made, .venv too"
 
@@ -32,12 +33,19 @@ lint: $(VENV)/dev.installed
 types: $(VENV)/dev.installed
 	$(RUN) -m mypy
 
+GALLERY ?= 1
+SPHINX = $(RUN) -m sphinx --fail-on-warning --keep-going --quiet --doctree-dir docs/_build/doctrees -D plot_gallery=$(GALLERY)
+
+docs: $(VENV)/docs.installed
+	$(SPHINX) --builder html docs docs/_build/html
+	$(SPHINX) --builder doctest docs docs/_build/doctest
+
 wheel: $(VENV)/dev.installed
 	rm -rf build dist
 	$(RUN) -m build --quiet
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis kernels/cpu/*.so
+	rm -rf $(VENV) build dist docs/_build docs/examples *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis kernels/cpu/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each extra that was installed.
