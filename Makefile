@@ -7,12 +7,14 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet --quiet
 INSTALLED_FROM := pyproject.toml requirements/constraints.txt $(wildcard kernels/cpu/csrc/*)
 
-.PHONY: help demo test lint types docs wheel clean
+.PHONY: help demo test test-fast test-all lint types docs wheel clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    draw the self-information of a photograph, sia_map.png, and of a model's maps, sia_sites.png"
-	@echo "make test    run the tests (options for pytest: PYTEST_FLAGS=...)"
+	@echo "make test       run the tests (options for pytest: PYTEST_FLAGS=...)"
+	@echo "make test-fast  run the quick ones, in a minute or two"
+	@echo "make test-all   run every case of every test, and more examples"
 	@echo "make lint    check the style with ruff"
 	@echo "make types   check the types with mypy"
 	@echo "make docs    build the documentation, its gallery too: docs/_build/html (GALLERY=0: without running the gallery)"
@@ -25,6 +27,16 @@ demo: $(VENV)/demo.installed
 
 test: $(VENV)/dev.installed
 	$(RUN) -m pytest $(PYTEST_FLAGS)
+
+# What needs neither a compiler, nor a process of its own, nor a large library.
+FAST := api aggregation attention backend_agreement backends cli_folders contracts functional inspection \
+    injection_state injection_trial invariants options ops photo reference
+
+test-fast: $(VENV)/dev.installed
+	$(RUN) -m pytest $(PYTEST_FLAGS) --hypothesis-profile=fast -k "not triton" $(wildcard $(FAST:%=tests/test_%.py))
+
+test-all: $(VENV)/dev.installed
+	$(RUN) -m pytest $(PYTEST_FLAGS) --hypothesis-profile=all -m "slow or not slow"
 
 lint: $(VENV)/dev.installed
 	$(RUN) -m ruff check .

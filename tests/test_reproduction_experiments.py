@@ -313,6 +313,7 @@ def test_everything_runs_and_is_written(
     assert "done in" in capsys.readouterr().out
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_each_experiment_runs_by_itself(name: str, tmp_path: Path, tiny: None) -> None:
     assert run(tmp_path, name) == 0

@@ -90,6 +90,7 @@ def predicted(detector: nn.Module, x: Tensor) -> Tensor:
 ALL = [*TOYS, "bare", "SE", "CBAM", "SIA", *METHODS, *(f"{name}+SIA" for name in METHODS)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [name for name in ALL if "DCL" not in name])
 def test_every_network_overfits_a_tiny_set(name: str) -> None:
     detector = made(name)
@@ -98,6 +99,7 @@ def test_every_network_overfits_a_tiny_set(name: str) -> None:
     assert losses[-1] < 0.4 * losses[0] and losses[-1] < 0.3
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("sia", [False, True])
 def test_dcl_overfits_a_tiny_set(sia: bool) -> None:
     """By cross-entropy, which alone can go to 0: views are random, and the queues get harder as they fill."""
@@ -112,6 +114,7 @@ def test_dcl_overfits_a_tiny_set(sia: bool) -> None:
     assert cross_entropy() < 0.6 * before
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["Norm", "F3-Net", "DCL+SIA"])
 def test_same_seed_same_network(name: str) -> None:
     runs = []
@@ -121,6 +124,7 @@ def test_same_seed_same_network(name: str) -> None:
     assert runs[0] == runs[1]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["CDC", "bare", *METHODS])
 def test_a_pictures_logit_does_not_hang_on_its_batch(name: str) -> None:
     detector, (x, _, _) = made(name), tiny_set()
@@ -269,6 +273,7 @@ def bare() -> tuple[int, Tensor]:
     return sum(value.numel() for value in detector.parameters()), predicted(detector, tiny_set()[0][:4])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants(name: str, bare: tuple[int, Tensor]) -> None:
     """The parameters it adds, predictions at first, attention at the sites, each run once, and gradients for all."""
@@ -298,6 +303,7 @@ def test_the_sites_are_those_of_inject_sia() -> None:
 # ---- the methods
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", METHODS)
 def test_sia_leaves_the_rest_of_a_method_as_it_was(name: str) -> None:
     detectors = []
