@@ -1,4 +1,4 @@
-/* What the forward pass does with finished sums of a window: adds the inter-channel term, and sums, stores or gates. */
+/* The last step of the forward pass: combine the sums of a window with the inter-channel term, then sum, store or gate. */
 #ifndef SIA_TAKE_H
 #define SIA_TAKE_H
 
@@ -8,37 +8,37 @@ enum { SUM_SQUARES, SUM_DISTANCES, SUM_PRODUCTS, EMIT };
 
 typedef struct {
     plan p;
-    const sia_map *x, *info, *gated, *grad; /* data is NULL where a map is not asked for */
+    const sia_map *x, *info, *gated, *grad; /* data is NULL for maps that are not requested */
     float *scale;
-    float *size; /* of every pixel: log_of_sums() of its window's size, which its sum of densities has if all are 1 */
-    double (*sums)[2]; /* two sums for every lane of every sample; what they sum depends on the pass */
+    float *size; /* of every pixel: log_of_sums() of its window size, the sum of densities in a constant window */
+    double (*sums)[2]; /* two sums for every lane of every sample; their meaning depends on the pass */
     int pass, mode, channel;
-    int scale_first; /* every tile holds whole planes and finds their scale before it makes the map */
+    int scale_first; /* tiles hold whole planes, and compute the scale before the map */
     atomic_int failed;
 } forward_call;
 
-/* What is done with finished values, VL at a time, and where each map's next ones lie. A local copy of what the inner
- * loops need, so that no store through a map's pointer makes the compiler read it again. */
+/* What to do with finished values, VL at a time, and the position in each map. This is a local copy of what the inner
+ * loops need, so that stores through the maps' pointers do not force the compiler to reload it. */
 typedef struct {
     int pass, channel;
     int64_t neighbours;
     float weight;
     const char *x, *grad;
     char *info, *gated;
-    int64_t x_stride, grad_stride, info_stride, gated_stride; /* between the elements of a vector, in elements */
-    int64_t x_step, grad_step, info_step, gated_step;         /* from a vector to the next, in bytes */
+    int64_t x_stride, grad_stride, info_stride, gated_stride; /* between elements of a vector, in elements */
+    int64_t x_step, grad_step, info_step, gated_step;         /* between vectors, in bytes */
     int grad_dtype;
-    int half;                         /* the weight is 1/2: the logarithm of both terms' product serves them */
-    vf scale, exponent;               /* of the distance form; of the inter-channel densities */
+    int half;                         /* the weight is 1/2: one logarithm of a product serves both terms */
+    vf scale, exponent;               /* of the distance estimator; of the inter-channel densities */
     vf log_count;                     /* log(S + 1) */
     vf totals[2];
 } stream;
 
-/* The weight 1/2 of the inter-channel term, which lets one logarithm serve both terms. */
+/* Tell whether the inter-channel weight is 1/2, which lets one logarithm serve both terms. */
 INLINE int is_half(const plan *p) { return p->options->inter_weight == 0.5f && p->neighbours > 0; }
 
-/* The logarithm that I takes of both sums, or of that within the channel: equal pixels give the same one as the size of
- * their window, and so exactly 0. */
+/* Take the logarithm of both sums, or of the intra-channel one. Equal pixels give the same value as the size of their
+ * window does, so that I is exactly 0. */
 INLINE vf log_of_sums(int half, vf within, vf across) { return log_positive(half ? within * within * across : within); }
 
 INLINE int64_t bytes_to_next(const sia_map *map, int axis)
@@ -46,7 +46,7 @@ INLINE int64_t bytes_to_next(const sia_map *map, int axis)
     return map->stride[3] * size_of(map->dtype) * (axis == 3 ? VL : 1);
 }
 
-/* A stream along the pixels (axis 3) of a channel's row, or along the channels (axis 1) of its pixels. */
+/* Open a stream along the pixels of a row (axis 3), or along the channels of a pixel (axis 1). */
 INLINE stream open_stream(const forward_call *call, int mode, int axis, int64_t n, int64_t k, int64_t row, int64_t lanes)
 {
     const plan *p = &call->p;
@@ -81,7 +81,7 @@ INLINE vf add_channel(int mode, vf sum, vf d, vf exponent)
     return sum + (mode == DENSITIES ? exp2_of(d * exponent * d) : mode == SQUARES ? d * d : d);
 }
 
-/* I from the sums of densities within the channel and across, and the logarithm of the window's size. */
+/* Compute I from the intra- and inter-channel sums of densities and the logarithm of the window size. */
 INLINE vf information_of(const stream *s, int half, vf within, vf size, vf across)
 {
     const vf info = at_least(0, size - log_of_sums(half, within, across));
@@ -90,7 +90,7 @@ INLINE vf information_of(const stream *s, int half, vf within, vf size, vf acros
     return s->neighbours ? info + s->weight * at_least(0, s->log_count - log_positive(across)) : info;
 }
 
-/* Combines what came from within the channel and from the following channels, uses it, and moves on. */
+/* Combine the intra- and inter-channel sums, use the result, and advance the stream. */
 INLINE void take(stream *s, int mode, vf x, vf within, vf size, vf sum, int64_t count, int dtype)
 {
     vf value = within, extra = sum;
@@ -124,7 +124,7 @@ INLINE void take(stream *s, int mode, vf x, vf within, vf size, vf sum, int64_t 
     }
 }
 
-/* The sums across channels of `count` of a vector's pixels. */
+/* Compute the inter-channel sums of the first `count` pixels of a vector. */
 INLINE vf sum_following(int mode, const char *x, const int64_t *to_channel, int64_t neighbours, vf exponent, int64_t count,
                         int64_t stride, int dtype)
 {
@@ -136,7 +136,7 @@ INLINE vf sum_following(int mode, const char *x, const int64_t *to_channel, int6
     return sum;
 }
 
-/* The same for all of a lane's pixels; constants let the compiler unroll. Squares are added up, the others are stored. */
+/* Do so for all pixels of a lane: return the total of SQUARES, store the others. Constants let the compiler unroll. */
 INLINE vf sum_across(int mode, const char *x, const int64_t *to_channel, int64_t neighbours, vf exponent, float *across,
                      int64_t pixels, int64_t stride, int dtype)
 {
@@ -158,7 +158,7 @@ INLINE vf sum_across(int mode, const char *x, const int64_t *to_channel, int64_t
     return total;
 }
 
-/* The loops below are functions of their own, so that each has all registers for its constants. */
+/* The loops below are separate functions, so that each has all registers for its constants. */
 #define FOR_EACH_DTYPE(dtype, call)                                                                                    \
     do {                                                                                                               \
         if ((dtype) == SIA_FLOAT32)                                                                                    \
@@ -195,13 +195,13 @@ ACROSS(differences_across)
 #undef FIVE
 #undef ANY
 
-/* Whether I is all that is asked for, and its next VL values are neighbours in memory. */
+/* Tell whether I is the only output, with its next VL values adjacent in memory. */
 INLINE int is_plain(const stream *s, int mode)
 {
     return mode == DENSITIES && s->info && !s->gated && s->info_stride == 1 && s->channel == SIA_NO_MEAN;
 }
 
-/* I of whole vectors of a lane's pixels where nothing else is asked for and they are neighbours; how many pixels. */
+/* Write I for as many whole vectors of pixels as there are, if is_plain(). Return the number of pixels. */
 INLINE int64_t information_as(const stream *s, int half, const float *within, const float *size, const float *across, int64_t pixels,
                               int dtype)
 {
@@ -230,7 +230,7 @@ static NOINLINE int64_t take_information(stream *s, const float *within, const f
 }
 #undef FOR_EACH_DTYPE
 
-/* A lane's finished pixels; of SQUARES only what lies across channels. */
+/* Finish the pixels of a lane; for SQUARES, only the inter-channel sum remains. */
 INLINE void take_pixels(const forward_call *call, int mode, const tile *t, int64_t lane, int64_t row, int64_t pixels,
                         const float *within, int dtype)
 {
@@ -264,7 +264,7 @@ INLINE void take_pixels(const forward_call *call, int mode, const tile *t, int64
     t->sums[lane][1] += sum_of(s.totals[1]);
 }
 
-/* Lays out pixels' channels, from the tile's first on, with those that follow, cyclically, as floats. */
+/* Copy the channels of some pixels as floats: the tile's own and the S that follow, cyclically. */
 INLINE void lay_out_channels(const tile *t, const char *x, int64_t bytes, int64_t pixels, int64_t reach, int dtype)
 {
     const int64_t c = t->p->c, wanted = t->count + t->p->neighbours, direct = smaller(wanted, c - t->first), size = size_of(dtype);
@@ -277,7 +277,7 @@ INLINE void lay_out_channels(const tile *t, const char *x, int64_t bytes, int64_
     }
 }
 
-/* The same for by_channel: a vector is a pixel's lanes; constants for the neighbours and the count of lanes. */
+/* take_pixels for by_channel, where a vector holds the lanes of one pixel. Constants let the compiler unroll. */
 INLINE void take_channels(const forward_call *call, int mode, const tile *t, int64_t row, int64_t pixels, const float *within,
                           int64_t neighbours, int64_t count, int dtype)
 {
