@@ -159,3 +159,9 @@ def test_peers_agree_with_the_reference(name: str, inter_channels: int) -> None:
     torch.testing.assert_close(
         found.double(), peers.bilateral(x, options) if name == "opencv" else truth, atol=1e-5, rtol=0
     )
+
+
+def test_beside_peers_only_their_forward_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        op.main(["--peers", "--passes", "both"])
+    assert "leave --device, --dtype, --passes and --memory out" in capsys.readouterr().err
