@@ -1,6 +1,6 @@
 """The private names of PyTorch that the library needs, each behind a name that says what it is for.
 
-PyTorch may change any of them in a new release and has no public substitute. ``tests/test_private_torch.py``
+PyTorch may change any of them in a new release and has no public substitute. ``tests/kernels/test_private_torch.py``
 exercises each one, and its failure says which one changed and what breaks in the library.
 
 Not listed here: the dictionaries ``_parameters``, ``_buffers`` and ``_modules`` of a module, which the test covers too.

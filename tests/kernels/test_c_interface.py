@@ -16,7 +16,7 @@ import pytest
 from sia_layers.kernels import backends
 from sia_layers.kernels.cpu import library
 
-SOURCES = Path(__file__).parents[1] / "kernels" / "cpu" / "csrc"
+SOURCES = Path(__file__).parents[2] / "kernels" / "cpu" / "csrc"
 STRICT = ["gcc", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 STRUCTURES = {"map": library.Map, "options": library.MapOptions, "layout": library.DenseMap}
 

@@ -31,7 +31,7 @@ from benchmarks.reproduction.training import Settings
 from sia_layers import inject_sia
 
 KINDS = ("face swap", "texture resynthesis")
-PAGE = Path(__file__).parents[1] / "docs/reproduction.md"
+PAGE = Path(__file__).parents[3] / "docs/reproduction.md"
 SETTINGS = Settings("lite bare", KINDS, "landmarked", "abc", "HQ", 32, 0, 4, 4, 1e-2)
 
 

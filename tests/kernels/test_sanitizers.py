@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-KERNELS = HERE.parent / "kernels" / "cpu" / "csrc"
+KERNELS = HERE.parents[1] / "kernels" / "cpu" / "csrc"
 STRICT = ["-Wall", "-Wextra", "-Werror"]
 FLAGS = ["-Og", "-g1", "-std=gnu11", "-fno-omit-frame-pointer", "-pthread", f"-I{KERNELS}", *STRICT]
 # The driver counts the kernels' allocations, and refuses some.

@@ -94,7 +94,7 @@ class Compiler:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
         environment["TRITON_CACHE_DIR"] = str(Compiler.folder)
         command = [sys.executable, "-c", SCRIPT, json.dumps(wanted)]
-        root = Path(__file__).parents[1]
+        root = Path(__file__).parents[2]
         done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
         return [json.loads(line) for line in done.stdout.splitlines()]

@@ -13,7 +13,7 @@ from torch import nn
 
 from sia_layers.injection.errors import OutputTypeError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -229,7 +229,7 @@ DIRTY = """
 def test_scratch_memory_is_written_before_it_is_read() -> None:
     """glibc fills what it hands out with 0x7f bytes, 3e38 as a float, and what it takes back with 0x80."""
     serving("cpu")
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     environment = {**os.environ, "MALLOC_PERTURB_": "128", "PYTHONPATH": here}
     command = [sys.executable, "-c", textwrap.dedent(DIRTY)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)

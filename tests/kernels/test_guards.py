@@ -40,7 +40,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if platform.machine() != "x86_64":
         pytest.skip("the instructions were counted on x86-64")
     program = tmp_path_factory.mktemp("count") / "count_driver"
-    headers = HERE.parent / "kernels" / "cpu" / "csrc"
+    headers = HERE.parents[1] / "kernels" / "cpu" / "csrc"
     command = [
         "gcc",
         "-O1",
