@@ -29,11 +29,13 @@ test: $(VENV)/dev.installed
 	$(RUN) -m pytest $(PYTEST_FLAGS)
 
 # What needs neither a compiler, nor a process of its own, nor a large library.
-FAST := api aggregation attention backend_agreement backends cli_folders contracts functional inspection \
-    injection_state injection_trial invariants options ops photo reference
+FAST := test_api test_aggregation test_attention test_functional test_inspection test_photo \
+    kernels/test_backend_agreement kernels/test_backends kernels/test_contracts kernels/test_invariants \
+    kernels/test_ops kernels/test_private_torch kernels/test_reference \
+    cli/test_cli_folders injection/test_injection_state injection/test_injection_trial
 
 test-fast: $(VENV)/dev.installed
-	$(RUN) -m pytest $(PYTEST_FLAGS) --hypothesis-profile=fast -k "not triton" $(wildcard $(FAST:%=tests/test_%.py))
+	$(RUN) -m pytest $(PYTEST_FLAGS) --hypothesis-profile=fast -k "not triton" $(FAST:%=tests/%.py)
 
 test-all: $(VENV)/dev.installed
 	$(RUN) -m pytest $(PYTEST_FLAGS) --hypothesis-profile=all -m "slow or not slow"
