@@ -29,12 +29,13 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "gallery", "examples/*.ipynb", "examples/*.zip", "scripts"]
-suppress_warnings = ["config.cache", "toc.empty_glob"]  # a page may come with another branch
+suppress_warnings = ["config.cache"]
 
 html_theme = "furo"
 html_title = f"sia-layers {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#a33100", "color-brand-content": "#a33100"},
     "dark_css_variables": {"color-brand-primary": "#ff9a5c", "color-brand-content": "#ff9a5c"},
@@ -74,6 +75,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "remove_config_comments": True,
     "min_reported_time": 1,
+    "write_computation_times": False,  # a page with scripts from elsewhere
     "copyfile_regex": r".*\.rst",
     "plot_gallery": "True",
     "only_warn_on_example_error": False,

@@ -9,7 +9,7 @@ Not listed here: the dictionaries ``_parameters``, ``_buffers`` and ``_modules``
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,13 @@ def graph_task() -> int:
 
 def any_global_hook() -> bool:
     """Tell whether hooks are registered for all modules."""
-    return cast(bool, torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
+    tables = nn.modules.module  # torch's own question to them is not in 2.7
+    return bool(
+        tables._global_forward_pre_hooks
+        or tables._global_forward_hooks
+        or tables._global_backward_pre_hooks
+        or tables._global_backward_hooks
+    )
 
 
 def hook_tables(module: nn.Module) -> tuple[tuple[dict[int, Any], dict[int, bool]], ...]:

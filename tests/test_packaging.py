@@ -48,7 +48,8 @@ def test_extras() -> None:
 def test_one_version() -> None:
     version = project()["project"]["version"]
     assert METADATA["Version"] == version
-    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    for other in ("CITATION.cff", "README.md", "docs/conf.py", "sia_layers/__init__.py"):
+        assert version not in (ROOT / other).read_text(encoding="utf-8")
     newest = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest is not None
     assert newest[1] == version
