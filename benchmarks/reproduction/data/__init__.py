@@ -13,11 +13,12 @@ try:
 
     from benchmarks import harness
     from benchmarks.reproduction.data.faces import FOLDS, REAL, Faces, Parts, Recipe, Skipped, Source, split
+    from benchmarks.reproduction.data.folder import Folder
     from benchmarks.reproduction.data.forensics import DFDC, CelebDF, FaceForensics, WildDeepfake
     from benchmarks.reproduction.data.landmarked import Landmarked
     from benchmarks.reproduction.data.manipulate import MANIPULATIONS
     from benchmarks.reproduction.data.pipeline import QUALITIES
-    from benchmarks.reproduction.data.portraits import SUBSETS, Person, Portraits
+    from benchmarks.reproduction.data.portraits import SUBSETS, Person, Portraits, read_files
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"the reproduction's data need {error.name}, which is not installed; pip install 'sia-layers[reproduction]'",
@@ -33,6 +34,7 @@ __all__ = [
     "Parts",
     "Person",
     "Skipped",
+    "files_of",
     "load",
     "people_of",
     "prepare",
@@ -44,6 +46,7 @@ MAKERS = ("clips", "faces", "landmarked", "landmarks", "manipulate", "pipeline")
 SOURCES: dict[str, type[Source]] = {
     "landmarked": Landmarked,
     "portraits": Portraits,
+    "folder": Folder,
     "faceforensics": FaceForensics,
     "dfdc": DFDC,
     "celebdf": CelebDF,
@@ -123,6 +126,22 @@ def prepare(
     data, recipe = _opened(source, root, Recipe(size, quality, seed, people, folds))
     if isinstance(data, Portraits):
         data.make(recipe, _folder(data, recipe, cache), processes)
+
+
+def files_of(
+    root: Path, *, size: int, quality: str, people: int | None, cache: Path
+) -> tuple[list[bytes], list[str], list[str]]:
+    """The JPEG files of portraits as they are kept, made if they are not yet; kind and person of each."""
+    data, recipe = _opened("portraits", root, Recipe(size, quality, 0, people))
+    assert isinstance(data, Portraits)
+    folder = _folder(data, recipe, cache)
+    rows = [
+        (file, kind, person)
+        for person in data.make(recipe, folder, processes=1).folds
+        for kind, file in read_files(folder, person).items()
+    ]
+    files, kinds, names = zip(*rows, strict=True)
+    return list(files), list(kinds), list(names)
 
 
 def people_of(source: str, root: Path) -> dict[str, Person]:

@@ -134,7 +134,7 @@ class Portraits(Source):
         validation = (test + 1) % recipe.folds
         samples: tuple[list[Sample], ...] = ([], [], [])
         for person, fold in dealt.folds.items():
-            samples[{test: 2, validation: 1}.get(fold, 0)].extend(_read(_file(folder, person), person, recipe.size))
+            samples[{test: 2, validation: 1}.get(fold, 0)].extend(_read(folder, person, recipe.size))
         skipped = (dealt.skipped, (), ())
         return Parts(*(Faces.stack(some, recipe.size, why) for some, why in zip(samples, skipped, strict=True)))
 
@@ -258,10 +258,14 @@ def _write(made: Sequence[tuple[str, bytes, np.ndarray]], path: Path) -> None:
     np.savez(path, masks=np.packbits([mask for _, _, mask in made], axis=-1), **files)
 
 
-def _read(path: Path, person: str, size: int) -> list[Sample]:
-    with np.load(path) as held:
+def read_files(folder: Path, person: str) -> dict[str, bytes]:
+    """Return the JPEG files that are kept of a person, by kind."""
+    with np.load(_file(folder, person)) as held:
+        return {kind: held[kind].tobytes() for kind in held.files if kind != "masks"}
+
+
+def _read(folder: Path, person: str, size: int) -> list[Sample]:
+    with np.load(_file(folder, person)) as held:
         masks = np.unpackbits(held["masks"], axis=-1, count=size).astype(bool)
-        kinds = [name for name in held.files if name != "masks"]
-        return [
-            Sample(decode(held[kind].tobytes()), mask, person, kind) for kind, mask in zip(kinds, masks, strict=True)
-        ]
+    files = read_files(folder, person)
+    return [Sample(decode(file), mask, person, kind) for (kind, file), mask in zip(files.items(), masks, strict=True)]
