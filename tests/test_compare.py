@@ -279,3 +279,23 @@ def test_the_last_sentence_is_about_sia_where_it_is_there():
     assert table.spoken_of(["bare", "se", "sia-pooled", "sia"]) == "sia-pooled"
     assert table.spoken_of(["bare", "se"]) == "se"
     assert table.spoken_of(["bare"]) is None
+
+
+# The example
+
+
+def test_the_example_is_a_folder_with_groups_whose_fakes_differ_in_a_part(tmp_path, capsys):
+    pytest.importorskip("skimage", reason=EXTRA)
+    from benchmarks.compare import example
+    from benchmarks.reproduction.data.pipeline import read_picture
+
+    assert example.main([str(tmp_path / "tiles")]) == 0
+    rows = rows_of(tmp_path / "tiles" / "groups.csv")
+    assert f"{len(rows) // 2} real tiles" in capsys.readouterr().out
+    assert len({row["group"] for row in rows}) == len(example.PICTURES)
+    for path in sorted((tmp_path / "tiles" / "real").iterdir())[::20]:
+        changed = (read_picture(path) != read_picture(tmp_path / "tiles" / "fake" / path.name)).any(2)
+        assert 0.1 < changed.mean() < 0.7
+    with pytest.raises(SystemExit):
+        example.main([str(tmp_path / "tiles")])
+    assert "is there already" in capsys.readouterr().err

@@ -98,6 +98,7 @@ def test_pictures_without_a_row_are_told_of_and_stand_alone(plain):
     assert len(sides_of(parts)) == 23
 
 
+@pytest.mark.filterwarnings("ignore:.*have no row")
 def test_groups_that_leak_between_given_parts_are_refused(parted):
     rows = [(f"{part}/real/real{index:03}.png", "anna" if index < 2 else f"{part}{index}")
             for part in ("train", "test") for index in range(4)]  # fmt: skip

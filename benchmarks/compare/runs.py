@@ -29,6 +29,7 @@ from benchmarks.reproduction.training import as_input, augmented, sampled
 
 RUNS: Final = "runs.csv"
 CURVES: Final = "curves.csv"
+LARGE: Final = 8  # pictures of a group, on average
 CHECKPOINT: Final = "checkpoint.pt"
 
 
@@ -295,8 +296,13 @@ class _Training:
 
 
 def _batches(faces: Faces, generator: torch.Generator, batch: int) -> Iterator[Tensor]:
-    """An epoch's pictures, in steps of as even a size as can be."""
-    drawn = sampled(faces.kinds, faces.people, generator)
+    """An epoch's pictures, in steps of as even a size as can be.
+
+    Those of a group come together, real beside fake, unless groups are so large that one would fill a step.
+    """
+    together = len(faces) <= LARGE * len(set(faces.people))
+    names = faces.people if together else [str(index) for index in range(len(faces))]
+    drawn = sampled(faces.kinds, names, generator)
     yield from drawn.tensor_split(math.ceil(len(drawn) / batch))
 
 

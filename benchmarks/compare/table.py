@@ -15,6 +15,7 @@ from benchmarks.compare.variants import VARIANTS
 from benchmarks.plots import panels_of
 from benchmarks.reproduction.scores import Interval, difference, interval, weighted_accuracy, weighted_auc
 
+FEW: Final = 10  # groups: a bootstrap of fewer gives intervals that are too narrow
 TABLE: Final = "compare.csv"
 PICTURE: Final = "compare.png"
 # A difference d is told with a power of 80 % where d = (1.960 + 0.842) standard errors, of which the interval is
@@ -99,6 +100,14 @@ def spoken_of(variants: Sequence[str]) -> str | None:
     )
 
 
+def warning(store: Store, seeds: Sequence[int]) -> str | None:
+    """Return what must be said first where there are too few test groups for intervals."""
+    groups = {person for seed in seeds for person in store.said("bare", seed).people}
+    if len(groups) >= FEW:
+        return None
+    return f"only {len(groups)} groups of test pictures: intervals of so few are too narrow to be trusted"
+
+
 def show(made: Sequence[Line]) -> str:
     """Return the table as text."""
     rows = [["variant", "parameters", "ACC", "AUC", "ACC - bare", "AUC - bare"], *(line.cells() for line in made)]
@@ -128,7 +137,9 @@ def _curves(ax: Axes, rows: Sequence[Mapping[str, str]], variants: Sequence[str]
         epochs = range(1, 1 + min(map(len, seeds.values())))
         for curve in seeds.values():
             ax.plot(epochs, curve[: len(epochs)], color=f"C{index}", linewidth=0.6, alpha=0.4)
-        ax.plot(epochs, np.mean(list(seeds.values()), axis=0), color=f"C{index}", linewidth=1.8, label=variant)
+        mean = np.mean([curve[: len(epochs)] for curve in seeds.values()], axis=0)
+        ax.plot(epochs, mean, ".-", color=f"C{index}", linewidth=1.8, label=variant)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("epoch", fontsize=9)
     ax.set_ylabel("AUC on the validation part, %", fontsize=9)
     ax.legend(fontsize=8, frameon=False)
