@@ -48,6 +48,14 @@ def test_two_folders_are_split_with_both_classes_in_each_part(plain):
     assert same(load(plain, seed=3), load(plain, seed=3)) and sides_of(load(plain, seed=3)) != sides_of(parts)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_fewer_groups_leave_both_classes_in_each_part(plain, seed):
+    parts = load(plain, seed=seed, people=14)
+    assert sides_of(parts).items() <= sides_of(load(plain, seed=seed)).items()
+    assert 12 <= len(sides_of(parts)) <= 16
+    assert all(set(part.kinds) == {"real", "fake"} for part in parts)
+
+
 def test_the_square_in_the_middle_is_taken(tmp_path):
     root = write_pictures(tmp_path / "set", {"real": 8, "fake": 8})
     picture = np.zeros((40, 80, 3), np.uint8)
