@@ -27,7 +27,7 @@ SMALL = ["--model", "test_resnet", "--size", str(SIZE), "--seeds", "2", "--epoch
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("own") / "pictures", {"real": 14, "fake": 14}, SIZE)
+    return write_pictures(tmp_path_factory.mktemp("own") / "pictures", {"real": 10, "fake": 10}, SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_rows_of_another_configuration_are_refused_until_thrown_away(folder, don
 
 
 def test_changed_pictures_are_another_configuration(done, tmp_path, capsys):
-    changed = write_pictures(tmp_path / "pictures", {"real": 14, "fake": 14}, SIZE)
+    changed = write_pictures(tmp_path / "pictures", {"real": 10, "fake": 10}, SIZE)
     with pytest.raises(SystemExit):
         compared(changed, done)
     assert "another configuration: data " in capsys.readouterr().err
@@ -241,6 +241,15 @@ def test_gains_have_a_rate_of_their_own_and_nothing_is_learned_twice():
     rates = {id(parameter): group.get("lr") for group in groups for parameter in group["params"]}
     assert [rates[id(gain)] for gain in model.gains()] == [pytest.approx(1e-2)] * 3
     assert sum(rate is not None for rate in rates.values()) == 3
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_trains(folder, tmp_path, precision):
+    assert (
+        compared(folder, tmp_path, "--precision", precision, "--seeds", "1", "--epochs", "1", "--variants", "sia") == 0
+    )
+    assert {row["precision"] for row in rows_of(tmp_path / "runs.csv")} == {precision}
+    assert all(math.isfinite(float(row["loss"])) for row in rows_of(tmp_path / "curves.csv"))
 
 
 # What may be said
@@ -284,16 +293,17 @@ def test_the_last_sentence_is_about_sia_where_it_is_there():
 # The example
 
 
-def test_the_example_is_a_folder_with_groups_whose_fakes_differ_in_a_part(tmp_path, capsys):
+def test_the_example_is_a_folder_with_groups_whose_fakes_differ_in_a_part(tmp_path, capsys, monkeypatch):
     pytest.importorskip("skimage", reason=EXTRA)
     from benchmarks.compare import example
     from benchmarks.reproduction.data.pipeline import read_picture
 
+    monkeypatch.setattr(example, "MOST", 3)
     assert example.main([str(tmp_path / "tiles")]) == 0
     rows = rows_of(tmp_path / "tiles" / "groups.csv")
     assert f"{len(rows) // 2} real tiles" in capsys.readouterr().out
     assert len({row["group"] for row in rows}) == len(example.PICTURES)
-    for path in sorted((tmp_path / "tiles" / "real").iterdir())[::20]:
+    for path in sorted((tmp_path / "tiles" / "real").iterdir())[::4]:
         changed = (read_picture(path) != read_picture(tmp_path / "tiles" / "fake" / path.name)).any(2)
         assert 0.1 < changed.mean() < 0.7
     with pytest.raises(SystemExit):

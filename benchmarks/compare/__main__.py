@@ -39,19 +39,18 @@ class Budget(NamedTuple):
         seeds: runs of every variant.
         epochs: of each.
         batch: pictures a step.
-        size: of the pictures at most, in pixels; None for what the model declares.
-        groups: of the pictures, at most; None for all.
+        groups: of pictures, at most; None for all.
     """
 
     seeds: int
     epochs: int
     batch: int
-    size: int | None
     groups: int | None
 
 
-FULL: Final = Budget(seeds=5, epochs=20, batch=32, size=None, groups=None)
-QUICK: Final = Budget(seeds=2, epochs=2, batch=16, size=64, groups=60)
+FULL: Final = Budget(seeds=5, epochs=20, batch=32, groups=None)
+QUICK: Final = Budget(seeds=2, epochs=2, batch=16, groups=60)
+QUICK_SIZE: Final = 64  # pixels, at most
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _filled(parser.parse_args(arguments))
     try:
         variants = chosen(given.variants)
-        size = given.size or min(models.native_size(given.model), (QUICK.size if given.quick else None) or sys.maxsize)
+        native = models.native_size(given.model)
+        size = given.size or (min(native, QUICK_SIZE) if given.quick else native)
         config, place = _config(given, size), _place(given)
         if given.fresh:
             _forget(given.out)
