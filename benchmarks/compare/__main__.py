@@ -221,7 +221,7 @@ def _tell(store: runs.Store, variants: Sequence[str], seeds: Sequence[int], give
     print("in percent, mean over seeds [95% interval over groups of pictures and seeds]; differences are paired")
     for path in (store.folder / runs.RUNS, *table.write(store, made)):
         print(f"written: {path}")
-    if warning := table.warning(store, seeds):
+    for warning in table.warnings(store, made[0], seeds):
         print(f"\n{warning}")
     if given.quick:
         print("\n--quick is a look at whether all of it runs: its figures mean nothing.")
