@@ -108,8 +108,8 @@ def warnings(store: Store, bare: Line, seeds: Sequence[int]) -> list[str]:
         made.append(f"only {len(groups)} groups of test pictures: intervals of so few are too narrow to be trusted")
     if auc < LEARNED:
         made.append(
-            f"bare has learned next to nothing (AUC {100 * auc:.1f}), and two that guess differ by little: train longer, "
-            "start from trained weights or take more pictures"
+            f"bare has learned next to nothing (AUC {100 * auc:.1f}), and networks that guess differ by little: train "
+            "longer, start from trained weights or take more pictures"
         )
     if auc > SOLVED:
         made.append(f"bare tells nearly all (AUC {100 * auc:.1f}), which leaves nothing to gain: take harder pictures")
