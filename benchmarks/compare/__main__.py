@@ -194,7 +194,7 @@ def _ran(
             cache=None if config.dataset == "folder" else given.out / "pictures",
         )  # fmt: skip
         if bar is None:
-            print(_about(parts, store, place))
+            print(_about(parts, seed, store, place))
             total = sum(map(len, todo.values())) * runs.pictures_of(parts.train, config)
             bar = tqdm(total=total, unit="picture", dynamic_ncols=True)
         for variant in missing:
@@ -204,14 +204,14 @@ def _ran(
         bar.close()
 
 
-def _about(parts: data.Parts, store: runs.Store, place: runs.Place) -> str:
+def _about(parts: data.Parts, seed: int, store: runs.Store, place: runs.Place) -> str:
     counts = ", ".join(
         f"{name} {len(part)} pictures of {len(set(part.people))} groups" for name, part in parts._asdict().items()
     )
     config = store.config
     return (
         f"{config.model}, {config.weights} weights, {config.size} px, {config.epochs} epochs; {place.device}, "
-        f"{config.precision}, {torch.get_num_threads()} threads\n{counts} (with the first seed)"
+        f"{config.precision}, {torch.get_num_threads()} threads\n{counts} (with seed {seed})"
     )
 
 
