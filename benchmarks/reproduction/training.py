@@ -13,7 +13,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import timing
+from benchmarks.harness import replace
 from benchmarks.reproduction import networks
 from benchmarks.reproduction.data.faces import Faces, Parts
 from benchmarks.reproduction.scores import Predictions
@@ -327,10 +328,3 @@ def _finished(settings: Settings, detector: networks.Detector, parts: Parts, fol
     replace(folder / RESULT, lambda path: path.write_text(json.dumps(record)))
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return load(folder)
-
-
-def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    write(part)
-    part.replace(path)
