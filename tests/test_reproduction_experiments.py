@@ -173,7 +173,7 @@ def test_every_setting_has_a_folder_of_its_own(field: str) -> None:
 def test_what_cannot_be_trained_is_an_error(tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"holds no picture of 'reenactment'.*use more people"):
         training.train(dataclasses.replace(SETTINGS, kinds=("reenactment",)), parts(), tmp_path / "kind")
-    with pytest.raises(ValueError, match="must begin with 'toy', 'lite' or 'method', got 'big one'"):
+    with pytest.raises(ValueError, match="must begin with 'toy', 'lite', 'recipe' or 'method', got 'big one'"):
         training.create(dataclasses.replace(SETTINGS, network="big one"))
     monkeypatch.setattr(Tiny, "loss", lambda self, *_: torch.tensor(math.nan))
     with pytest.raises(FloatingPointError, match="the loss became nan"):

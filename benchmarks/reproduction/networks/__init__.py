@@ -7,11 +7,11 @@ from typing import Final
 from benchmarks.reproduction.networks.dcl import DCL
 from benchmarks.reproduction.networks.detector import BackboneDetector, Detector, listed
 from benchmarks.reproduction.networks.f3net import F3Net
-from benchmarks.reproduction.networks.lite import VARIANTS, Variant, lite
+from benchmarks.reproduction.networks.lite import VARIANTS, Variant, lite, recipe
 from benchmarks.reproduction.networks.spsl import SPSL
 from benchmarks.reproduction.networks.toy import TOYS, toy
 
-__all__ = ["METHODS", "TOYS", "VARIANTS", "Detector", "Variant", "lite", "method", "toy"]
+__all__ = ["METHODS", "TOYS", "VARIANTS", "Detector", "Variant", "lite", "method", "recipe", "toy"]
 
 _METHODS: Final[dict[str, type[SPSL] | type[F3Net] | type[DCL]]] = {"SPSL": SPSL, "F3-Net": F3Net, "DCL": DCL}
 METHODS: Final = tuple(_METHODS)

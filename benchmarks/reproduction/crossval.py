@@ -1,0 +1,370 @@
+"""Train networks so that every person is tested once, and keep what they say of each picture.
+
+``python -m benchmarks.reproduction.crossval pilot|study|recipe|kinds|datasets --data PATH [--budget MINUTES]``.
+
+The people are dealt into eight folds; a network is trained on six of them and tested on one. Every run is a row of a
+``_runs.csv`` file in the results, which is written as soon as the run is done: a call that is stopped, on this machine
+or another, goes on with the first run that has no row. ``--budget`` begins no run that would not end within it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from benchmarks import timing
+from benchmarks.reproduction import evidence, training
+from benchmarks.reproduction.data.faces import FOLDS, Faces, Parts
+from benchmarks.reproduction.ledger import Ledger
+from benchmarks.reproduction.measures import LOCATED, MEASURED, MEASURED_FOLDS, localisation, robustness
+from benchmarks.reproduction.networks.recipes import RECIPES
+from benchmarks.reproduction.scores import Predictions, accuracy, auc
+from benchmarks.reproduction.study import Pictures, Source, facts
+from benchmarks.reproduction.training import Run, Settings
+
+ROOT: Final = Path(__file__).parents[2]
+RESULTS: Final = ROOT / "benchmarks/results/reproduction/crossval"
+SIZE, EPOCHS, BATCH, RATE = 96, 2, 16, 1e-3
+KEYS: Final = ("network", "fold", "repeat", "test kinds")
+PILOT_FOLDS: Final = 3
+KIND_FOLDS: Final = 2
+DATA_SET_FOLDS: Final = 4
+SEARCH_FOLD: Final = 6  # whose validation part, fold 7, the recipe is chosen on
+REPEATS: Final = 3  # of the recipes that lead the first round
+LEADING: Final = 4
+
+CORE: Final = ("lite bare", "lite SIA", "lite not identity at first", "lite SE", "lite CBAM")
+FORMS: Final = ("lite pooled aggregation", "lite no aggregation", "lite frequency domain")
+SECTION5: Final = ("lite ECA", "lite SK", "lite non-local", "lite DANet", "lite ADL")
+RIVALS: Final = tuple(f"method {name}{plus}" for name in ("MAT", "RFM", "Add-Net") for plus in ("", "+SIA"))
+TRANSFERRED: Final = ("lite bare", "lite SIA", "lite not identity at first")
+
+
+class Task(NamedTuple):
+    """A run that is wanted.
+
+    Attributes:
+        network: family and name, as :class:`Settings` takes it.
+        fold: that is tested.
+        repeat: as in :class:`Settings`.
+        test_kinds: manipulations that are tested and not trained on; empty for all, trained and tested.
+    """
+
+    network: str
+    fold: int
+    repeat: int = 0
+    test_kinds: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells its row from others."""
+        return self.network, self.fold, self.repeat, ", ".join(self.test_kinds)
+
+
+@dataclass
+class Bench:
+    """The data, the folders, and how much time there is.
+
+    Attributes:
+        source: of the pictures.
+        work: folder of weights and checkpoints.
+        results: folder of the tables.
+        minutes: that all may take; None for no limit.
+        pretrained: begin from ImageNet weights.
+        size: side of the pictures in pixels.
+        epochs: of every run.
+    """
+
+    source: Source
+    work: Path
+    results: Path
+    minutes: float | None = None
+    pretrained: bool = True
+    size: int = SIZE
+    epochs: int = EPOCHS
+    began: float = field(default_factory=time.monotonic)
+
+    def ledger(self, name: str, keys: Sequence[str] = KEYS) -> Ledger:
+        """A table of the results."""
+        return Ledger(self.results / f"{name}.csv", keys)
+
+    def left(self) -> float:
+        """Seconds that are left of the budget."""
+        return float("inf") if self.minutes is None else 60 * self.minutes - (time.monotonic() - self.began)
+
+    def pictures(self, fold: int) -> Pictures:
+        """The pictures of a fold."""
+        return Pictures(self.size, "HQ", fold)
+
+    def settings(self, task: Task) -> Settings:
+        """The settings of a run."""
+        known = facts(self.source, self.pictures(task.fold))
+        recipe = RECIPES.get(task.network.partition(" ")[2]) if task.network.startswith("recipe ") else None
+        return Settings(
+            network=task.network,
+            kinds=tuple(kind for kind in known.kinds if kind not in task.test_kinds),
+            source=self.source.name,
+            data=known.fingerprint,
+            quality="HQ",
+            size=self.size,
+            seed=task.fold,
+            epochs=self.epochs,
+            batch=BATCH,
+            learning_rate=RATE,
+            pretrained=self.pretrained,
+            test_kinds=task.test_kinds,
+            repeat=task.repeat,
+            gain_rate=training.GAIN_RATE if recipe is None else recipe.gain_rate,
+        )
+
+    def train(self, task: Task, chosen: Callable[[Parts], Parts] = lambda parts: parts, label: str = "") -> Run:
+        """Train a network, or read it where that was done in this work folder.
+
+        Args:
+            task: what to train.
+            chosen: takes the parts of the fold and gives those to use.
+            label: of the choice, in the name of the run's folder.
+        """
+        settings = self.settings(task)
+        parts = chosen(self.source.parts(self.pictures(task.fold)))
+        return training.train(settings, parts, self.work / "runs" / f"{label}{settings.key}")
+
+
+def row(task: Task, run: Run, found: Predictions, **more: Any) -> dict[str, Any]:
+    """What is written down of a run.
+
+    Args:
+        task: that it did.
+        run: that is done.
+        found: of the pictures that its scores are of.
+        **more: further columns.
+    """
+    record, settings = run.record, run.settings
+    pictures = settings.epochs * 2 * record["train_reals"]
+    return {
+        **dict(zip(KEYS, task.key, strict=True)),
+        "seed": settings.seed,
+        "ACC": round(accuracy(found), 5),
+        "AUC": round(auc(found), 5),
+        **{f"AUC {kind}": round(auc(found.of(kind)), 5) for kind in dict.fromkeys(found.kinds) if kind != "real"},
+        **more,
+        "test people": len(set(found.people)),
+        **{name: getattr(settings, name) for name in ("data", "quality", "size", "epochs", "batch", "learning_rate")},
+        "trained on": ", ".join(settings.kinds),
+        **{key: record[key] for key in ("parameters", "gains", "train_people", "core seconds")},
+        "pictures a second": round(pictures / max(record["core seconds"], 1e-9), 1),
+        **{key: record[key] for key in ("machine", "threads", "versions", "commit", "date")},
+    }
+
+
+def work_off(bench: Bench, ledger: Ledger, tasks: Sequence[Task], do: Callable[[Task], None]) -> bool:
+    """Do the tasks that have no row yet, in their order, as far as the budget goes.
+
+    Returns:
+        Whether all are done.
+    """
+    todo = [task for task in tasks if task.key not in ledger]
+    print(f"{ledger.path.name}: {len(tasks) - len(todo)} of {len(tasks)} runs are there", flush=True)
+    longest = 0.0
+    for count, task in enumerate(todo):
+        if bench.left() < longest or bench.left() <= 0:
+            print(f"the budget is spent; {len(todo) - count} runs are left, the same command goes on", flush=True)
+            return False
+        began = time.monotonic()
+        do(task)
+        longest = max(longest, time.monotonic() - began)
+        held = next(each for each in reversed(ledger.rows) if tuple(each[name] for name in KEYS) == tuple(map(str, task.key)))
+        told = f"AUC {100 * float(held['AUC']):.1f}, {held['pictures a second']} pictures/s"
+        print(
+            f"[{count + 1} of {len(todo)}] {task.network}, fold {task.fold}, repeat {task.repeat}"
+            f"{' '.join(('', *task.test_kinds))}: {told}, {time.monotonic() - began:.0f} s; at most about "
+            f"{longest * (len(todo) - count - 1) / 60:.0f} minutes left",
+            flush=True,
+        )
+    return True
+
+
+# ---- the study
+
+
+def study_tasks(networks: Sequence[str], folds: Sequence[int] = range(FOLDS)) -> list[Task]:
+    """Every network on every fold, fold by fold, so that what is there is paired at any time."""
+    return [Task(network, fold) for fold in folds for network in networks]
+
+
+def pilot_tasks() -> list[Task]:
+    """The bare network twice, with other random numbers, on the first folds."""
+    return [Task("lite bare", fold, repeat) for fold in range(PILOT_FOLDS) for repeat in range(2)]
+
+
+def study(bench: Bench, tasks: Sequence[Task]) -> bool:
+    """Run tasks of the study: study_runs.csv, study_scores.csv, fig1_runs.csv and localise_runs.csv grow."""
+    runs = bench.ledger("study_runs")
+
+    def do(task: Task) -> None:
+        run = bench.train(task)
+        scores = evidence.score_rows(evidence.label(task.network, task.repeat), run.test, fold=task.fold)
+        bench.ledger("study_scores", evidence.SCORE_KEYS).add(scores)
+        if task.network in MEASURED and task.fold in MEASURED_FOLDS and not task.repeat:
+            test = bench.source.parts(bench.pictures(task.fold)).test
+            what = {"network": task.network, "fold": task.fold, "commit": run.record["commit"]}
+            found = [{**what, **each} for each in robustness(run, test)]
+            bench.ledger("fig1_runs", ("network", "fold", "corruption", "severity")).add(found)
+            if task.network in LOCATED:
+                found = [{**what, **each} for each in localisation(run, test)]
+                bench.ledger("localise_runs", ("network", "fold", "map", "kinds")).add(found)
+        runs.add([row(task, run, run.test, **{"validation AUC": round(auc(run.validation), 5)})])
+
+    return work_off(bench, runs, tasks, do)
+
+
+# ---- the recipe
+
+
+def recipe_tasks(ledger: Ledger) -> list[Task]:
+    """Every recipe once, and then those that lead again, until each of them was run as often as it shall be."""
+    first = [Task(f"recipe {name}", SEARCH_FOLD) for name in RECIPES]
+    if any(task.key not in ledger for task in first):
+        return first
+    score = {each["network"]: float(each["AUC"]) for each in ledger.rows if each["repeat"] == "0"}
+    leading = sorted((task.network for task in first), key=lambda name: -score[name])[:LEADING]
+    chosen = list(dict.fromkeys(["recipe bare", "recipe default", *leading]))
+    return first + [Task(name, SEARCH_FOLD, repeat) for repeat in range(1, REPEATS) for name in chosen]
+
+
+def recipe(bench: Bench) -> bool:
+    """Search for the recipe on validation people alone: recipe_runs.csv grows, whose scores are theirs."""
+    ledger = bench.ledger("recipe_runs")
+
+    def do(task: Task) -> None:
+        run = bench.train(task)
+        ledger.add([row(task, run, run.validation)])
+
+    return all(work_off(bench, ledger, recipe_tasks(ledger), do) for _ in range(2))
+
+
+# ---- other manipulations and other pictures than in training
+
+
+def kind_tasks(kinds: Sequence[str]) -> list[Task]:
+    """Train on all manipulations but one, and test on that."""
+    return [
+        Task(network, fold, test_kinds=(kind,)) for fold in range(KIND_FOLDS) for kind in kinds for network in TRANSFERRED
+    ]
+
+
+def across_kinds(bench: Bench) -> bool:
+    """Test on a manipulation that was not trained on: kinds_runs.csv and kinds_scores.csv grow."""
+    ledger = bench.ledger("kinds_runs")
+    kinds = facts(bench.source, bench.pictures(0)).kinds
+
+    def do(task: Task) -> None:
+        run = bench.train(task)
+        (held_out,) = task.test_kinds
+        scores = evidence.score_rows(evidence.label(task.network), run.test, fold=task.fold, **{"held out": held_out})
+        bench.ledger("kinds_scores", (*evidence.SCORE_KEYS, "held out")).add(scores)
+        ledger.add([row(task, run, run.test)])
+
+    return work_off(bench, ledger, kind_tasks(kinds), do)
+
+
+def joined(faces: Sequence[Faces]) -> Faces:
+    """All pictures of several in one."""
+    return Faces(
+        *(torch.cat([getattr(each, name) for each in faces]) for name in ("images", "labels", "masks")),
+        *(tuple(value for each in faces for value in getattr(each, name)) for name in ("people", "kinds")),
+    )
+
+
+def from_to(parts: Parts, train: str, test: str) -> Parts:
+    """Training and validation people of one folder, and everybody of another as test people."""
+    def of(faces: Faces, folder: str) -> Faces:
+        return faces.among({person for person in faces.people if person.startswith(f"{folder}/")})
+
+    return Parts(of(parts.train, train), of(parts.validation, train), joined([of(part, test) for part in parts]))
+
+
+def across_data_sets(bench: Bench) -> bool:
+    """Train on portraits, test on all London faces: datasets_runs.csv and datasets_scores.csv grow."""
+    ledger = bench.ledger("datasets_runs")
+    chosen = partial(from_to, train="portraits", test="london_faces")
+
+    def do(task: Task) -> None:
+        run = bench.train(task, chosen, "portraits-to-london-")
+        scores = evidence.score_rows(evidence.label(task.network), run.test, fold=task.fold)
+        bench.ledger("datasets_scores", evidence.SCORE_KEYS).add(scores)
+        ledger.add([row(task, run, run.test)])
+
+    return work_off(bench, ledger, study_tasks(TRANSFERRED, range(DATA_SET_FOLDS)), do)
+
+
+# ---- the command line
+
+
+def _pilot(bench: Bench, given: argparse.Namespace) -> bool:
+    done = study(bench, pilot_tasks())
+    if done:
+        evidence.write_power(bench.results)
+    return done
+
+
+def _study(bench: Bench, given: argparse.Namespace) -> bool:
+    return study(bench, list(_chosen(given)))
+
+
+def _chosen(given: argparse.Namespace) -> Iterator[Task]:
+    """The tasks in the order of what matters most."""
+    groups = [CORE, FORMS, SECTION5, RIVALS] if given.networks is None else [given.networks]
+    for group in groups:
+        yield from study_tasks(group)
+    if given.networks is None:
+        yield from (Task("lite bare", fold, 1) for fold in range(FOLDS))
+
+
+COMMANDS: Final[dict[str, Callable[[Bench, argparse.Namespace], bool]]] = {
+    "pilot": _pilot,
+    "study": _study,
+    "recipe": lambda bench, given: recipe(bench),
+    "kinds": lambda bench, given: across_kinds(bench),
+    "datasets": lambda bench, given: across_data_sets(bench),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is asked for; the exit code is 0 if all of it is done, 3 if the budget was spent, 130 if stopped."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reproduction.crossval", description=(__doc__ or "").partition("\n")[0]
+    )
+    add = parser.add_argument
+    add("what", choices=COMMANDS, help="what to run")
+    add("--data", type=Path, required=True, metavar="PATH", help="folder that holds portraits and london_faces")
+    add("--budget", type=float, metavar="MINUTES", help="begin no run that would not end within so much time")
+    add("--networks", nargs="+", metavar="NAME", help="of the study, such as 'lite SIA' (all)")
+    add("--work", type=Path, default=Path(".reproduction"), metavar="FOLDER", help="pictures and weights (%(default)s)")
+    add("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the CSV files are and go")
+    given = parser.parse_args(arguments)
+    if not given.data.is_dir():
+        parser.error(f"--data {given.data} is not a folder; give the one that holds portraits and london_faces")
+    torch.set_num_threads(1)
+    timing.machine(training.CPU)  # the commit that runs is the one that is there now
+    source = Source("portraits", given.data, None, given.work / "pictures")
+    bench = Bench(source, given.work, given.results, given.budget)
+    source.prepare([bench.pictures(0)], 1)
+    try:
+        done = COMMANDS[given.what](bench, given)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0 if done else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
