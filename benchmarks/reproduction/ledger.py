@@ -49,7 +49,7 @@ class Ledger:
         return len(self._rows)
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Add rows, and write the file; a row takes the place of one with the same keys, and keeps its other columns."""
+        """Add rows, and write the file; a row with the keys of another takes its place, and keeps its other columns."""
         for row in rows:
             key = self._key(row)
             self._rows[key] = {**self._rows.get(key, {}), **{name: str(value) for name, value in row.items()}}

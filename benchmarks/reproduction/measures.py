@@ -52,7 +52,9 @@ def robustness(run: Run, test: Faces) -> list[Row]:
         for severity in (0, *SEVERITIES):
             logits = predict(detector, corrupted(faces.images, name, severity)).numpy()
             score = auc(Predictions(labels, logits, faces.people, faces.kinds))
-            rows.append({"corruption": name, "severity": severity, "people": len(set(faces.people)), "AUC": round(score, 5)})
+            rows.append(
+                {"corruption": name, "severity": severity, "people": len(set(faces.people)), "AUC": round(score, 5)}
+            )
     return rows
 
 

@@ -155,37 +155,25 @@ def drawn(run: Predictions, score: Score, draws: int = DRAWS) -> Array:
     return _drawn(run, score, [run], draws)
 
 
-def cross_validated(
-    runs: Sequence[Predictions], others: Sequence[Predictions] | None, score: Score, draws: int = DRAWS
-) -> Interval:
-    """Mean over folds of a score, or of how much more runs score than others, with its interval.
+def cross_validated(columns: Sequence[Array]) -> Interval:
+    """Mean over folds of a score or of a difference, with its interval.
 
     Every fold has people of its own and a network of its own, so that the spread of the folds holds both what other
     people and what another training would change: the interval is Student's over the folds. Few folds can agree by
     chance, so the bootstrap of people within the folds is taken in its place where that is the wider one.
 
     Args:
-        runs: one a fold.
-        others: on the same pictures; None for the score itself.
-        score: :func:`weighted_accuracy` or :func:`weighted_auc`.
-        draws: of the bootstrap.
+        columns: for each fold what :func:`drawn` gives, or the difference of two of them on the same people.
 
     Raises:
-        ValueError: there is no run, or a pair was not tested on the same pictures.
+        ValueError: there is no fold.
     """
-    if not runs:
-        raise ValueError("an interval needs one run or more")
-    columns = [drawn(run, score, draws) for run in runs]
-    if others is not None:
-        for run, other in zip(runs, others, strict=True):
-            if (run.people, run.kinds) != (other.people, other.kinds):
-                raise ValueError("a pair was tested on different pictures; give both in the order of their folds")
-        columns = [column - drawn(other, score, draws) for column, other in zip(columns, others, strict=True)]
+    if not columns:
+        raise ValueError("an interval needs one fold or more")
     spread = student([float(column[0]) for column in columns])
     low, high = np.nanquantile(np.mean(columns, axis=0)[1:], (0.025, 0.975))
     found = Interval(spread.mean, float(low), float(high))
-    wider = found if not spread.high - spread.low > high - low else spread
-    return wider.clipped(0, 1) if others is None else wider
+    return spread if spread.high - spread.low > high - low else found
 
 
 def mean_interval(values: Sequence[Sequence[float]], people: Sequence[Sequence[str]], draws: int = DRAWS) -> Interval:

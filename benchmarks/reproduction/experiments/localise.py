@@ -244,6 +244,7 @@ def _options(study: Study, seed: int) -> Row:
 
 
 def computed(make: Map, images: Tensor) -> Tensor:
+    """The maps (N, S, S) of pictures uint8 (N, 3, S, S)."""
     with torch.no_grad():
         return torch.cat([make(as_input(part)) for part in images.split(64)])
 

@@ -79,8 +79,8 @@ class DropoutAttention(nn.Module):
 class SelectiveKernels(nn.Module):
     """SK: the map, and beside it two convolutions of different reach, between which its channels choose.
 
-    Li et al., "Selective Kernel Networks" (CVPR 2019), by timm's layer. There it stands in place of a convolution; here,
-    behind a stage whose weights are kept, it is added to what it takes.
+    Li et al., "Selective Kernel Networks" (CVPR 2019), by timm's layer. There it stands in place of a convolution;
+    here, behind a stage whose weights are kept, it is added to what it takes.
 
     Args:
         channels: of the map; even.

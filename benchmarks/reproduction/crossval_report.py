@@ -1,0 +1,298 @@
+"""The sections of docs/reproduction.md that are of the cross-validated study, from its CSV files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Final
+
+from benchmarks import harness
+from benchmarks.reproduction import claims, crossval, report
+from benchmarks.reproduction.data.faces import REAL
+from benchmarks.reproduction.evidence import Evidence, Part, among, label, of_kind, predictions, told_power
+from benchmarks.reproduction.networks import VARIANTS
+from benchmarks.reproduction.networks.recipes import RECIPES
+from benchmarks.reproduction.scores import Interval, difference, interval, student, weighted_auc
+
+Row = Mapping[str, str]
+SUBSETS: Final = ("modern colour", "old prints")
+RIVAL_NOTES: Final = {
+    "MAT": "Zhao et al., CVPR 2021",
+    "RFM": "Wang and Deng, CVPR 2021",
+    "Add-Net": "Zi et al., ACM MM 2020",
+}
+
+
+def sections(results: Path, earlier: Path) -> dict[str, str | None]:
+    """Every section by its name; None where nothing was run yet.
+
+    Args:
+        results: folder of the cross-validated study.
+        earlier: folder of the experiments on a hundred people, for the claims of Tables 3 and 5.
+    """
+    held = {name: _read(results, name) for name in (
+        "study_runs", "study_scores", "people", "power", "fig1_runs", "localise_runs", "recipe_runs", "kinds_runs",
+        "kinds_scores", "datasets_runs", "datasets_scores")}  # fmt: skip
+    evidence = Evidence(held["study_scores"], parts_of(held["people"], held["study_scores"]))
+    old = {name: _read(earlier, name) for name in ("table3", "table3_differences", "table5")}
+    return {
+        "progress": progress(results, held),
+        "claims": _claims(evidence, held["fig1_runs"], old),
+        "power": report.listed(told_power(row) for row in held["power"]) if held["power"] else None,
+        "study": _study(evidence, held["study_runs"]) if held["study_runs"] else None,
+        "subsets": _subsets(evidence) if evidence.rows else None,
+        "recipe": _recipe(held["recipe_runs"]) if held["recipe_runs"] else None,
+        "robustness": _robustness(held["fig1_runs"]) if held["fig1_runs"] else None,
+        "location": _location(held["localise_runs"]) if held["localise_runs"] else None,
+        "kinds": _kinds(held["kinds_scores"]) if held["kinds_scores"] else None,
+        "datasets": _datasets(held["datasets_scores"]) if held["datasets_scores"] else None,
+    }
+
+
+def parts_of(people: Sequence[Row], scores: Sequence[Row]) -> dict[str, Part]:
+    """The ways to choose pictures: all, the subsets of people, and each manipulation."""
+    subsets = {name: {row["person"] for row in people if row["subset"] == name} for name in SUBSETS}
+    kinds = [kind for kind in dict.fromkeys(row["kind"] for row in scores) if kind != REAL]
+    return {
+        "all": lambda found: found,
+        **{name: among(held) for name, held in subsets.items() if held},
+        **{kind: of_kind(kind) for kind in kinds},
+    }
+
+
+def progress(results: Path, held: Mapping[str, Sequence[Row]]) -> str:
+    """How many of the runs that are planned have a row, and the command that goes on with the others."""
+    search = crossval.Ledger(results / "recipe_runs.csv", crossval.KEYS)
+    chosen = crossval.chosen_recipe(search)
+    kinds = [kind for kind in dict.fromkeys(row["kind"] for row in held["study_scores"]) if kind != REAL]
+    every_fold = range(crossval.SEARCH_FOLD + 1)
+    plans = {
+        "pilot": ("study_runs", crossval.pilot_tasks(), "pilot: the bare network twice"),
+        **{
+            f"study --groups {name}": ("study_runs", crossval.study_tasks(group), f"Table 1: {_names(group)}")
+            for name, group in crossval.GROUPS.items()
+        },
+        "recipe": ("recipe_runs", crossval.recipe_tasks(search), "search for a recipe"),
+        "chosen": ("study_runs", crossval.study_tasks([chosen or "recipe"], every_fold), "test of the recipe"),
+        "kinds": ("kinds_runs", crossval.kind_tasks(kinds), "a manipulation that was not trained on"),
+        "datasets": ("datasets_runs", crossval.study_tasks(crossval.TRANSFERRED, range(crossval.DATA_SET_FOLDS)),
+                     "portraits to London"),
+    }  # fmt: skip
+    rows = []
+    for command, (file, tasks, about) in plans.items():
+        keys = {tuple(row[name] for name in crossval.KEYS) for row in held[file]}
+        done = sum(tuple(map(str, task.key)) in keys for task in tasks)
+        state = "finished" if done == len(tasks) else "to do" if not done else "begun"
+        rows.append([about, f"{done} of {len(tasks)}", state, f"`{command}`"])
+    seconds = sum(float(row["core seconds"]) for name in ("study_runs", "recipe_runs", "kinds_runs", "datasets_runs")
+                  for row in held[name])  # fmt: skip
+    speeds = [float(row["pictures a second"]) for row in held["study_runs"] if row["network"] == "lite bare"]
+    said = f"\nTraining took {seconds / 3600:.1f} hours of processor time so far"
+    said += (
+        f", of the bare network {min(speeds):.0f} to {max(speeds):.0f} pictures a second on one core.\n"
+        if speeds
+        else ".\n"
+    )
+    return report.table(("what", "runs", "state", "command"), rows) + said
+
+
+def _claims(evidence: Evidence, robust: Sequence[Row], old: Mapping[str, list[Row]]) -> str:
+    made = []
+    for claim in (*claims.table1_claims(), *claims.section5_claims()):
+        known = all(any(row.get(name) for row in evidence.rows) for name in claim.ours)
+        found = evidence.difference(*claim.ours, claim.score) if known else None
+        made.append(claims.row(claim, found, len(evidence.folds(*claim.ours)) if found else 0))
+    differences, folds = _robust_differences(robust)
+    made += claims.robustness({name: mean for name, (mean, _) in differences.items()}, folds)
+    made += claims.from_tables(old)
+    counts = {name: sum(row["verdict"].startswith(name) for row in made)
+              for name in (claims.SEEN, claims.NOT_SEEN, claims.UNTOLD, claims.ABSENT)}  # fmt: skip
+    said = ", ".join(f"{count} {name}" for name, count in counts.items())
+    columns = ("where", "claim", "printed", "seen", "interval", "on", "verdict")
+    return report.table(columns, [[row[name] for name in columns] for row in made]) + f"\nOf {len(made)}: {said}.\n"
+
+
+def _study(evidence: Evidence, runs: Sequence[Row]) -> str:
+    networks = list(dict.fromkeys(label(row["network"], int(row["repeat"])) for row in runs))
+    of = {label(row["network"], int(row["repeat"])): row for row in runs}
+    rows, said = [], []
+    for name in sorted(networks, key=lambda each: _order(each)):
+        found = {score: evidence.score(name, score) for score in ("ACC", "AUC")}
+        if found["AUC"] is None:
+            continue
+        less = {score: None if name == "bare" else evidence.difference(name, "bare", score) for score in ("ACC", "AUC")}
+        rows.append([
+            name, _about(name), str(len(evidence.folds(name))), report.millions(of[name]["parameters"]),
+            *(_percent(found[score]) for score in ("ACC", "AUC")), *(_points(less[score]) for score in ("ACC", "AUC")),
+        ])  # fmt: skip
+        if less["AUC"] is not None:
+            said.append(report.verdict(f"{name} − bare", *(100 * value for value in less["AUC"])))
+    columns = ("network", "what it is", "folds", "parameters", "ACC", "AUC", "ACC − bare", "AUC − bare")
+    kinds = [kind for kind in evidence.parts if kind not in ("all", *SUBSETS)]
+    names = [row[0] for row in rows]
+    by_kind = report.table(
+        ("AUC by manipulation", *kinds),
+        [[name, *(_percent(evidence.score(name, "AUC", kind)) for kind in kinds)] for name in names],
+    )
+    gains = {name: row["gains"] for name, row in of.items() if row["gains"]}
+    told = [f"Gains of {name} after training, of the last fold that was run: {value}." for name, value in gains.items()]
+    return _trained(runs) + report.table(columns, rows) + "\n" + by_kind + "\n" + report.listed([*said, *told])
+
+
+def _subsets(evidence: Evidence) -> str | None:
+    names = [name for name in ("bare", "SIA", "not identity at first", "SE", "CBAM")
+             if any(row.get(name) for row in evidence.rows) and evidence.score(name)]  # fmt: skip
+    parts = [name for name in ("all", *SUBSETS) if name in evidence.parts]
+    if not names or len(parts) < 2:
+        return None
+    columns = ("AUC", *(f"{part}{what}" for part in parts for what in ("", ", less bare")))
+    rows = [
+        [name, *(cell for part in parts for cell in (
+            _percent(evidence.score(name, "AUC", part)),
+            "" if name == "bare" else _points(evidence.difference(name, "bare", "AUC", part))))]
+        for name in names
+    ]  # fmt: skip
+    return report.table(columns, rows)
+
+
+def _recipe(runs: Sequence[Row]) -> str:
+    by = {}
+    for row in runs:
+        by.setdefault(row["network"], []).append(row)
+    rows = []
+    for name, held in sorted(by.items(), key=lambda item: -fmean(float(row["AUC"]) for row in item[1])):
+        scores = [100 * float(row["AUC"]) for row in held]
+        gains = held[-1]["gains"]
+        rows.append([
+            label(name), RECIPES[label(name)].about, str(len(held)), f"{fmean(scores):.1f}",
+            f"{min(scores):.1f} to {max(scores):.1f}" if len(scores) > 1 else "", gains,
+        ])  # fmt: skip
+    return _trained(runs) + report.table(
+        ("recipe", "what it is", "runs", "validation AUC", "from, to", "gains after training"), rows
+    )
+
+
+def _robust_differences(rows: Sequence[Row]) -> tuple[dict[str, tuple[Interval, int]], int]:
+    """By form of SIA and corruption: the difference from bare of the mean AUC over the severities, over the folds."""
+    by: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for row in rows:
+        if row["severity"] != "0":
+            by.setdefault((label(row["network"]), row["corruption"]), {}).setdefault(int(row["fold"]), []).append(
+                float(row["AUC"]))  # fmt: skip
+    made, most = {}, 0
+    for (name, corruption), folds in by.items():
+        bare = by.get(("bare", corruption), {})
+        shared = [fold for fold in folds if fold in bare]
+        if name != "bare" and len(shared) > 1:
+            values = [fmean(folds[fold]) - fmean(bare[fold]) for fold in shared]
+            made[f"{name}, {corruption}"], most = (student(values), len(shared)), max(most, len(shared))
+    return made, most
+
+
+def _robustness(rows: Sequence[Row]) -> str:
+    corruptions = list(dict.fromkeys(row["corruption"] for row in rows))
+    names = list(dict.fromkeys(label(row["network"]) for row in rows))
+    found = {
+        (name, corruption, severity): [float(row["AUC"]) for row in rows
+            if (label(row["network"]), row["corruption"], int(row["severity"])) == (name, corruption, severity)]
+        for name in names for corruption in corruptions for severity in range(6)
+    }  # fmt: skip
+    shown = report.table(
+        ("AUC, mean over the folds", "network", "clean", *(f"severity {severity}" for severity in range(1, 6))),
+        [[corruption, name, *(f"{100 * fmean(found[name, corruption, severity]):.1f}" for severity in range(6))]
+         for corruption in corruptions for name in names],
+    )  # fmt: skip
+    differences, _ = _robust_differences(rows)
+    said = [
+        report.verdict(f"{name.replace(', ', ' − bare, ')}, mean of five severities", *(100 * value for value in each))
+        for name, (each, _) in differences.items()
+    ]
+    folds = len({row["fold"] for row in rows})
+    about = f"{folds} folds, {rows[0]['people']} people a fold or so, and one fake of each."
+    return f"{about}\n\n{shown}\n{report.listed(said)}"
+
+
+def _location(rows: Sequence[Row]) -> str:
+    held = [row for row in rows if row["kinds"] == "all"]
+    cases = list(dict.fromkeys((row["network"], row["map"]) for row in held))
+    seen, made = set(), []
+    for network, name in cases:
+        inside = name.startswith(("trained", "before training"))
+        if not inside and name in seen:
+            continue
+        seen.add(name)
+        values = [[float(row[column]) for row in held if (row["network"], row["map"]) == (network, name)]
+                  for column in ("AUC", "real", "fake - real")]  # fmt: skip
+        if len(values[0]) > 1:
+            spread = student(values[2])
+            made.append([f"{label(network)}, {name}" if inside else name, f"{100 * fmean(values[0]):.1f}",
+                         f"{100 * fmean(values[1]):.1f}", _points(spread)])  # fmt: skip
+    folds = len({row["fold"] for row in held})
+    shown = report.table(("map", "AUC on fakes", "on real, same mask", "fake − real"), made)
+    return f"{folds} folds, {rows[0]['size']} pixels, one fake of each person.\n\n{shown}"
+
+
+def _kinds(rows: Sequence[Row]) -> str:
+    held_out = list(dict.fromkeys(row["held out"] for row in rows))
+    names = [label(name) for name in crossval.TRANSFERRED]
+    made = []
+    for kind in held_out:
+        some = Evidence([row for row in rows if row["held out"] == kind], {"all": lambda found: found})
+        for name in names:
+            if any(row.get(name) for row in some.rows) and (score := some.score(name)) is not None:
+                less = None if name == "bare" else some.difference(name, "bare")
+                made.append([kind, name, str(len(some.folds(name))), _percent(score), _points(less)])
+    return report.table(("tested on, and not trained on", "network", "folds", "AUC", "AUC − bare"), made)
+
+
+def _datasets(rows: Sequence[Row]) -> str:
+    made = []
+    bare = predictions(rows, "bare")
+    for name in (label(each) for each in crossval.TRANSFERRED):
+        found = predictions(rows, name) if any(row.get(name) for row in rows) else {}
+        shared = [fold for fold in found if fold in bare]
+        if len(shared) > 1:
+            runs, others = ([each[fold] for fold in shared] for each in (found, bare))
+            less = None if name == "bare" else difference(runs, others, weighted_auc)
+            made.append([name, str(len(shared)), _percent(interval(runs, weighted_auc)), _points(less)])
+    return report.table(("trained on portraits, tested on London", "networks", "AUC", "AUC − bare"), made)
+
+
+def _trained(runs: Sequence[Row]) -> str:
+    """What the runs were done with."""
+    told = {
+        name: ", ".join(sorted({row[name] for row in runs})) for name in ("size", "epochs", "machine", "commit", "date")
+    }
+    return f"{told['size']} pixels, {told['epochs']} epochs; {told['machine']}; at {told['commit']}, {told['date']}\n\n"
+
+
+def _names(networks: Sequence[str]) -> str:
+    return ", ".join(label(name) for name in networks)
+
+
+def _order(name: str) -> tuple[int, str]:
+    first = ("bare", "bare again 1", "SIA", "not identity at first", "SE", "CBAM")
+    return (first.index(name), "") if name in first else (len(first), name)
+
+
+def _about(name: str) -> str:
+    if name in VARIANTS:
+        return VARIANTS[name].about
+    if name.startswith("bare again"):
+        return "other random numbers: no difference is expected"
+    method, plus, _ = name.partition("+")
+    return RIVAL_NOTES[method] + (", with SIA injected" if plus else "")
+
+
+def _percent(found: Interval | None) -> str:
+    return "" if found is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in found))
+
+
+def _points(found: Interval | None) -> str:
+    return "" if found is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in found))
+
+
+def _read(folder: Path, name: str) -> list[dict[str, str]]:
+    path = folder / f"{name}.csv"
+    return harness.read(path) if path.exists() else []
