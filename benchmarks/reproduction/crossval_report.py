@@ -24,8 +24,8 @@ RIVAL_NOTES: Final = {
 }
 
 
-def sections(results: Path, earlier: Path) -> dict[str, str | None]:
-    """Every section by its name; None where nothing was run yet.
+def sections(results: Path, earlier: Path) -> dict[str, str]:
+    """Every section by its name; where nothing was run yet it says so.
 
     Args:
         results: folder of the cross-validated study.
@@ -36,18 +36,19 @@ def sections(results: Path, earlier: Path) -> dict[str, str | None]:
         "kinds_scores", "datasets_runs", "datasets_scores")}  # fmt: skip
     evidence = Evidence(held["study_scores"], parts_of(held["people"], held["study_scores"]))
     old = {name: _read(earlier, name) for name in ("table3", "table3_differences", "table5")}
-    return {
+    made = {
         "progress": progress(results, held),
         "claims": _claims(evidence, held["fig1_runs"], old),
-        "power": report.listed(told_power(row) for row in held["power"]) if held["power"] else None,
-        "study": _study(evidence, held["study_runs"]) if held["study_runs"] else None,
-        "subsets": _subsets(evidence) if evidence.rows else None,
-        "recipe": _recipe(held["recipe_runs"]) if held["recipe_runs"] else None,
-        "robustness": _robustness(held["fig1_runs"]) if held["fig1_runs"] else None,
-        "location": _location(held["localise_runs"]) if held["localise_runs"] else None,
-        "kinds": _kinds(held["kinds_scores"]) if held["kinds_scores"] else None,
-        "datasets": _datasets(held["datasets_scores"]) if held["datasets_scores"] else None,
+        "power": report.listed(map(told_power, held["power"])),
+        "study": _study(evidence, held["study_runs"]),
+        "subsets": _subsets(evidence),
+        "recipe": _recipe(held["recipe_runs"]),
+        "robustness": _robustness(held["fig1_runs"]),
+        "location": _location(held["localise_runs"]),
+        "kinds": _kinds(held["kinds_scores"]),
+        "datasets": _datasets(held["datasets_scores"]),
     }
+    return {name: section or "Not run yet, or on fewer than two folds.\n" for name, section in made.items()}
 
 
 def parts_of(people: Sequence[Row], scores: Sequence[Row]) -> dict[str, Part]:
@@ -128,6 +129,8 @@ def _study(evidence: Evidence, runs: Sequence[Row]) -> str:
         ])  # fmt: skip
         if less["AUC"] is not None:
             said.append(report.verdict(f"{name} − bare", *(100 * value for value in less["AUC"])))
+    if not rows:
+        return ""
     columns = ("network", "what it is", "folds", "parameters", "ACC", "AUC", "ACC − bare", "AUC − bare")
     kinds = [kind for kind in evidence.parts if kind not in ("all", *SUBSETS)]
     names = [row[0] for row in rows]
@@ -140,12 +143,12 @@ def _study(evidence: Evidence, runs: Sequence[Row]) -> str:
     return _trained(runs) + report.table(columns, rows) + "\n" + by_kind + "\n" + report.listed([*said, *told])
 
 
-def _subsets(evidence: Evidence) -> str | None:
+def _subsets(evidence: Evidence) -> str:
     names = [name for name in ("bare", "SIA", "not identity at first", "SE", "CBAM")
              if any(row.get(name) for row in evidence.rows) and evidence.score(name)]  # fmt: skip
     parts = [name for name in ("all", *SUBSETS) if name in evidence.parts]
     if not names or len(parts) < 2:
-        return None
+        return ""
     columns = ("AUC", *(f"{part}{what}" for part in parts for what in ("", ", less bare")))
     rows = [
         [name, *(cell for part in parts for cell in (
@@ -157,7 +160,9 @@ def _subsets(evidence: Evidence) -> str | None:
 
 
 def _recipe(runs: Sequence[Row]) -> str:
-    by = {}
+    if not runs:
+        return ""
+    by: dict[str, list[Row]] = {}
     for row in runs:
         by.setdefault(row["network"], []).append(row)
     rows = []
@@ -191,6 +196,8 @@ def _robust_differences(rows: Sequence[Row]) -> tuple[dict[str, tuple[Interval, 
 
 
 def _robustness(rows: Sequence[Row]) -> str:
+    if len({row["fold"] for row in rows}) < 2:
+        return ""
     corruptions = list(dict.fromkeys(row["corruption"] for row in rows))
     names = list(dict.fromkeys(label(row["network"]) for row in rows))
     found = {
@@ -228,6 +235,8 @@ def _location(rows: Sequence[Row]) -> str:
             spread = student(values[2])
             made.append([f"{label(network)}, {name}" if inside else name, f"{100 * fmean(values[0]):.1f}",
                          f"{100 * fmean(values[1]):.1f}", _points(spread)])  # fmt: skip
+    if not made:
+        return ""
     folds = len({row["fold"] for row in held})
     shown = report.table(("map", "AUC on fakes", "on real, same mask", "fake − real"), made)
     return f"{folds} folds, {rows[0]['size']} pixels, one fake of each person.\n\n{shown}"
@@ -243,12 +252,14 @@ def _kinds(rows: Sequence[Row]) -> str:
             if any(row.get(name) for row in some.rows) and (score := some.score(name)) is not None:
                 less = None if name == "bare" else some.difference(name, "bare")
                 made.append([kind, name, str(len(some.folds(name))), _percent(score), _points(less)])
-    return report.table(("tested on, and not trained on", "network", "folds", "AUC", "AUC − bare"), made)
+    return (
+        report.table(("tested on, and not trained on", "network", "folds", "AUC", "AUC − bare"), made) if made else ""
+    )
 
 
 def _datasets(rows: Sequence[Row]) -> str:
     made = []
-    bare = predictions(rows, "bare")
+    bare = predictions(rows, "bare") if rows and "bare" in rows[0] else {}
     for name in (label(each) for each in crossval.TRANSFERRED):
         found = predictions(rows, name) if any(row.get(name) for row in rows) else {}
         shared = [fold for fold in found if fold in bare]
@@ -256,7 +267,8 @@ def _datasets(rows: Sequence[Row]) -> str:
             runs, others = ([each[fold] for fold in shared] for each in (found, bare))
             less = None if name == "bare" else difference(runs, others, weighted_auc)
             made.append([name, str(len(shared)), _percent(interval(runs, weighted_auc)), _points(less)])
-    return report.table(("trained on portraits, tested on London", "networks", "AUC", "AUC − bare"), made)
+    columns = ("trained on portraits, tested on London", "networks", "AUC", "AUC − bare")
+    return report.table(columns, made) if made else ""
 
 
 def _trained(runs: Sequence[Row]) -> str:
