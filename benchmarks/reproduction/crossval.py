@@ -11,6 +11,8 @@ or another, goes on with the first run that has no row. ``--budget`` begins no r
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -345,6 +347,15 @@ def write_people(bench: Bench) -> None:
     )
 
 
+def keep_memory() -> None:
+    """Let glibc keep what is freed: giving it back to the system, step by step, takes a tenth of the time on a CPU."""
+    trim_threshold, mmap_threshold = -1, -3  # of its mallopt
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # other C libraries have none
+            for option in (trim_threshold, mmap_threshold):
+                ctypes.CDLL(None).mallopt(option, 1 << 30)
+
+
 def _report(results: Path) -> int:
     from benchmarks.reproduction import crossval_report, report
 
@@ -401,6 +412,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.data is None or not given.data.is_dir():
         parser.error(f"--data {given.data} is not a folder; give the one that holds portraits and london_faces")
     torch.set_num_threads(1)
+    keep_memory()
     timing.machine(training.CPU)  # the commit that runs is the one that is there now
     source = Source("portraits", given.data, None, given.work / "pictures")
     bench = Bench(source, given.work, given.results, given.budget)
