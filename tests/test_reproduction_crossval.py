@@ -158,6 +158,17 @@ def test_other_manipulations_and_other_pictures(bench: Bench, monkeypatch: pytes
     assert int(run["train_people"]) <= 14
 
 
+def test_the_toys_are_each_of_one_manipulation(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crossval, "TOY_FOLDS", 1)
+    monkeypatch.setattr(crossval, "TOY_KINDS", ("face swap",))
+    monkeypatch.setattr(crossval, "TOYS", ("Depthwise",))
+    bench.toy_size, bench.toy_epochs = SIZE, 1
+    assert crossval.toys(bench)
+    (row,) = bench.ledger("toys_runs").rows
+    assert row["trained on"] == row["test kinds"] == "face swap" and int(row["batch"]) == crossval.TOY_BATCH
+    assert 0 < float(row["trained, behind the layer"]) < 3.1
+
+
 def test_a_ledger_keeps_rows_apart_and_columns_together(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     Ledger(path, ["person"]).add([{"person": "1", "bare": 0.5}, {"person": "2", "bare": 1}])

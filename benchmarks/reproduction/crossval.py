@@ -1,6 +1,6 @@
 """Train networks so that every person is tested once, and keep what they say of each picture.
 
-``python -m benchmarks.reproduction.crossval pilot|study|recipe|chosen|kinds|datasets --data PATH [--budget MINUTES]``
+``python -m benchmarks.reproduction.crossval pilot|study|recipe|chosen|kinds|datasets|toys --data PATH [--budget N]``
 runs; ``python -m benchmarks.reproduction.crossval report`` writes docs/reproduction.md from the rows that there are.
 
 The people are dealt into eight folds; a network is trained on six of them and tested on one. Every run is a row of a
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -26,8 +27,10 @@ import torch
 from benchmarks import harness, timing
 from benchmarks.reproduction import data, evidence, training
 from benchmarks.reproduction.data.faces import FOLDS, Faces, Parts
+from benchmarks.reproduction.experiments.table4 import LAYERS, OPTIONS, self_information
 from benchmarks.reproduction.ledger import Ledger
 from benchmarks.reproduction.measures import LOCATED, MEASURED, MEASURED_FOLDS, localisation, robustness
+from benchmarks.reproduction.networks import TOYS
 from benchmarks.reproduction.networks.recipes import RECIPES
 from benchmarks.reproduction.scores import Predictions, accuracy, auc
 from benchmarks.reproduction.study import Pictures, Source, facts
@@ -36,6 +39,7 @@ from benchmarks.reproduction.training import Run, Settings
 ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = ROOT / "benchmarks/results/reproduction/crossval"
 SIZE, EPOCHS, BATCH, RATE = 96, 2, 16, 1e-3
+TOY_SIZE, TOY_EPOCHS, TOY_BATCH = 64, 4, 8
 KEYS: Final = ("network", "fold", "repeat", "test kinds")
 PILOT_FOLDS: Final = 2
 KIND_FOLDS: Final = 2
@@ -49,6 +53,8 @@ FORMS: Final = ("lite pooled aggregation", "lite no aggregation", "lite frequenc
 SECTION5: Final = ("lite ECA", "lite SK", "lite non-local", "lite DANet", "lite ADL")
 RIVALS: Final = tuple(f"method {name}{plus}" for name in ("MAT", "RFM", "Add-Net") for plus in ("", "+SIA"))
 GROUPS: Final = {"core": CORE, "forms": FORMS, "attentions": SECTION5, "rivals": RIVALS}
+TOY_KINDS: Final = ("self-blending", "face swap")  # which small networks without pretraining can learn
+TOY_FOLDS: Final = 2
 TRANSFERRED: Final = ("lite bare", "lite SIA", "lite not identity at first")
 
 
@@ -59,13 +65,15 @@ class Task(NamedTuple):
         network: family and name, as :class:`Settings` takes it.
         fold: that is tested.
         repeat: as in :class:`Settings`.
-        test_kinds: manipulations that are tested and not trained on; empty for all, trained and tested.
+        test_kinds: manipulations that are tested; empty for all.
+        kinds: manipulations that are trained on; empty for all that are not tested, or all where all are tested.
     """
 
     network: str
     fold: int
     repeat: int = 0
     test_kinds: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -85,6 +93,8 @@ class Bench:
         pretrained: begin from ImageNet weights.
         size: side of the pictures in pixels.
         epochs: of every run.
+        toy_size: side of the pictures of the toy networks, in pixels.
+        toy_epochs: of the toy networks.
     """
 
     source: Source
@@ -94,6 +104,8 @@ class Bench:
     pretrained: bool = True
     size: int = SIZE
     epochs: int = EPOCHS
+    toy_size: int = TOY_SIZE
+    toy_epochs: int = TOY_EPOCHS
     began: float = field(default_factory=time.monotonic)
 
     def ledger(self, name: str, keys: Sequence[str] = KEYS) -> Ledger:
@@ -104,29 +116,30 @@ class Bench:
         """Seconds that are left of the budget."""
         return float("inf") if self.minutes is None else 60 * self.minutes - (time.monotonic() - self.began)
 
-    def pictures(self, fold: int) -> Pictures:
-        """The pictures of a fold."""
-        return Pictures(self.size, "HQ", fold)
+    def pictures(self, fold: int, network: str = "") -> Pictures:
+        """The pictures of a fold, of the size that a network takes."""
+        return Pictures(self.toy_size if network.startswith("toy ") else self.size, "HQ", fold)
 
     def settings(self, task: Task) -> Settings:
         """The settings of a run."""
-        known = facts(self.source, self.pictures(task.fold))
-        recipe = RECIPES.get(task.network.partition(" ")[2]) if task.network.startswith("recipe ") else None
+        pictures = self.pictures(task.fold, task.network)
+        known = facts(self.source, pictures)
+        family, _, name = task.network.partition(" ")
         return Settings(
             network=task.network,
-            kinds=tuple(kind for kind in known.kinds if kind not in task.test_kinds),
+            kinds=task.kinds or tuple(kind for kind in known.kinds if kind not in task.test_kinds),
             source=self.source.name,
             data=known.fingerprint,
-            quality="HQ",
-            size=self.size,
+            quality=pictures.quality,
+            size=pictures.size,
             seed=task.fold,
-            epochs=self.epochs,
-            batch=BATCH,
+            epochs=self.toy_epochs if family == "toy" else self.epochs,
+            batch=TOY_BATCH if family == "toy" else BATCH,
             learning_rate=RATE,
             pretrained=self.pretrained,
             test_kinds=task.test_kinds,
             repeat=task.repeat,
-            gain_rate=training.GAIN_RATE if recipe is None else recipe.gain_rate,
+            gain_rate=RECIPES[name].gain_rate if family == "recipe" else training.GAIN_RATE,
         )
 
     def train(self, task: Task, chosen: Callable[[Parts], Parts] = lambda parts: parts, label: str = "") -> Run:
@@ -138,7 +151,7 @@ class Bench:
             label: of the choice, in the name of the run's folder.
         """
         settings = self.settings(task)
-        parts = chosen(self.source.parts(self.pictures(task.fold)))
+        parts = chosen(self.source.parts(self.pictures(task.fold, task.network)))
         return training.train(settings, parts, self.work / "runs" / f"{label}{settings.key}")
 
 
@@ -331,6 +344,37 @@ def across_data_sets(bench: Bench) -> bool:
     return work_off(bench, ledger, study_tasks(TRANSFERRED, range(DATA_SET_FOLDS)), do)
 
 
+# ---- the toy networks of Tables 2 to 4
+
+
+def toy_tasks() -> list[Task]:
+    """Each toy network on each of two manipulations alone."""
+    return [
+        Task(f"toy {name}", fold, test_kinds=(kind,), kinds=(kind,))
+        for fold in range(TOY_FOLDS)
+        for kind in TOY_KINDS
+        for name in TOYS
+    ]
+
+
+def toys(bench: Bench) -> bool:
+    """Train the toy networks, and measure their self-information: toys_runs.csv grows."""
+    ledger = bench.ledger("toys_runs")
+
+    def do(task: Task) -> None:
+        run = bench.train(task)
+        measured = self_information(run, bench.source, OPTIONS)
+        information = {
+            f"{each['state']}, behind the {each['behind']}": round(fmean(each[layer] for layer in LAYERS), 5)
+            for each in measured
+            if each["reduction"] == "mean"
+        }
+        ledger.add([row(task, run, run.test, **information)])
+
+    bench.source.prepare([bench.pictures(0, "toy ")], 1)
+    return work_off(bench, ledger, toy_tasks(), do)
+
+
 # ---- the command line
 
 
@@ -391,6 +435,7 @@ COMMANDS: Final[dict[str, Callable[[Bench, argparse.Namespace], bool]]] = {
     "chosen": _chosen,
     "kinds": lambda bench, given: across_kinds(bench),
     "datasets": lambda bench, given: across_data_sets(bench),
+    "toys": lambda bench, given: toys(bench),
 }
 
 

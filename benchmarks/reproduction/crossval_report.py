@@ -33,7 +33,7 @@ def sections(results: Path, earlier: Path) -> dict[str, str]:
     """
     held = {name: _read(results, name) for name in (
         "study_runs", "study_scores", "people", "power", "fig1_runs", "localise_runs", "recipe_runs", "kinds_runs",
-        "kinds_scores", "datasets_runs", "datasets_scores")}  # fmt: skip
+        "kinds_scores", "datasets_runs", "datasets_scores", "toys_runs")}  # fmt: skip
     evidence = Evidence(held["study_scores"], parts_of(held["people"], held["study_scores"]))
     old = {name: _read(earlier, name) for name in ("table3", "table3_differences", "table5")}
     made = {
@@ -47,6 +47,7 @@ def sections(results: Path, earlier: Path) -> dict[str, str]:
         "location": _location(held["localise_runs"]),
         "kinds": _kinds(held["kinds_scores"]),
         "datasets": _datasets(held["datasets_scores"]),
+        "toys": _toys(held["toys_runs"]),
     }
     return {name: section or "Not run yet, or on fewer than two folds.\n" for name, section in made.items()}
 
@@ -79,6 +80,7 @@ def progress(results: Path, held: Mapping[str, Sequence[Row]]) -> str:
         "kinds": ("kinds_runs", crossval.kind_tasks(kinds), "a manipulation that was not trained on"),
         "datasets": ("datasets_runs", crossval.study_tasks(crossval.TRANSFERRED, range(crossval.DATA_SET_FOLDS)),
                      "portraits to London"),
+        "toys": ("toys_runs", crossval.toy_tasks(), "Tables 3 and 4: the toy networks"),
     }  # fmt: skip
     rows = []
     for command, (file, tasks, about) in plans.items():
@@ -86,8 +88,8 @@ def progress(results: Path, held: Mapping[str, Sequence[Row]]) -> str:
         done = sum(tuple(map(str, task.key)) in keys for task in tasks)
         state = "finished" if done == len(tasks) else "to do" if not done else "begun"
         rows.append([about, f"{done} of {len(tasks)}", state, f"`{command}`"])
-    seconds = sum(float(row["core seconds"]) for name in ("study_runs", "recipe_runs", "kinds_runs", "datasets_runs")
-                  for row in held[name])  # fmt: skip
+    files = {file for file, _, _ in plans.values()}
+    seconds = sum(float(row["core seconds"]) for file in files for row in held[file])
     speeds = [float(row["pictures a second"]) for row in held["study_runs"] if row["network"] == "lite bare"]
     said = f"\nTraining took {seconds / 3600:.1f} hours of processor time so far"
     said += (
@@ -269,6 +271,28 @@ def _datasets(rows: Sequence[Row]) -> str:
             made.append([name, str(len(shared)), _percent(interval(runs, weighted_auc)), _points(less)])
     columns = ("trained on portraits, tested on London", "networks", "AUC", "AUC − bare")
     return report.table(columns, made) if made else ""
+
+
+def _toys(runs: Sequence[Row]) -> str:
+    if not runs:
+        return ""
+    cases: dict[tuple[str, str], list[Row]] = {}
+    for row in runs:
+        cases.setdefault((row["trained on"], row["network"]), []).append(row)
+    places = [name for name in runs[0] if ", behind the " in name]
+    made = [
+        [kind, label(network), str(len(held)),
+         *(f"{fmean(100 * float(row[score]) for row in held):.1f}" for score in ("ACC", "AUC")),
+         *(f"{fmean(float(row[place]) for row in held):.3f}" for place in places)]
+        for (kind, network), held in cases.items()
+    ]  # fmt: skip
+    learned = sum(fmean(float(row["AUC"]) for row in held) > 0.6 for held in cases.values())
+    columns = ("manipulation", "network", "folds", "ACC", "AUC", *(f"self-information, {place}" for place in places))
+    return (
+        _trained(runs) + report.table(columns, made)
+        + f"\nThe mean AUC is above 60 in {learned} of {len(cases)} cases; where it is not, little was learned and an "
+        "order of the networks says nothing.\n"
+    )  # fmt: skip
 
 
 def _trained(runs: Sequence[Row]) -> str:
