@@ -48,6 +48,14 @@ def test_two_folders_are_split_with_both_classes_in_each_part(plain):
     assert same(load(plain, seed=3), load(plain, seed=3)) and sides_of(load(plain, seed=3)) != sides_of(parts)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_fewer_groups_leave_both_classes_in_each_part(plain, seed):
+    parts = load(plain, seed=seed, people=14)
+    assert sides_of(parts).items() <= sides_of(load(plain, seed=seed)).items()
+    assert 12 <= len(sides_of(parts)) <= 16
+    assert all(set(part.kinds) == {"real", "fake"} for part in parts)
+
+
 def test_the_square_in_the_middle_is_taken(tmp_path):
     root = write_pictures(tmp_path / "set", {"real": 8, "fake": 8})
     picture = np.zeros((40, 80, 3), np.uint8)
@@ -98,6 +106,7 @@ def test_pictures_without_a_row_are_told_of_and_stand_alone(plain):
     assert len(sides_of(parts)) == 23
 
 
+@pytest.mark.filterwarnings("ignore:.*have no row")
 def test_groups_that_leak_between_given_parts_are_refused(parted):
     rows = [(f"{part}/real/real{index:03}.png", "anna" if index < 2 else f"{part}{index}")
             for part in ("train", "test") for index in range(4)]  # fmt: skip

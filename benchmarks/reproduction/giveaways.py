@@ -112,11 +112,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--data", type=Path, required=True, metavar="PATH", help="folder of the portraits")
     add("--people", type=int, metavar="N", help="how many, about (all)")
     add("--size", type=int, default=128, help="side of the pictures in pixels (%(default)s)")
+    add("--quality", nargs="+", choices=data.QUALITIES, default=[*data.QUALITIES], help="of the pictures (both)")
     add("--work", type=Path, default=Path(".reproduction"), metavar="FOLDER", help="where pictures are kept")
     add("--csv", type=Path, metavar="FILE", help="write the figures there as well")
     given = parser.parse_args(arguments)
     table = harness.Table(torch.device("cpu"), COLUMNS)
-    for quality in data.QUALITIES:
+    for quality in given.quality:
         for row in rows_of(given.data, given.size, quality, given.people, given.work / "pictures"):
             table.add(**row, size=given.size)
     if given.csv is not None:

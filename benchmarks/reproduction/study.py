@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -174,7 +175,8 @@ class Study:
     def prepare(self, needed: Iterable[Pictures], processes: int) -> jobs.Errors:
         """Make all the pictures that are needed; what failed."""
         needed = list(dict.fromkeys(needed))
-        self.source.prepare(needed, processes)
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # each fails again below, and is told there
+            self.source.prepare(needed, processes)
         made = [
             jobs.Job(
                 f"{pictures.size} px {pictures.quality}, seed {pictures.seed}", 1.0, facts, (self.source, pictures)

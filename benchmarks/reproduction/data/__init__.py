@@ -35,6 +35,7 @@ __all__ = [
     "Person",
     "Skipped",
     "files_of",
+    "fingerprint_of",
     "load",
     "people_of",
     "prepare",
@@ -142,6 +143,12 @@ def files_of(
     ]
     files, kinds, names = zip(*rows, strict=True)
     return list(files), list(kinds), list(names)
+
+
+def fingerprint_of(source: str, root: Path, quality: str = "HQ") -> str:
+    """What changes when the data that a quality is made from change."""
+    data, recipe = _opened(source, root, Recipe(64, quality, 0, None))
+    return data.fingerprint(recipe.quality)[:16]
 
 
 def people_of(source: str, root: Path) -> dict[str, Person]:

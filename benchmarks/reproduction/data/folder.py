@@ -7,7 +7,7 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.reproduction.data.faces import (
+    FEWEST,
     FRACTIONS,
     PARTS,
     REAL,
@@ -86,7 +87,7 @@ class Folder(Source):
         """
         entries = self.entries()
         sides = _sides(entries, recipe.seed)
-        kept = limit(sides, recipe.people, recipe.seed)
+        kept = _limited(sides, _classes(entries), recipe)
         entries = [entry for entry in entries if entry.group in kept]
         samples: dict[str, list[Sample]] = {part: [] for part in PARTS}
         skipped: dict[str, list[Skipped]] = {part: [] for part in PARTS}
@@ -194,21 +195,38 @@ def _pictures(folder: Path) -> list[Path]:
     return found
 
 
-def _sides(entries: Iterable[Entry], seed: int) -> dict[str, str]:
+def _sides(entries: Collection[Entry], seed: int) -> dict[str, str]:
     """The part of each group: its folder's, or one by the seed."""
-    own: dict[str, str] = {}
-    labels: dict[str, set[str]] = {}
-    for entry in entries:
-        labels.setdefault(entry.group, set()).add(entry.label)
-        if entry.part is not None:
-            own[entry.group] = entry.part
+    own = {entry.group: entry.part for entry in entries if entry.part is not None}
     if "validation" in own.values():
         return own
     sides = {group: part for group, part in own.items() if part == "test"}
-    for held in sorted({tuple(sorted(each)) for each in labels.values()}):  # each for itself, so that no part lacks one
-        groups = [group for group in labels if tuple(sorted(labels[group])) == held and group not in sides]
-        sides |= split(groups, seed, fractions=HELD_OUT if own else FRACTIONS)
+    for groups in _classes(entries):
+        free = [group for group in groups if group not in sides]
+        sides |= split(free, seed, fractions=HELD_OUT if own else FRACTIONS)
     return sides
+
+
+def _limited(sides: Mapping[str, str], classes: Iterable[Collection[str]], recipe: Recipe) -> dict[str, str]:
+    """At most so many groups as the recipe asks for, or a few more: real, fake and mixed ones each in proportion."""
+    if recipe.people is None:
+        return dict(sides)
+    kept: dict[str, str] = {}
+    for groups in classes:
+        share = max(FEWEST * len(PARTS), round(recipe.people * len(groups) / len(sides)))
+        kept |= limit({group: sides[group] for group in groups}, share, recipe.seed)
+    return kept
+
+
+def _classes(entries: Iterable[Entry]) -> list[list[str]]:
+    """The groups with real pictures, with fake ones and with both, each for itself: no part is to lack one."""
+    labels: dict[str, set[str]] = {}
+    for entry in entries:
+        labels.setdefault(entry.group, set()).add(entry.label)
+    found: dict[tuple[str, ...], list[str]] = {}
+    for group, held in labels.items():
+        found.setdefault(tuple(sorted(held)), []).append(group)
+    return [found[held] for held in sorted(found)]
 
 
 def _some(names: Iterable[str]) -> str:
