@@ -72,7 +72,7 @@ def progress(results: Path, held: Mapping[str, Sequence[Row]]) -> str:
     plans = {
         "pilot": ("study_runs", crossval.pilot_tasks(), "pilot: the bare network twice"),
         **{
-            f"study --groups {name}": ("study_runs", crossval.study_tasks(group), f"Table 1: {_names(group)}")
+            f"study --groups {name}": ("study_runs", crossval.group_tasks(name), f"Table 1: {_names(group)}")
             for name, group in crossval.GROUPS.items()
         },
         "recipe": ("recipe_runs", crossval.recipe_tasks(search), "search for a recipe"),
