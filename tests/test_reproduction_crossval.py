@@ -142,6 +142,9 @@ def test_a_recipe_is_searched_for_on_validation_people_alone(bench: Bench, monke
     assert len(rows) == 3 * crossval.REPEATS
     parts = bench.source.parts(bench.pictures(crossval.SEARCH_FOLD))
     assert {row["test people"] for row in rows} == {str(len(set(parts.validation.people)))}
+    assert crossval.chosen_recipe(bench.ledger("recipe_runs")) in ("recipe default", "recipe gain 1")
+    tested = {task.fold for task in crossval.chosen_tasks(bench.ledger("recipe_runs"))}
+    assert tested in (set(), set(range(7)))  # never the fold whose people chose
     assert parts.validation.people == bench.source.parts(bench.pictures(crossval.SEARCH_FOLD + 1)).test.people
 
 

@@ -291,6 +291,12 @@ def chosen_recipe(ledger: Ledger) -> str | None:
     return max(scores, key=lambda name: scores[name])
 
 
+def chosen_tasks(ledger: Ledger) -> list[Task]:
+    """The test of the recipe that was chosen; the default's is that of SIA in the study."""
+    name = chosen_recipe(ledger)
+    return [] if name == "recipe default" else study_tasks([name or "recipe"], range(SEARCH_FOLD + 1))
+
+
 # ---- other manipulations and other pictures than in training
 
 
@@ -427,11 +433,11 @@ def _study(bench: Bench, given: argparse.Namespace) -> bool:
 
 
 def _chosen(bench: Bench, given: argparse.Namespace) -> bool:
-    name = chosen_recipe(bench.ledger("recipe_runs"))
-    if name is None:
+    search = bench.ledger("recipe_runs")
+    if chosen_recipe(search) is None:
         print("the search for a recipe is not finished; run recipe first")
         return False
-    return study(bench, study_tasks([name], range(SEARCH_FOLD + 1)))
+    return study(bench, chosen_tasks(search))
 
 
 COMMANDS: Final[dict[str, Callable[[Bench, argparse.Namespace], bool]]] = {

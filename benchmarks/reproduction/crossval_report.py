@@ -42,7 +42,7 @@ def sections(results: Path, earlier: Path) -> dict[str, str]:
         "power": report.listed(map(told_power, held["power"])),
         "study": _study(evidence, held["study_runs"]),
         "subsets": _subsets(evidence),
-        "recipe": _recipe(held["recipe_runs"]),
+        "recipe": _recipe(held["recipe_runs"], evidence, results),
         "robustness": _robustness(held["fig1_runs"]),
         "location": _location(held["localise_runs"]),
         "kinds": _kinds(held["kinds_scores"]),
@@ -66,9 +66,7 @@ def parts_of(people: Sequence[Row], scores: Sequence[Row]) -> dict[str, Part]:
 def progress(results: Path, held: Mapping[str, Sequence[Row]]) -> str:
     """How many of the runs that are planned have a row, and the command that goes on with the others."""
     search = crossval.Ledger(results / "recipe_runs.csv", crossval.KEYS)
-    chosen = crossval.chosen_recipe(search)
     kinds = [kind for kind in dict.fromkeys(row["kind"] for row in held["study_scores"]) if kind != REAL]
-    every_fold = range(crossval.SEARCH_FOLD + 1)
     plans = {
         "pilot": ("study_runs", crossval.pilot_tasks(), "pilot: the bare network twice"),
         **{
@@ -76,7 +74,7 @@ def progress(results: Path, held: Mapping[str, Sequence[Row]]) -> str:
             for name, group in crossval.GROUPS.items()
         },
         "recipe": ("recipe_runs", crossval.recipe_tasks(search), "search for a recipe"),
-        "chosen": ("study_runs", crossval.study_tasks([chosen or "recipe"], every_fold), "test of the recipe"),
+        "chosen": ("study_runs", crossval.chosen_tasks(search), "test of the recipe"),
         "kinds": ("kinds_runs", crossval.kind_tasks(kinds), "a manipulation that was not trained on"),
         "datasets": ("datasets_runs", crossval.study_tasks(crossval.TRANSFERRED, range(crossval.DATA_SET_FOLDS)),
                      "portraits to London"),
@@ -161,7 +159,7 @@ def _subsets(evidence: Evidence) -> str:
     return report.table(columns, rows)
 
 
-def _recipe(runs: Sequence[Row]) -> str:
+def _recipe(runs: Sequence[Row], evidence: Evidence, results: Path) -> str:
     if not runs:
         return ""
     by: dict[str, list[Row]] = {}
@@ -170,14 +168,25 @@ def _recipe(runs: Sequence[Row]) -> str:
     rows = []
     for name, held in sorted(by.items(), key=lambda item: -fmean(float(row["AUC"]) for row in item[1])):
         scores = [100 * float(row["AUC"]) for row in held]
-        gains = held[-1]["gains"]
-        rows.append([
-            label(name), RECIPES[label(name)].about, str(len(held)), f"{fmean(scores):.1f}",
-            f"{min(scores):.1f} to {max(scores):.1f}" if len(scores) > 1 else "", gains,
-        ])  # fmt: skip
-    return _trained(runs) + report.table(
-        ("recipe", "what it is", "runs", "validation AUC", "from, to", "gains after training"), rows
-    )
+        spread = f"{min(scores):.1f} to {max(scores):.1f}" if len(scores) > 1 else ""
+        recipe = name.removeprefix("recipe ")
+        rows.append([recipe, RECIPES[recipe].about, str(len(held)), f"{fmean(scores):.1f}", spread, held[-1]["gains"]])
+    columns = ("recipe", "what it is", "runs", "validation AUC", "from, to", "gains after training")
+    chosen = crossval.chosen_recipe(crossval.Ledger(results / "recipe_runs.csv", crossval.KEYS))
+    return _trained(runs) + report.table(columns, rows) + "\n" + report.listed(_tested(chosen, evidence))
+
+
+def _tested(chosen: str | None, evidence: Evidence) -> list[str]:
+    """What the test of the recipe that was chosen allows to be said."""
+    if chosen is None:
+        return ["The search is not finished, and no recipe is chosen."]
+    said = [f"Chosen by validation people: {chosen.removeprefix('recipe ')}."]
+    for other in ("bare", "SIA"):
+        known = all(any(row.get(name) for row in evidence.rows) for name in (chosen, other))
+        found = evidence.difference(chosen, other) if known else None
+        if found is not None:
+            said.append(report.verdict(f"{chosen} − {other}, test people", *(100 * value for value in found)))
+    return said
 
 
 def _robust_differences(rows: Sequence[Row]) -> tuple[dict[str, tuple[Interval, int]], int]:
@@ -315,6 +324,8 @@ def _order(name: str) -> tuple[int, str]:
 def _about(name: str) -> str:
     if name in VARIANTS:
         return VARIANTS[name].about
+    if name.startswith("recipe "):
+        return f"the recipe that was chosen: {RECIPES[name.removeprefix('recipe ')].about}"
     if name.startswith("bare again"):
         return "other random numbers: no difference is expected"
     method, plus, _ = name.partition("+")

@@ -30,8 +30,9 @@ Part = Callable[[Predictions], Predictions]
 
 
 def label(network: str, repeat: int = 0) -> str:
-    """The column of a network's scores."""
-    return network.partition(" ")[2] + (f" again {repeat}" if repeat else "")
+    """The column of a network's scores: its name, without the family unless that is of a recipe."""
+    family, _, name = network.partition(" ")
+    return (network if family == "recipe" else name) + (f" again {repeat}" if repeat else "")
 
 
 def score_rows(column: str, found: Predictions, **more: Any) -> list[dict[str, Any]]:
