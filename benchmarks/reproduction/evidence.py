@@ -80,16 +80,17 @@ class Evidence:
     _found: dict[str, dict[int, Predictions]] = field(default_factory=dict)
     _columns: dict[tuple[str, int, str, str], NDArray[np.float64]] = field(default_factory=dict)
 
-    def folds(self, *networks: str) -> list[int]:
-        """The folds that all of some networks were tested on."""
+    def folds(self, *networks: str, part: str = "all") -> list[int]:
+        """The folds that all of some networks were tested on, and that hold real and fake pictures of a part."""
         for name in networks:
             if name not in self._found:
                 self._found[name] = predictions(self.rows, name)
-        return [fold for fold in self._found[networks[0]] if all(fold in self._found[name] for name in networks)]
+        shared = [fold for fold in self._found[networks[0]] if all(fold in self._found[name] for name in networks)]
+        return [fold for fold in shared if len(set(self.parts[part](self._found[networks[0]][fold]).labels)) == 2]
 
     def score(self, network: str, score: str = "AUC", part: str = "all") -> Interval | None:
         """The mean over the folds of a network's score; None for fewer than two folds."""
-        folds = self.folds(network)
+        folds = self.folds(network, part=part)
         if len(folds) < 2:
             return None
         return cross_validated([self._column(network, fold, part, score) for fold in folds]).clipped(0, 1)
@@ -100,7 +101,7 @@ class Evidence:
         Raises:
             ValueError: the two were not tested on the same pictures.
         """
-        folds = self.folds(network, other)
+        folds = self.folds(network, other, part=part)
         if len(folds) < 2:
             return None
         pairs = [[self._column(name, fold, part, score) for name in (network, other)] for fold in folds]
