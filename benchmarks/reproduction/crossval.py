@@ -20,18 +20,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 
 from benchmarks import harness, timing
-from benchmarks.reproduction import data, evidence, training
-from benchmarks.reproduction.data.faces import FOLDS, Faces, Parts
+from benchmarks.reproduction import data, evidence, plan, training
+from benchmarks.reproduction.data.faces import Faces, Parts
 from benchmarks.reproduction.experiments.table4 import LAYERS, OPTIONS, self_information
 from benchmarks.reproduction.ledger import Ledger
 from benchmarks.reproduction.measures import LOCATED, MEASURED, MEASURED_FOLDS, localisation, robustness
-from benchmarks.reproduction.networks import TOYS
 from benchmarks.reproduction.networks.recipes import RECIPES
+from benchmarks.reproduction.plan import GROUPS, KEYS, Task
 from benchmarks.reproduction.scores import Predictions, accuracy, auc
 from benchmarks.reproduction.study import Pictures, Source, facts
 from benchmarks.reproduction.training import Run, Settings
@@ -40,46 +40,6 @@ ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = ROOT / "benchmarks/results/reproduction/crossval"
 SIZE, EPOCHS, BATCH, RATE = 96, 3, 16, 1e-3
 TOY_SIZE, TOY_EPOCHS, TOY_BATCH = 64, 4, 8
-KEYS: Final = ("network", "fold", "repeat", "test kinds")
-PILOT_FOLDS: Final = 2
-KIND_FOLDS: Final = 1
-DATA_SET_FOLDS: Final = 3
-SEARCH_FOLD: Final = 6  # whose validation part, fold 7, the recipe is chosen on
-REPEATS: Final = 3  # of the recipes that lead the first round
-LEADING: Final = 4
-
-CORE: Final = ("lite bare", "lite SIA", "lite not identity at first", "lite SE", "lite CBAM")
-FORMS: Final = ("lite pooled aggregation", "lite no aggregation", "lite frequency domain")
-SECTION5: Final = ("lite ECA", "lite SK", "lite non-local", "lite DANet", "lite ADL")
-RIVALS: Final = tuple(f"method {name}{plus}" for name in ("MAT", "RFM", "Add-Net") for plus in ("", "+SIA"))
-GROUPS: Final = {"core": CORE, "forms": FORMS, "attentions": SECTION5, "rivals": RIVALS}
-GROUP_FOLDS: Final = {"core": FOLDS, "forms": 4, "attentions": 4, "rivals": 4}
-TOY_KINDS: Final = ("self-blending", "face swap")  # which small networks without pretraining can learn
-TOY_FOLDS: Final = 2
-TRANSFERRED: Final = ("lite bare", "lite SIA", "lite not identity at first")
-
-
-class Task(NamedTuple):
-    """A run that is wanted.
-
-    Attributes:
-        network: family and name, as :class:`Settings` takes it.
-        fold: that is tested.
-        repeat: as in :class:`Settings`.
-        test_kinds: manipulations that are tested; empty for all.
-        kinds: manipulations that are trained on; empty for all that are not tested, or all where all are tested.
-    """
-
-    network: str
-    fold: int
-    repeat: int = 0
-    test_kinds: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ()
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What tells its row from others."""
-        return self.network, self.fold, self.repeat, ", ".join(self.test_kinds)
 
 
 @dataclass
@@ -215,21 +175,6 @@ def work_off(bench: Bench, ledger: Ledger, tasks: Sequence[Task], do: Callable[[
 # ---- the study
 
 
-def study_tasks(networks: Sequence[str], folds: Sequence[int] = range(FOLDS)) -> list[Task]:
-    """Every network on every fold, fold by fold, so that what is there is paired at any time."""
-    return [Task(network, fold) for fold in folds for network in networks]
-
-
-def group_tasks(group: str) -> list[Task]:
-    """The networks of one of :data:`GROUPS` on as many folds as it is to have."""
-    return study_tasks(GROUPS[group], range(GROUP_FOLDS[group]))
-
-
-def pilot_tasks() -> list[Task]:
-    """The bare network twice, with other random numbers, on the first folds."""
-    return [Task("lite bare", fold, repeat) for fold in range(PILOT_FOLDS) for repeat in range(2)]
-
-
 def study(bench: Bench, tasks: Sequence[Task]) -> bool:
     """Run tasks of the study: study_runs.csv, study_scores.csv, fig1_runs.csv and localise_runs.csv grow."""
     runs = bench.ledger("study_runs")
@@ -254,17 +199,6 @@ def study(bench: Bench, tasks: Sequence[Task]) -> bool:
 # ---- the recipe
 
 
-def recipe_tasks(ledger: Ledger) -> list[Task]:
-    """Every recipe once, and then those that lead again, until each of them was run as often as it shall be."""
-    first = [Task(f"recipe {name}", SEARCH_FOLD) for name in RECIPES]
-    if any(task.key not in ledger for task in first):
-        return first
-    score = {each["network"]: float(each["AUC"]) for each in ledger.rows if each["repeat"] == "0"}
-    leading = sorted((task.network for task in first), key=lambda name: -score[name])[:LEADING]
-    chosen = list(dict.fromkeys(["recipe bare", "recipe default", *leading]))
-    return first + [Task(name, SEARCH_FOLD, repeat) for repeat in range(1, REPEATS) for name in chosen]
-
-
 def recipe(bench: Bench) -> bool:
     """Search for the recipe on validation people alone: recipe_runs.csv grows, whose scores are theirs."""
     ledger = bench.ledger("recipe_runs")
@@ -273,41 +207,10 @@ def recipe(bench: Bench) -> bool:
         run = bench.train(task)
         ledger.add([row(task, run, run.validation)])
 
-    return all(work_off(bench, ledger, recipe_tasks(ledger), do) for _ in range(2))
-
-
-def chosen_recipe(ledger: Ledger) -> str | None:
-    """The network with the recipe of the highest mean validation AUC, of those run as often as all; None before that.
-
-    It is tested on folds 0 to 6: the people of fold 7 chose it.
-    """
-    tasks = recipe_tasks(ledger)
-    if any(task.key not in ledger for task in tasks):
-        return None
-    finalists = {task.network for task in tasks if task.repeat == REPEATS - 1} - {"recipe bare"}
-    scores = {
-        name: sum(float(row["AUC"]) for row in ledger.rows if row["network"] == name) for name in sorted(finalists)
-    }
-    return max(scores, key=lambda name: scores[name])
-
-
-def chosen_tasks(ledger: Ledger) -> list[Task]:
-    """The test of the recipe that was chosen; the default's is that of SIA in the study."""
-    name = chosen_recipe(ledger)
-    return [] if name == "recipe default" else study_tasks([name or "recipe"], range(SEARCH_FOLD + 1))
+    return all(work_off(bench, ledger, plan.recipe_tasks(ledger), do) for _ in range(2))
 
 
 # ---- other manipulations and other pictures than in training
-
-
-def kind_tasks(kinds: Sequence[str]) -> list[Task]:
-    """Train on all manipulations but one, and test on that."""
-    return [
-        Task(network, fold, test_kinds=(kind,))
-        for fold in range(KIND_FOLDS)
-        for kind in kinds
-        for network in TRANSFERRED
-    ]
 
 
 def across_kinds(bench: Bench) -> bool:
@@ -322,7 +225,7 @@ def across_kinds(bench: Bench) -> bool:
         bench.ledger("kinds_scores", (*evidence.SCORE_KEYS, "held out")).add(scores)
         ledger.add([row(task, run, run.test)])
 
-    return work_off(bench, ledger, kind_tasks(kinds), do)
+    return work_off(bench, ledger, plan.kind_tasks(kinds), do)
 
 
 def joined(faces: Sequence[Faces]) -> Faces:
@@ -353,20 +256,10 @@ def across_data_sets(bench: Bench) -> bool:
         bench.ledger("datasets_scores", evidence.SCORE_KEYS).add(scores)
         ledger.add([row(task, run, run.test)])
 
-    return work_off(bench, ledger, study_tasks(TRANSFERRED, range(DATA_SET_FOLDS)), do)
+    return work_off(bench, ledger, plan.study_tasks(plan.TRANSFERRED, range(plan.DATA_SET_FOLDS)), do)
 
 
 # ---- the toy networks of Tables 2 to 4
-
-
-def toy_tasks() -> list[Task]:
-    """Each toy network on each of two manipulations alone."""
-    return [
-        Task(f"toy {name}", fold, test_kinds=(kind,), kinds=(kind,))
-        for fold in range(TOY_FOLDS)
-        for kind in TOY_KINDS
-        for name in TOYS
-    ]
 
 
 def toys(bench: Bench) -> bool:
@@ -384,7 +277,7 @@ def toys(bench: Bench) -> bool:
         ledger.add([row(task, run, run.test, **information)])
 
     bench.source.prepare([bench.pictures(0, "toy ")], 1)
-    return work_off(bench, ledger, toy_tasks(), do)
+    return work_off(bench, ledger, plan.toy_tasks(), do)
 
 
 # ---- the command line
@@ -422,22 +315,22 @@ def _report(results: Path) -> int:
 
 
 def _pilot(bench: Bench, given: argparse.Namespace) -> bool:
-    done = study(bench, pilot_tasks())
+    done = study(bench, plan.pilot_tasks())
     if done:
         evidence.write_power(bench.results)
     return done
 
 
 def _study(bench: Bench, given: argparse.Namespace) -> bool:
-    return study(bench, [task for group in given.groups or GROUPS for task in group_tasks(group)])
+    return study(bench, [task for group in given.groups or GROUPS for task in plan.group_tasks(group)])
 
 
 def _chosen(bench: Bench, given: argparse.Namespace) -> bool:
     search = bench.ledger("recipe_runs")
-    if chosen_recipe(search) is None:
+    if plan.chosen_recipe(search) is None:
         print("the search for a recipe is not finished; run recipe first")
         return False
-    return study(bench, chosen_tasks(search))
+    return study(bench, plan.chosen_tasks(search))
 
 
 COMMANDS: Final[dict[str, Callable[[Bench, argparse.Namespace], bool]]] = {

@@ -8,9 +8,10 @@ from statistics import fmean
 from typing import Final
 
 from benchmarks import harness
-from benchmarks.reproduction import claims, crossval, report
+from benchmarks.reproduction import claims, plan, report
 from benchmarks.reproduction.data.faces import REAL
 from benchmarks.reproduction.evidence import Evidence, Part, among, label, of_kind, predictions, told_power
+from benchmarks.reproduction.ledger import Ledger
 from benchmarks.reproduction.networks import VARIANTS
 from benchmarks.reproduction.networks.recipes import RECIPES
 from benchmarks.reproduction.scores import Interval, difference, interval, student, weighted_auc
@@ -65,28 +66,28 @@ def parts_of(people: Sequence[Row], scores: Sequence[Row]) -> dict[str, Part]:
 
 def progress(results: Path, held: Mapping[str, Sequence[Row]]) -> str:
     """How many of the runs that are planned have a row, and the command that goes on with the others."""
-    search = crossval.Ledger(results / "recipe_runs.csv", crossval.KEYS)
+    search = Ledger(results / "recipe_runs.csv", plan.KEYS)
     kinds = [kind for kind in dict.fromkeys(row["kind"] for row in held["study_scores"]) if kind != REAL]
-    plans = {
-        "pilot": ("study_runs", crossval.pilot_tasks(), "pilot: the bare network twice"),
+    planned = {
+        "pilot": ("study_runs", plan.pilot_tasks(), "pilot: the bare network twice"),
         **{
-            f"study --groups {name}": ("study_runs", crossval.group_tasks(name), f"Table 1: {_names(group)}")
-            for name, group in crossval.GROUPS.items()
+            f"study --groups {name}": ("study_runs", plan.group_tasks(name), f"Table 1: {_names(group)}")
+            for name, group in plan.GROUPS.items()
         },
-        "recipe": ("recipe_runs", crossval.recipe_tasks(search), "search for a recipe"),
-        "chosen": ("study_runs", crossval.chosen_tasks(search), "test of the recipe"),
-        "kinds": ("kinds_runs", crossval.kind_tasks(kinds), "a manipulation that was not trained on"),
-        "datasets": ("datasets_runs", crossval.study_tasks(crossval.TRANSFERRED, range(crossval.DATA_SET_FOLDS)),
+        "recipe": ("recipe_runs", plan.recipe_tasks(search), "search for a recipe"),
+        "chosen": ("study_runs", plan.chosen_tasks(search), "test of the recipe"),
+        "kinds": ("kinds_runs", plan.kind_tasks(kinds), "a manipulation that was not trained on"),
+        "datasets": ("datasets_runs", plan.study_tasks(plan.TRANSFERRED, range(plan.DATA_SET_FOLDS)),
                      "portraits to London"),
-        "toys": ("toys_runs", crossval.toy_tasks(), "Tables 3 and 4: the toy networks"),
+        "toys": ("toys_runs", plan.toy_tasks(), "Tables 3 and 4: the toy networks"),
     }  # fmt: skip
     rows = []
-    for command, (file, tasks, about) in plans.items():
-        keys = {tuple(row[name] for name in crossval.KEYS) for row in held[file]}
+    for command, (file, tasks, about) in planned.items():
+        keys = {tuple(row[name] for name in plan.KEYS) for row in held[file]}
         done = sum(tuple(map(str, task.key)) in keys for task in tasks)
         state = "finished" if done == len(tasks) else "to do" if not done else "begun"
         rows.append([about, f"{done} of {len(tasks)}", state, f"`{command}`"])
-    files = {file for file, _, _ in plans.values()}
+    files = {file for file, _, _ in planned.values()}
     seconds = sum(float(row["core seconds"]) for file in files for row in held[file])
     speeds = [float(row["pictures a second"]) for row in held["study_runs"] if row["network"] == "lite bare"]
     said = f"\nTraining took {seconds / 3600:.1f} hours of processor time so far"
@@ -172,7 +173,7 @@ def _recipe(runs: Sequence[Row], evidence: Evidence, results: Path) -> str:
         recipe = name.removeprefix("recipe ")
         rows.append([recipe, RECIPES[recipe].about, str(len(held)), f"{fmean(scores):.1f}", spread, held[-1]["gains"]])
     columns = ("recipe", "what it is", "runs", "validation AUC", "from, to", "gains after training")
-    chosen = crossval.chosen_recipe(crossval.Ledger(results / "recipe_runs.csv", crossval.KEYS))
+    chosen = plan.chosen_recipe(Ledger(results / "recipe_runs.csv", plan.KEYS))
     return _trained(runs) + report.table(columns, rows) + "\n" + report.listed(_tested(chosen, evidence))
 
 
@@ -255,7 +256,7 @@ def _location(rows: Sequence[Row]) -> str:
 
 def _kinds(rows: Sequence[Row]) -> str:
     held_out = list(dict.fromkeys(row["held out"] for row in rows))
-    names = [label(name) for name in crossval.TRANSFERRED]
+    names = [label(name) for name in plan.TRANSFERRED]
     made = []
     for kind in held_out:
         some = Evidence([row for row in rows if row["held out"] == kind], {"all": lambda found: found})
@@ -271,7 +272,7 @@ def _kinds(rows: Sequence[Row]) -> str:
 def _datasets(rows: Sequence[Row]) -> str:
     made = []
     bare = predictions(rows, "bare") if rows and "bare" in rows[0] else {}
-    for name in (label(each) for each in crossval.TRANSFERRED):
+    for name in (label(each) for each in plan.TRANSFERRED):
         found = predictions(rows, name) if any(row.get(name) for row in rows) else {}
         shared = [fold for fold in found if fold in bare]
         if len(shared) > 1:

@@ -32,10 +32,7 @@ class Ledger:
     def __init__(self, path: Path, keys: Sequence[str]) -> None:
         self.path, self.keys = path, tuple(keys)
         self._rows: dict[tuple[str, ...], dict[str, str]] = {}
-        for row in harness.read(path) if path.exists() else []:
-            if missing := [name for name in self.keys if name not in row]:
-                raise ValueError(f"{path} lacks the columns {', '.join(missing)}; move it away to begin a new one")
-            self._rows[self._key(row)] = row
+        self._read()
 
     @property
     def rows(self) -> list[dict[str, str]]:
@@ -50,10 +47,17 @@ class Ledger:
 
     def add(self, rows: Sequence[Row]) -> None:
         """Add rows, and write the file; a row with the keys of another takes its place, and keeps its other columns."""
+        self._read()  # what another process has added meanwhile
         for row in rows:
             key = self._key(row)
             self._rows[key] = {**self._rows.get(key, {}), **{name: str(value) for name, value in row.items()}}
         harness.write(self.path, self.rows)
+
+    def _read(self) -> None:
+        for row in harness.read(self.path) if self.path.exists() else []:
+            if missing := [name for name in self.keys if name not in row]:
+                raise ValueError(f"{self.path} lacks the columns {', '.join(missing)}; move it away to begin a new one")
+            self._rows[self._key(row)] = row
 
     def _key(self, row: Row) -> tuple[str, ...]:
         return tuple(str(row[name]) for name in self.keys)
