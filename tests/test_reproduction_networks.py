@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -281,7 +282,8 @@ def test_variants(name: str, bare: tuple[int, Tensor]) -> None:
     detector, sites = lite(name), SITES[: {"bare": 0, "one site": 1, "two sites": 2}.get(name, 3)]
     assert sum(value.numel() for value in detector.parameters()) - bare[0] == ADDED[name]
     x, labels, _ = tiny_set()
-    assert torch.equal(predicted(detector, x[:4]), bare[1]) == VARIANTS[name].identity
+    same = torch.equal if sia_modules(detector) else partial(torch.allclose, atol=1e-5)  # others add a rounded 0
+    assert same(predicted(detector, x[:4]), bare[1]) == VARIANTS[name].identity
     assert attended(detector.backbone) == sites
     fired = []
     for host in sites:
