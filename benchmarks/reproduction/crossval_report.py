@@ -81,22 +81,30 @@ def progress(results: Path, held: Mapping[str, Sequence[Row]]) -> str:
                      "portraits to London"),
         "toys": ("toys_runs", plan.toy_tasks(), "Tables 3 and 4: the toy networks"),
     }  # fmt: skip
-    rows = []
+    rows, left = [], set[tuple[str, ...]]()
     for command, (file, tasks, about) in planned.items():
         keys = {tuple(row[name] for name in plan.KEYS) for row in held[file]}
-        done = sum(tuple(map(str, task.key)) in keys for task in tasks)
-        state = "finished" if done == len(tasks) else "to do" if not done else "begun"
-        rows.append([about, f"{done} of {len(tasks)}", state, f"`{command}`"])
-    files = {file for file, _, _ in planned.values()}
-    seconds = sum(float(row["core seconds"]) for file in files for row in held[file])
-    speeds = [float(row["pictures a second"]) for row in held["study_runs"] if row["network"] == "lite bare"]
-    said = f"\nTraining took {seconds / 3600:.1f} hours of processor time so far"
-    said += (
-        f", of the bare network {min(speeds):.0f} to {max(speeds):.0f} pictures a second on one core.\n"
-        if speeds
-        else ".\n"
+        missing = [key for key in (tuple(map(str, task.key)) for task in tasks) if key not in keys]
+        state = "finished" if not missing else "to do" if len(missing) == len(tasks) else "begun"
+        rows.append([about, f"{len(tasks) - len(missing)} of {len(tasks)}", state, f"`{command}`"])
+        left |= {(file, *key) for key in missing}
+    return report.table(("what", "runs", "state", "command"), rows) + _time(
+        [row for file in held for row in held[file]], len(left)
     )
-    return report.table(("what", "runs", "state", "command"), rows) + said
+
+
+def _time(rows: Sequence[Row], left: int) -> str:
+    """How long training took, how fast it was, and about how long the runs that are left take."""
+    runs = [row for row in rows if row.get("core seconds")]
+    if not runs:
+        return ""
+    speeds = [float(row["pictures a second"]) for row in runs if row["network"] == "lite bare"]
+    seconds = [float(row["core seconds"]) for row in runs]
+    said = f"Training took {sum(seconds) / 3600:.1f} hours of processor time so far"
+    if speeds:
+        said += f"; the bare network takes {min(speeds):.0f} to {max(speeds):.0f} pictures a second on one core"
+    hours = left * fmean(seconds) / 3600
+    return f"\n{said}. {left} runs are left: about {hours:.0f} hours at the mean of those there are.\n"
 
 
 def _claims(evidence: Evidence, robust: Sequence[Row], old: Mapping[str, list[Row]]) -> str:
