@@ -28,14 +28,11 @@ from benchmarks import timing
 from benchmarks.harness import replace
 from benchmarks.reproduction import networks
 from benchmarks.reproduction.data.faces import Faces, Parts
+from benchmarks.reproduction.networks.recipes import GAIN_RATE, gains_of
 from benchmarks.reproduction.scores import Predictions
-from sia_layers import SIAttention
 
 CHECKPOINT, RESULT, WEIGHTS = "checkpoint.pt", "result.json", "weights.pt"
 CPU = torch.device("cpu")
-# Gains, SIA's and F3-Net's, are single numbers that start at 0, and AdamW moves a number by no more than its rate a
-# step: at the rate of the weights they would hardly leave it in a few hundred steps.
-GAIN_RATE = 10.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,9 @@ class Settings:
         learning_rate: the highest of the cycle.
         weight_decay: of the weights of convolutions and linear layers.
         pretrained: begin from ImageNet weights, where the network has them.
+        test_kinds: the manipulations that it is tested on; empty for those that it is trained on.
+        repeat: 0, or another number for other new weights and another order of the same pictures.
+        gain_rate: learning rate of SIA's gains over that of the weights.
     """
 
     network: str
@@ -69,6 +69,9 @@ class Settings:
     learning_rate: float
     weight_decay: float = 0.01
     pretrained: bool = True
+    test_kinds: tuple[str, ...] = ()
+    repeat: int = 0
+    gain_rate: float = GAIN_RATE
 
     @property
     def key(self) -> str:
@@ -76,6 +79,8 @@ class Settings:
         kinds = self.kinds[0] if len(self.kinds) == 1 else "all"
         name = f"{self.network} {kinds} {self.quality} {self.size} seed {self.seed}"
         told = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        if self.repeat:
+            name += f" again {self.repeat}"
         return re.sub(r"[^\w+=-]+", "-", name) + "-" + hashlib.sha256(told.encode()).hexdigest()[:8]
 
 
@@ -110,17 +115,19 @@ def create(settings: Settings) -> networks.Detector:
     Raises:
         ValueError: a network that there is not.
     """
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(_mixed(settings))
     family, _, name = settings.network.partition(" ")
     if family == "toy":
         made = networks.toy(name)
     elif family == "lite":
         made = networks.lite(name, pretrained=settings.pretrained)
+    elif family == "recipe":
+        made = networks.recipe(name, pretrained=settings.pretrained)
     elif family == "method":
         method, plus, _ = name.partition("+SIA")
         made = networks.method(method, sia=bool(plus), pretrained=settings.pretrained)
     else:
-        raise ValueError(f"network must begin with 'toy', 'lite' or 'method', got {settings.network!r}")
+        raise ValueError(f"network must begin with 'toy', 'lite', 'recipe' or 'method', got {settings.network!r}")
     return made.to(memory_format=torch.channels_last)  # which is twice as fast on CPUs, and no other arithmetic
 
 
@@ -141,7 +148,8 @@ def train(settings: Settings, parts: Parts, folder: Path) -> Run:
     """
     if (folder / RESULT).exists():
         return load(folder)
-    parts = Parts(*(_of_kinds(part, settings.kinds, name) for name, part in zip(Parts._fields, parts, strict=True)))
+    kinds = (settings.kinds, settings.kinds, settings.test_kinds or settings.kinds)
+    parts = Parts(*map(_of_kinds, parts, kinds, Parts._fields))
     folder.mkdir(parents=True, exist_ok=True)
     detector = create(settings)
     optimizer = torch.optim.AdamW(_groups(detector, settings))
@@ -154,7 +162,7 @@ def train(settings: Settings, parts: Parts, folder: Path) -> Run:
     done, seconds = _resumed(state, folder)
     for epoch in range(done, settings.epochs):
         began = time.process_time()
-        _epoch(detector, optimizer, scheduler, parts.train, steps, _random(settings.seed, epoch))
+        _epoch(detector, optimizer, scheduler, parts.train, steps, _random(settings, epoch))
         seconds += time.process_time() - began
         held = {name: part.state_dict() for name, part in state.items()}
         replace(folder / CHECKPOINT, partial(torch.save, {**held, "epochs": epoch + 1, "seconds": seconds}))
@@ -169,7 +177,7 @@ def load(folder: Path) -> Run:
     """
     record = json.loads((folder / RESULT).read_text())
     given = record.pop("settings")
-    settings = Settings(**{**given, "kinds": tuple(given["kinds"])})
+    settings = Settings(**{**given, **{name: tuple(given[name]) for name in ("kinds", "test_kinds")}})
     test, validation = (Predictions.from_lists(**record.pop(name)) for name in ("test", "validation"))
     return Run(settings, folder, test, validation, record)
 
@@ -254,9 +262,15 @@ def _epoch(
         scheduler.step()
 
 
-def _random(seed: int, epoch: int) -> torch.Generator:
+def _mixed(settings: Settings, *numbers: int) -> int:
+    """A seed made of those of the run and of other numbers; a run's own seed where there is nothing to mix."""
+    held = (settings.seed, *numbers, *([settings.repeat] if settings.repeat else []))
+    return settings.seed if len(held) == 1 else int(np.random.SeedSequence(held).generate_state(1)[0])
+
+
+def _random(settings: Settings, epoch: int) -> torch.Generator:
     """An epoch's random numbers; those of dropout come from torch's own generator, which is seeded alike."""
-    mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+    mixed = _mixed(settings, epoch)
     torch.manual_seed(mixed)
     return torch.Generator().manual_seed(mixed)
 
@@ -265,23 +279,19 @@ def _groups(detector: nn.Module, settings: Settings) -> list[dict[str, Any]]:
     """Weights are decayed; biases and what norms learn are not; and gains have a rate of their own."""
     learned = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     rate = settings.learning_rate
-    gains = {module.gain for module in detector.modules() if isinstance(module, SIAttention)}
+    gains = set(gains_of(detector))
     others = [each for each in learned if each not in gains]
     groups = [
         {"params": [each for each in others if each.ndim > 1], "lr": rate, "weight_decay": settings.weight_decay},
         {"params": [each for each in others if each.ndim <= 1], "lr": rate, "weight_decay": 0.0},
-        {"params": [each for each in learned if each in gains], "lr": GAIN_RATE * rate, "weight_decay": 0.0},
+        {"params": [each for each in learned if each in gains], "lr": settings.gain_rate * rate, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
 def _gains(detector: nn.Module) -> list[float]:
-    """The gains of the SIA modules: how far each has come from the identity, 0, towards the published formula, 1."""
-    return [
-        module.gain.item()
-        for module in detector.modules()
-        if isinstance(module, SIAttention) and module.gain is not None
-    ]
+    """The gains of the SIA modules, or their means over the channels: from the identity, 0, to the formula, 1."""
+    return [gain.mean().item() for gain in gains_of(detector)]
 
 
 def _of_kinds(faces: Faces, kinds: Sequence[str], part: str) -> Faces:
@@ -320,6 +330,7 @@ def _finished(settings: Settings, detector: networks.Detector, parts: Parts, fol
         "gains": " ".join(f"{gain:.3f}" for gain in _gains(detector)),
         "core seconds": round(seconds, 2),
         "train_pictures": len(parts.train),
+        "train_reals": parts.train.kinds.count("real"),
         "train_people": len(set(parts.train.people)),
         **machine,
         **told,
