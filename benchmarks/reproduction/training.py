@@ -143,7 +143,7 @@ def train(settings: Settings, parts: Parts, folder: Path) -> Run:
     parts = Parts(*(_of_kinds(part, settings.kinds, name) for name, part in zip(Parts._fields, parts, strict=True)))
     folder.mkdir(parents=True, exist_ok=True)
     detector = create(settings)
-    optimizer = torch.optim.AdamW(_groups(detector, settings))
+    optimizer = torch.optim.AdamW(groups(detector, settings.learning_rate, settings.weight_decay))
     steps = math.ceil(2 * parts.train.kinds.count("real") / settings.batch)
     highest = [group["lr"] for group in optimizer.param_groups]
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -153,7 +153,7 @@ def train(settings: Settings, parts: Parts, folder: Path) -> Run:
     done, seconds = _resumed(state, folder)
     for epoch in range(done, settings.epochs):
         began = time.process_time()
-        _epoch(detector, optimizer, scheduler, parts.train, steps, _random(settings.seed, epoch))
+        _epoch(detector, optimizer, scheduler, parts.train, steps, random_numbers(settings.seed, epoch))
         seconds += time.process_time() - began
         held = {name: part.state_dict() for name, part in state.items()}
         replace(folder / CHECKPOINT, partial(torch.save, {**held, "epochs": epoch + 1, "seconds": seconds}))
@@ -253,28 +253,27 @@ def _epoch(
         scheduler.step()
 
 
-def _random(seed: int, epoch: int) -> torch.Generator:
-    """An epoch's random numbers; those of dropout come from torch's own generator, which is seeded alike."""
+def random_numbers(seed: int, epoch: int) -> torch.Generator:
+    """Return an epoch's random numbers; those of dropout come from torch's own generator, which is seeded alike."""
     mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
     torch.manual_seed(mixed)
     return torch.Generator().manual_seed(mixed)
 
 
-def _groups(detector: nn.Module, settings: Settings) -> list[dict[str, Any]]:
-    """Weights are decayed; biases and what norms learn are not; and gains have a rate of their own."""
-    learned = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-    rate = settings.learning_rate
-    gains = {module.gain for module in detector.modules() if isinstance(module, SIAttention)}
+def groups(model: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
+    """Return what an optimizer takes: weights, decayed; biases and norms, not; and gains with a rate of their own."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gains = {module.gain for module in model.modules() if isinstance(module, SIAttention)}
     others = [each for each in learned if each not in gains]
-    groups = [
-        {"params": [each for each in others if each.ndim > 1], "lr": rate, "weight_decay": settings.weight_decay},
+    made = [
+        {"params": [each for each in others if each.ndim > 1], "lr": rate, "weight_decay": decay},
         {"params": [each for each in others if each.ndim <= 1], "lr": rate, "weight_decay": 0.0},
         {"params": [each for each in learned if each in gains], "lr": GAIN_RATE * rate, "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]
+    return [group for group in made if group["params"]]
 
 
-def _gains(detector: nn.Module) -> list[float]:
+def gains_of(detector: nn.Module) -> list[float]:
     """The gains of the SIA modules: how far each has come from the identity, 0, towards the published formula, 1."""
     return [
         module.gain.item()
@@ -316,7 +315,7 @@ def _finished(settings: Settings, detector: networks.Detector, parts: Parts, fol
     record = {
         "settings": dataclasses.asdict(settings),
         "parameters": sum(parameter.numel() for parameter in detector.parameters() if parameter.requires_grad),
-        "gains": " ".join(f"{gain:.3f}" for gain in _gains(detector)),
+        "gains": " ".join(f"{gain:.3f}" for gain in gains_of(detector)),
         "core seconds": round(seconds, 2),
         "train_pictures": len(parts.train),
         "train_people": len(set(parts.train.people)),

@@ -1,0 +1,138 @@
+"""docs/beyond-faces.md: its tables, and what may be said of them, from the CSV files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from benchmarks import harness
+from benchmarks.beyond.networks import VARIANTS
+from benchmarks.reproduction.report import CsvRow, percent, table, told, verdict
+
+
+def filled(page: str, folder: Path) -> str:
+    """Return the page with every section whose results are there put between its marks.
+
+    Raises:
+        ValueError: a mark is missing, or they are in the wrong order.
+    """
+    for name, section in SECTIONS.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        if page.count(start) != 1 or page.count(end) != 1 or page.index(start) > page.index(end):
+            raise ValueError(f"the page must hold {start.strip()!r} and {end!r} once, in this order")
+        if (folder / f"{name}.csv").exists():
+            before, _, rest = page.partition(start)
+            page = before + start + section(folder) + end + rest.partition(end)[2]
+    return page
+
+
+def _localisation(folder: Path) -> str:
+    rows = harness.read(folder / "localisation.csv")
+    wholes = [case for case in ("photographs, all", "faces, all") if any(row["case"] == case for row in rows)]
+    real = {row["network"]: row for row in rows if row["case"] == "real photograph"}
+    real_faces = {row["network"]: row for row in rows if row["case"] == "real face"}
+    parts = [_setting(folder, "localisation")]
+    for case, alarms in zip(wholes, (real, real_faces), strict=False):
+        parts.append(_wide(rows, case, ("F1", "AUC", "IoU"), extra=("false alarm", alarms)))
+    detail = [case for case in dict.fromkeys(row["case"] for row in rows) if case not in (*wholes, *_REAL)]
+    parts += [_across(rows, detail, "F1"), _verdicts(rows, wholes, "F1", "points of F1")]
+    return "\n".join(parts)
+
+
+def _camouflage(folder: Path) -> str:
+    rows = harness.read(folder / "camouflage.csv")
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    return "\n".join(
+        [
+            _setting(folder, "camouflage"),
+            _wide(rows, cases[0], ("S", "E", "weighted F", "MAE")),
+            _across(rows, cases[1:], "weighted F"),
+            _verdicts(rows, cases[:1], "weighted F", "points of weighted F"),
+        ]
+    )
+
+
+def _spoofing(folder: Path) -> str:
+    rows = harness.read(folder / "spoofing.csv")
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    return "\n".join(
+        [
+            _setting(folder, "spoofing"),
+            _wide(rows, cases[0], ("ACER", "HTER", "AUC")),
+            _across(rows, cases[1:], "HTER"),
+            _verdicts(rows, cases[:1], "AUC", "points of AUC"),
+            _verdicts(rows, cases[:1], "ACER", "points of ACER"),
+        ]
+    )
+
+
+_REAL: Final = ("real photograph", "real face")
+SECTIONS: Final[dict[str, Callable[[Path], str]]] = {
+    "localisation": _localisation,
+    "camouflage": _camouflage,
+    "spoofing": _spoofing,
+}
+
+
+def _of(rows: Sequence[CsvRow], case: str) -> dict[str, CsvRow]:
+    found = {row["network"]: row for row in rows if row["case"] == case}
+    return {name: found[name] for name in VARIANTS if name in found}
+
+
+def _wide(
+    rows: Sequence[CsvRow], case: str, measures: Sequence[str], extra: tuple[str, dict[str, CsvRow]] | None = None
+) -> str:
+    """Return a table of one case: networks down, measures and the difference of the first from bare across."""
+    differences = [f"{measures[0]} - bare"]
+    heads = [case, *measures, *(name.replace(" - ", " − ") for name in differences)]
+    lines = []
+    for name, row in _of(rows, case).items():
+        line = [name, *(told(row, measure) for measure in (*measures, *differences))]
+        if extra is not None:
+            line.append(told(extra[1][name], extra[0]) if name in extra[1] else "")
+        lines.append(line)
+    return table([*heads, *([] if extra is None else [extra[0]])], lines)
+
+
+def _across(rows: Sequence[CsvRow], cases: Sequence[str], measure: str) -> str:
+    """Return a table of one measure: networks down, cases across."""
+    found = {case: _of(rows, case) for case in cases}
+    names = [name for name in VARIANTS if any(name in of for of in found.values())]
+    lines = [[name, *(told(of[name], measure) if name in of else "" for of in found.values())] for name in names]
+    return table([measure, *cases], lines)
+
+
+def _verdicts(rows: Sequence[CsvRow], cases: Sequence[str], measure: str, unit: str) -> str:
+    """Return what the paired differences from bare allow to be said, and how many leave out zero."""
+    name = f"{measure} - bare"
+    lines, apart, count = [], 0, 0
+    for case in cases:
+        for network, row in _of(rows, case).items():
+            if row.get(name):
+                mean, low, high = percent(row, name)
+                apart, count = apart + (low > 0 or high < 0), count + 1
+                lines.append(f"- {verdict(f'{network} − bare, {case}', mean, low, high, unit)}\n")
+    closing = (
+        f"- Of these {count} intervals {apart} leave out zero. They share the bare runs and none is widened for that.\n"
+    )
+    return "".join(lines) + (closing if count else "")
+
+
+def _setting(folder: Path, name: str) -> str:
+    """Return what the figures below were measured with, as the rows of the runs have it."""
+    runs = harness.read(folder / f"{name}_runs.csv")
+    seeds = sorted({int(run["seed"]) for run in runs})
+    first = runs[0]
+    commits, dates = (sorted({run[key] for run in runs}) for key in ("commit", "date"))
+    machines, versions = ("; ".join(sorted({run[key] for run in runs})) for key in ("machine", "versions"))
+    seconds = [float(run["core seconds"]) for run in runs]
+    gains = [float(gain) for run in runs for gain in run["gains"].split()]
+    reach = f" Gains of SIA after training: {min(gains):+.2f} to {max(gains):+.2f}." if gains else ""
+    return (
+        f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}; {first['material']}; {first['size']} pixels, "
+        f"{first['epochs']} epochs, {first['train pictures']} pictures to learn from and {first['test pictures']} to "
+        f"test on at seed {seeds[0]}; {min(seconds):.0f} to {max(seconds):.0f} s of one core for a training; "
+        f"{machines}; {versions}; "
+        f"trained at {', '.join(commits)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}.{reach}\n"
+    )
