@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks.beyond import edits, hiding, recapture
 from benchmarks.beyond.camouflage import CONTRASTS, TEXTURES
@@ -42,8 +43,8 @@ def draw(path: Path) -> None:
         _panels(host, donor, np.random.default_rng([7, index]))
         for index, (host, donor) in enumerate(zip(SHOWN, DONORS, strict=True))
     ]
-    figure = Figure(figsize=(1.25 * len(rows[0]), 1.32 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(1.25 * len(rows[0]), 1.32 * len(rows)), layout="constrained", dpi=110)
+    canvas = FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), len(rows[0]))
     for number, (axes, panels) in enumerate(zip(grid, rows, strict=True)):
         for axis, (title, picture, mask) in zip(axes, panels, strict=True):
@@ -52,7 +53,9 @@ def draw(path: Path) -> None:
             if number == 0:
                 axis.set_title(title, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    canvas.draw()
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    drawn.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)  # a third of the bytes
 
 
 def outlined(picture: Picture, mask: Mask) -> Picture:
