@@ -199,7 +199,7 @@ def test_all_of_it_runs_and_what_is_there_is_not_run_again(
     rows = harness.read(tmp_path / "localisation.csv")
     assert {row["case"] for row in rows} >= {"photographs, all", "splice", "photographs, JPEG 50", "real photograph"}
     for name, each in command.TASKS.items():
-        runs, by_source = Results(tmp_path, each).read()
+        runs, by_source = Results(tmp_path, each).runs(), Results(tmp_path, each).rows()
         assert [(run["network"], run["seed"]) for run in runs] == [
             (network, seed) for seed in "01" for network in ("bare", "both")
         ]

@@ -28,15 +28,17 @@ class Results:
             folder / f"{task.name}{ending}.csv" for ending in ("", "_runs", "_by_source")
         )
 
-    def read(self) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-        """Return the rows of all runs and those by photograph or person, as text; empty without files."""
-        if not (self.runs_file.exists() and self.rows_file.exists()):
-            return [], []
-        return harness.read(self.runs_file), harness.read(self.rows_file)
+    def runs(self) -> list[dict[str, str]]:
+        """Return the rows of all runs, as text; none without a file."""
+        return harness.read(self.runs_file) if self.runs_file.exists() else []
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return the rows by photograph or person, as text; none without a file."""
+        return harness.read(self.rows_file) if self.rows_file.exists() else []
 
     def holds(self, wanted: Row) -> bool:
         """Tell whether there is a run with these settings."""
-        return any(all(run.get(name) == _as_text(value) for name, value in wanted.items()) for run in self.read()[0])
+        return any(all(run.get(name) == _as_text(value) for name, value in wanted.items()) for run in self.runs())
 
     def check(self, wanted: Row) -> None:
         """Refuse what no table can hold beside the runs that there are.
@@ -45,7 +47,7 @@ class Results:
             ValueError: runs with other settings or other material are there.
         """
         shared = [name for name in wanted if name not in ("network", "seed")]
-        for run in self.read()[0]:
+        for run in self.runs():
             if differing := [name for name in shared if run[name] != _as_text(wanted[name])]:
                 raise ValueError(
                     f"{self.runs_file} holds runs with another {', '.join(differing)}; give another folder with "
@@ -55,16 +57,17 @@ class Results:
     def add(self, run: Row, rows: Sequence[Row]) -> None:
         """Write a run and its rows, in place of one of the same network and seed, and the table of all there are."""
         place = (run["network"], str(run["seed"]))
-        runs, others = ([row for row in found if (row["network"], row["seed"]) != place] for found in self.read())
+        others, runs = (
+            [row for row in found if (row["network"], row["seed"]) != place] for found in (self.rows(), self.runs())
+        )
         harness.write(self.rows_file, sorted([*others, *rows], key=_rank))
-        harness.write(self.runs_file, sorted([*runs, run], key=_rank))
+        harness.write(self.runs_file, sorted([*runs, run], key=_rank))  # last, since it says that the run is done
         self.write_table()
 
     def write_table(self) -> None:
         """Write the table of means and intervals of the runs that there are."""
-        runs, rows = self.read()
-        if runs:
-            harness.write(self.table_file, self.task.summary(runs, rows))
+        if runs := self.runs():
+            harness.write(self.table_file, self.task.summary(runs, self.rows()))
 
 
 def _rank(row: Row) -> tuple[int, int]:
