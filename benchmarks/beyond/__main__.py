@@ -89,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
+    for each in results.values():
+        each.write_table()
     page = given.page or (ROOT / "docs/beyond-faces.md" if folder == ROOT / "benchmarks/results/beyond/full" else None)
     if page is not None:
         page.write_text(report.filled(page.read_text(), folder))

@@ -55,14 +55,13 @@ class Results:
                 )
 
     def add(self, run: Row, rows: Sequence[Row]) -> None:
-        """Write a run and its rows, in place of one of the same network and seed, and the table of all there are."""
+        """Write a run and its rows, in place of one of the same network and seed."""
         place = (run["network"], str(run["seed"]))
         others, runs = (
             [row for row in found if (row["network"], row["seed"]) != place] for found in (self.rows(), self.runs())
         )
         harness.write(self.rows_file, sorted([*others, *rows], key=_rank))
         harness.write(self.runs_file, sorted([*runs, run], key=_rank))  # last, since it says that the run is done
-        self.write_table()
 
     def write_table(self) -> None:
         """Write the table of means and intervals of the runs that there are."""
