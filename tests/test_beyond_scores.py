@@ -15,6 +15,7 @@ pytest.importorskip("sklearn", reason="the extra 'reproduction' is not installed
 pytest.importorskip("timm", reason="the extra 'reproduction' is not installed")
 
 import cv2
+from sklearn.metrics import roc_auc_score
 
 from benchmarks.beyond import maps, segmentation, spoofing, trees
 from benchmarks.reproduction.data.faces import REAL
@@ -67,13 +68,14 @@ def test_measures_of_camouflage_see_no_scale(seed: int, scale: float, offset: fl
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.95))
-def test_f1_and_iou_are_those_of_the_counts(seed: int, threshold: float) -> None:
+def test_figures_of_pixels_are_those_of_the_counts(seed: int, threshold: float) -> None:
     found, mask = drawn(seed)
     said = found > threshold
     hits, alarms, misses = (said & mask).sum(), (said & ~mask).sum(), (~said & mask).sum()
     f1, iou = maps.f1(found, mask, threshold), maps.iou(found, mask, threshold)
     assert f1 == pytest.approx(2 * hits / (2 * hits + alarms + misses))
     assert iou == pytest.approx(hits / (hits + alarms + misses)) and f1 == pytest.approx(2 * iou / (1 + iou))
+    assert maps.pixel_auc(found, mask) == pytest.approx(roc_auc_score(mask.ravel(), found.ravel()))
     assert maps.flagged(found, threshold) == pytest.approx((hits + alarms) / mask.size)
 
 

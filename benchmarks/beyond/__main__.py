@@ -34,9 +34,9 @@ ROOT: Final = Path(__file__).parents[2]
 TASKS: Final[dict[str, Task]] = {each.name: each for each in (Localisation(), Camouflage(), Spoofing())}
 SEEDS, QUICK_SEEDS = 5, 2
 FULL: Final = {
-    "localisation": Plan(size=96, squares=6, tested=3, people=None, epochs=5),
-    "camouflage": Plan(size=96, squares=16, tested=8, people=None, epochs=6),
-    "spoofing": Plan(size=96, squares=0, tested=0, people=None, epochs=5),
+    "localisation": Plan(size=96, squares=6, tested=3, people=60, epochs=5),
+    "camouflage": Plan(size=96, squares=16, tested=6, people=None, epochs=5),
+    "spoofing": Plan(size=96, squares=0, tested=0, people=None, epochs=4),
 }
 QUICK: Final = {
     "localisation": Plan(size=64, squares=4, tested=2, people=12, epochs=1),

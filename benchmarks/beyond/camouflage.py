@@ -16,7 +16,7 @@ from benchmarks.beyond.task import Material, Plan, Row
 from benchmarks.reproduction.data.pipeline import Mask, Picture
 
 CONTRASTS: Final = (0, 10, 25)  # of lightness, 0 to 100
-TEXTURES: Final = 8  # places that a texture is chosen from
+TEXTURES: Final = 5  # places that a texture is chosen from
 KIND: Final = "synthetic camouflage"
 
 

@@ -22,9 +22,10 @@ from benchmarks.beyond.pictures import Parts, Pictures
 from benchmarks.reproduction import training
 
 Row = dict[str, Any]
-BATCH: Final = 8
+BATCH: Final = 4
 LEARNING_RATE: Final = 1e-3
 WEIGHT_DECAY: Final = 0.01
+GAIN_RATE: Final = 20.0  # of the learning rate: gains must be able to come from 0 to 1, the published formula
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def run(task: Task, variant: str, seed: int, plan: Plan, material: Material) -> 
 
 def identity(task: Task, variant: str, seed: int, plan: Plan, material: Material) -> Row:
     """Return all that decides a run but for the code, whose commit is written down beside it."""
-    settings = {**dataclasses.asdict(plan), "batch": BATCH, "learning rate": LEARNING_RATE}
+    settings = {**dataclasses.asdict(plan), "batch": BATCH, "learning rate": LEARNING_RATE, "gain rate": GAIN_RATE}
     return {"network": variant, "seed": seed, "material": material.about(task), **settings}
 
 
@@ -176,7 +177,7 @@ def fit(task: Task, network: nn.Module, train: Pictures, epochs: int, seed: int)
     last epoch are kept; nothing is chosen by its score.
     """
     labels = train.labels
-    optimizer = torch.optim.AdamW(training.groups(network, LEARNING_RATE, WEIGHT_DECAY))
+    optimizer = torch.optim.AdamW(training.groups(network, LEARNING_RATE, WEIGHT_DECAY, GAIN_RATE))
     steps = math.ceil(len(task.order(train, torch.Generator())) / BATCH)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=steps * epochs, pct_start=0.2,

@@ -260,7 +260,7 @@ def random_numbers(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
-def groups(model: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
+def groups(model: nn.Module, rate: float, decay: float, gain_rate: float = GAIN_RATE) -> list[dict[str, Any]]:
     """Return what an optimizer takes: weights, decayed; biases and norms, not; and gains with a rate of their own."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gains = {module.gain for module in model.modules() if isinstance(module, SIAttention)}
@@ -268,7 +268,7 @@ def groups(model: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
     made = [
         {"params": [each for each in others if each.ndim > 1], "lr": rate, "weight_decay": decay},
         {"params": [each for each in others if each.ndim <= 1], "lr": rate, "weight_decay": 0.0},
-        {"params": [each for each in learned if each in gains], "lr": GAIN_RATE * rate, "weight_decay": 0.0},
+        {"params": [each for each in learned if each in gains], "lr": gain_rate * rate, "weight_decay": 0.0},
     ]
     return [group for group in made if group["params"]]
 
