@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -304,3 +305,22 @@ def test_the_page_is_refused_without_its_marks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="<!-- camouflage -->"):
         report.filled(PAGE.read_text().replace("<!-- camouflage -->", ""), tmp_path)
     assert report.filled(PAGE.read_text(), tmp_path) == PAGE.read_text()  # no results, no change
+
+
+def test_a_task_that_came_to_another_process_is_the_same() -> None:
+    """Or each run there would make its pictures again."""
+    for name, each in command.TASKS.items():
+        again = pickle.loads(pickle.dumps(each))
+        assert again == each and hash(again) == hash(each)
+        assert all(each != other for key, other in command.TASKS.items() if key != name)
+
+
+def test_several_processes_take_the_runs_of_one_task_and_seed_together() -> None:
+    first, second = list(command.TASKS.values())[:2]
+    runs = [command.Wanted(each, variant, seed) for seed in (0, 1) for each in (first, second) for variant in "ab"]
+    chunks = list(command._chunks(runs, 2))
+    assert [run for chunk in chunks for run in chunk] == runs
+    assert [{(run.task.name, run.seed) for run in chunk} for chunk in chunks] == [
+        {(each.name, seed)} for seed in (0, 1) for each in (first, second)
+    ]
+    assert [len(chunk) for chunk in command._chunks(runs, 1)] == [1] * len(runs)

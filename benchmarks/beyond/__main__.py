@@ -8,6 +8,7 @@ whose row is in the result files is not run again, so a call that was stopped go
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -156,7 +157,7 @@ def _ran(
             jobs.Job(name, 1.0, task.run, (one.task, one.variant, one.seed, plans[one.task.name], material))
             for name, one in todo.items()
         ]
-        found, errors = jobs.run(made, given.jobs, f"run {done + 1} of {len(missing)}")
+        found, errors = jobs.run(made, given.jobs, f"run {done + 1} to {done + len(chunk)} of {len(missing)}")
         for name, (run, rows) in found.items():
             results[todo[name].task.name].add(run, rows)
             print(
@@ -172,9 +173,13 @@ def _name(wanted: Wanted) -> str:
     return f"{wanted.task.name}, {wanted.variant}, seed {wanted.seed}"
 
 
-def _chunks(missing: Sequence[Wanted], size: int) -> Iterator[Sequence[Wanted]]:
-    for start in range(0, len(missing), size):
-        yield missing[start : start + size]
+def _chunks(missing: Sequence[Wanted], processes: int) -> Iterator[list[Wanted]]:
+    """Give runs one by one; with several processes those of one task and seed together, which share their pictures."""
+    if processes == 1:
+        yield from ([one] for one in missing)
+    else:
+        for _, chunk in itertools.groupby(missing, lambda one: (one.task.name, one.seed)):
+            yield list(chunk)
 
 
 if __name__ == "__main__":

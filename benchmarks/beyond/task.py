@@ -98,6 +98,13 @@ class Task(ABC):
     of_photographs: ClassVar[bool] = True
     of_faces: ClassVar[bool] = True
 
+    def __eq__(self, other: object) -> bool:
+        """Tell whether both are the same task, for the pictures that a process keeps."""
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
     @abstractmethod
     def parts(self, material: Material, plan: Plan, seed: int) -> Parts:
         """Make or read the pictures.
