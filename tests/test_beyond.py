@@ -324,3 +324,18 @@ def test_several_processes_take_the_runs_of_one_task_and_seed_together() -> None
         {(each.name, seed)} for seed in (0, 1) for each in (first, second)
     ]
     assert [len(chunk) for chunk in command._chunks(runs, 1)] == [1] * len(runs)
+
+
+def test_a_table_holds_the_seeds_that_all_networks_have(tmp_path: Path) -> None:
+    results = Results(tmp_path, command.TASKS["camouflage"])
+    results.write_table()
+    assert not results.table_file.exists()
+    for network, seed in (("bare", 0), ("SIA", 0), ("bare", 1)):
+        figures = dict.fromkeys(results.task.measures, 0.1 + 0.5 * seed)
+        row = {"network": network, "seed": seed, "kind": "c", "condition": "contrast 0", "group": "moon", **figures}
+        results.add({"network": network, "seed": seed}, [row])
+    results.write_table()
+    table = harness.read(results.table_file)
+    assert {(row["network"], row["seeds"], row["S"]) for row in table} == {("bare", "0", "0.1"), ("SIA", "0", "0.1")}
+    results.add({"network": "bare", "seed": 0, "commit": "other"}, [])  # in place of the one that was there
+    assert [run["commit"] for run in results.runs()] == ["other", "", ""] and len(results.rows()) == 2

@@ -64,9 +64,16 @@ class Results:
         harness.write(self.runs_file, sorted([*runs, run], key=_rank))  # last, since it says that the run is done
 
     def write_table(self) -> None:
-        """Write the table of means and intervals of the runs that there are."""
-        if runs := self.runs():
-            harness.write(self.table_file, self.task.summary(runs, self.rows()))
+        """Write the table of means and intervals, of the seeds that all networks have: each has other pictures."""
+        runs = self.runs()
+        networks: dict[str, set[str]] = {}
+        for run in runs:
+            networks.setdefault(run["seed"], set()).add(run["network"])
+        everyone = set().union(*networks.values())
+        seeds = {seed for seed, found in networks.items() if found == everyone} or set(networks)
+        if seeds:
+            held = ([row for row in found if row["seed"] in seeds] for found in (runs, self.rows()))
+            harness.write(self.table_file, self.task.summary(*held))
 
 
 def _rank(row: Row) -> tuple[int, int]:
