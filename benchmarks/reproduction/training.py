@@ -152,7 +152,7 @@ def train(settings: Settings, parts: Parts, folder: Path) -> Run:
     parts = Parts(*map(_of_kinds, parts, kinds, Parts._fields))
     folder.mkdir(parents=True, exist_ok=True)
     detector = create(settings)
-    optimizer = torch.optim.AdamW(_groups(detector, settings))
+    optimizer = torch.optim.AdamW(groups(detector, settings.learning_rate, settings.weight_decay, settings.gain_rate))
     steps = math.ceil(2 * parts.train.kinds.count("real") / settings.batch)
     highest = [group["lr"] for group in optimizer.param_groups]
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -263,35 +263,39 @@ def _epoch(
 
 
 def _mixed(settings: Settings, *numbers: int) -> int:
-    """A seed made of those of the run and of other numbers; a run's own seed where there is nothing to mix."""
+    """Return a seed made of those of the run and of other numbers; a run's own seed if there is nothing to mix."""
     held = (settings.seed, *numbers, *([settings.repeat] if settings.repeat else []))
     return settings.seed if len(held) == 1 else int(np.random.SeedSequence(held).generate_state(1)[0])
 
 
 def _random(settings: Settings, epoch: int) -> torch.Generator:
-    """An epoch's random numbers; those of dropout come from torch's own generator, which is seeded alike."""
-    mixed = _mixed(settings, epoch)
+    """Return an epoch's random numbers."""
+    return random_numbers(settings.seed, epoch, *([settings.repeat] if settings.repeat else []))
+
+
+def random_numbers(*seeds: int) -> torch.Generator:
+    """Return random numbers for some seeds; dropout's come from torch's own generator, which is seeded alike."""
+    mixed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
     torch.manual_seed(mixed)
     return torch.Generator().manual_seed(mixed)
 
 
-def _groups(detector: nn.Module, settings: Settings) -> list[dict[str, Any]]:
-    """Weights are decayed; biases and what norms learn are not; and gains have a rate of their own."""
-    learned = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-    rate = settings.learning_rate
-    gains = set(gains_of(detector))
+def groups(model: nn.Module, rate: float, decay: float, gain_rate: float = GAIN_RATE) -> list[dict[str, Any]]:
+    """Return what an optimizer takes: weights, decayed; biases and norms, not; and gains with a rate of their own."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gains = set(gains_of(model))
     others = [each for each in learned if each not in gains]
-    groups = [
-        {"params": [each for each in others if each.ndim > 1], "lr": rate, "weight_decay": settings.weight_decay},
+    made = [
+        {"params": [each for each in others if each.ndim > 1], "lr": rate, "weight_decay": decay},
         {"params": [each for each in others if each.ndim <= 1], "lr": rate, "weight_decay": 0.0},
-        {"params": [each for each in learned if each in gains], "lr": settings.gain_rate * rate, "weight_decay": 0.0},
+        {"params": [each for each in learned if each in gains], "lr": gain_rate * rate, "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]
+    return [group for group in made if group["params"]]
 
 
-def _gains(detector: nn.Module) -> list[float]:
-    """The gains of the SIA modules, or their means over the channels: from the identity, 0, to the formula, 1."""
-    return [gain.mean().item() for gain in gains_of(detector)]
+def gain_values(model: nn.Module) -> list[float]:
+    """Return the gains of the SIA modules, or their means over the channels: 0 is the identity, 1 the formula."""
+    return [gain.mean().item() for gain in gains_of(model)]
 
 
 def _of_kinds(faces: Faces, kinds: Sequence[str], part: str) -> Faces:
@@ -327,7 +331,7 @@ def _finished(settings: Settings, detector: networks.Detector, parts: Parts, fol
     record = {
         "settings": dataclasses.asdict(settings),
         "parameters": sum(parameter.numel() for parameter in detector.parameters() if parameter.requires_grad),
-        "gains": " ".join(f"{gain:.3f}" for gain in _gains(detector)),
+        "gains": " ".join(f"{gain:.3f}" for gain in gain_values(detector)),
         "core seconds": round(seconds, 2),
         "train_pictures": len(parts.train),
         "train_reals": parts.train.kinds.count("real"),

@@ -205,12 +205,12 @@ def test_people_of_one_class_are_mixed_in_an_epoch() -> None:
 
 
 def test_gains_have_a_rate_of_their_own() -> None:
-    groups = training._groups(tiny_lite("SIA"), SETTINGS)
+    groups = training.groups(tiny_lite("SIA"), SETTINGS.learning_rate, SETTINGS.weight_decay)
     found = {(group["params"][0].ndim, group["lr"], group["weight_decay"]): len(group["params"]) for group in groups}
     rate = SETTINGS.learning_rate
     assert set(found) == {(4, rate, 0.01), (1, rate, 0.0), (1, training.GAIN_RATE * rate, 0.0)}
     assert found[1, training.GAIN_RATE * rate, 0.0] == 2  # one for each site
-    assert len(training._groups(Tiny(), SETTINGS)) == 2
+    assert len(training.groups(Tiny(), 1e-3, 0.01)) == 2
 
 
 def test_masks_move_with_their_pictures() -> None:
