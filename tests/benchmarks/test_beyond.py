@@ -40,7 +40,7 @@ TINY = {
     "camouflage": Plan(32, 1, 1, None, 1, False),
     "spoofing": Plan(32, 0, 0, None, 1, False),
 }
-PAGE = Path(__file__).parents[1] / "docs/beyond-faces.md"
+PAGE = Path(__file__).parents[2] / "docs/beyond-faces.md"
 
 
 def squares(seed: int) -> tuple[np.ndarray, np.ndarray]:
