@@ -7,12 +7,14 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet --quiet
 INSTALLED_FROM := pyproject.toml requirements/constraints.txt $(wildcard kernels/cpu/csrc/*)
 
-.PHONY: help demo test lint types docs wheel clean
+.PHONY: help demo test test-fast test-all lint types docs wheel clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    draw the self-information of a photograph, sia_map.png, and of a model's maps, sia_sites.png"
-	@echo "make test    run the tests (options for pytest: PYTEST_FLAGS=...)"
+	@echo "make test       run the tests (options for pytest: PYTEST_FLAGS=...)"
+	@echo "make test-fast  run the quick ones, in a minute or two"
+	@echo "make test-all   run every case of every test, and more examples"
 	@echo "make lint    check the style with ruff"
 	@echo "make types   check the types with mypy"
 	@echo "make docs    build the documentation, its gallery too: docs/_build/html (GALLERY=0: without running the gallery)"
@@ -25,6 +27,18 @@ demo: $(VENV)/demo.installed
 
 test: $(VENV)/dev.installed
 	$(RUN) -m pytest $(PYTEST_FLAGS)
+
+# What needs neither a compiler, nor a process of its own, nor a large library.
+FAST := test_api test_aggregation test_attention test_functional test_inspection test_photo \
+    kernels/test_backend_agreement kernels/test_backends kernels/test_contracts kernels/test_invariants \
+    kernels/test_ops kernels/test_private_torch kernels/test_reference \
+    cli/test_cli_folders injection/test_injection_state injection/test_injection_trial
+
+test-fast: $(VENV)/dev.installed
+	$(RUN) -m pytest $(PYTEST_FLAGS) --hypothesis-profile=fast -k "not triton" $(FAST:%=tests/%.py)
+
+test-all: $(VENV)/dev.installed
+	$(RUN) -m pytest $(PYTEST_FLAGS) --hypothesis-profile=all -m "slow or not slow"
 
 lint: $(VENV)/dev.installed
 	$(RUN) -m ruff check .

@@ -54,6 +54,7 @@ PARTS: Final = {
         "op", ("map", "shape", "ms", "times"), "provider",
         ("--maps", "all", "--kernel-sizes", "3", "--passes", "forward"), quick=False,
     ),
+    "op-peers": Part("op", ("map", "K", "S", "ms", "times"), "provider", ("--peers",), quick=False),
     "scaling": Part("scaling", ("axis", "provider", "slope")),
     "module": Part(
         "module",

@@ -2,14 +2,16 @@
 
 ``python -m benchmarks.op [--quick] [--threads N] [--maps all] [--kernel-sizes K ...] [--passes PASS ...] [--csv FILE]
 [--plot FILE]``. Forward, backward and both over windows, feature maps of real backbones, dtypes and layouts. No
-figure is printed for a provider whose result does not agree with the reference in float64. How the time grows is
-measured by ``benchmarks.scaling``.
+figure is printed for a provider whose result does not agree with the reference in float64. ``--peers`` measures beside
+other libraries instead, those of ``benchmarks.peers`` that are installed. How the time grows is measured by
+``benchmarks.scaling``.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import harness, maps, providers, timing
+from benchmarks import harness, maps, peers, providers, timing
 from sia_layers.kernels import reference
 from sia_layers.kernels.options import Options
 
@@ -54,11 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--memory", action="store_true", help="peak memory in place of time, each in a process of its own"
     )
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help=f"beside {', '.join(peers.PEERS)}, as far as installed, and compiled PyTorch",
+    )
     given = parser.parse_args(arguments)
+    if given.peers and (given.device != "cpu" or given.dtype != "float32" or given.passes or given.memory):
+        parser.error(
+            "--peers measures the forward in float32 on the CPU; leave --device, --dtype, --passes and --memory out"
+        )
     device = harness.begin(given)
     table = harness.Table(device, COLUMNS)
     for case in cases(given):
-        measure(case, device, 5 if given.quick else 9, table, given.memory)
+        measure(case, device, 5 if given.quick else 9, table, given.memory, given.peers)
     table.finish(given, "op")
     return 0
 
@@ -68,6 +79,11 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
     chosen = maps.BARS if given.maps == "bars" else maps.MAPS
     windows = given.kernel_sizes or ((3, 7) if given.quick else (3, 5, 7, 11))
     batch = 4 if given.maps == "bars" else 1
+    if given.peers:
+        for found, kernel_size, inter_channels in itertools.product(chosen, given.kernel_sizes or (3, 7), (5, 0)):
+            options = Options(kernel_size, inter_channels=inter_channels)
+            yield Case(str(found), (batch, *found.shape), options, given.dtype, False, "forward")
+        return
     for found in chosen:
         for kernel_size in windows:
             for direction in given.passes or PASSES[:: 2 if given.quick else 1]:
@@ -85,18 +101,24 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
             yield Case(str(chosen[0]), shape, options, given.dtype, False, "forward")
 
 
-def measure(case: Case, device: torch.device, rounds: int, table: harness.Table, memory: bool) -> None:
+def measure(
+    case: Case, device: torch.device, rounds: int, table: harness.Table, memory: bool, beside_peers: bool = False
+) -> None:
     """Check every provider on one case, time it or measure its memory, and add a row for each."""
     torch.compiler.reset()
     ours = "triton" if device.type == "cuda" else "cpu"
     x = maps.made(case.shape, harness.DTYPES[case.dtype], device, case.channels_last)
     x.requires_grad_(case.direction != "forward")
     truth = _truth(x, case)
-    functions = {name: providers.created(name, case.options) for name in (*PROVIDERS, ours)}
+    names = ("shift compiled", ours) if beside_peers else (*PROVIDERS, ours)
+    functions = {name: providers.created(name, case.options) for name in names}
+    if beside_peers:
+        functions |= {name: peers.created(name, case.options, case.shape) for name in peers.installed()}
     runs, errors = {}, {}
     for name, function in functions.items():
         timing.progress(f"{case.name}, K = {case.options.kernel_size}, {case.direction}: {name}")
-        right, errors[name] = _checked(function, x, case, truth, TOLERANCE if name == ours else ROUGH_TOLERANCE)
+        expected = peers.bilateral(x, case.options) if name == "opencv" else truth
+        right, errors[name] = _checked(function, x, case, expected, TOLERANCE if name == ours else ROUGH_TOLERANCE)
         if right:
             runs[name] = run_of(function, x, case.direction)
     seconds = timing.interleaved(runs, rounds, device) if ours in runs and not memory else {}

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from sia_layers.kernels import backends, reference
+from sia_layers.kernels.contract import Backend
 from sia_layers.kernels.options import Options, check_map
 from sia_layers.kernels.private_torch import any_transform, dispatch_keys, dispatch_observed
 from sia_layers.kernels.reference import wide_dtype
@@ -94,17 +95,36 @@ def inlined() -> bool:
     return any_transform() or tracing() or torch.compiler.is_exporting()
 
 
-def _call(operator: str, tensors: Sequence[Tensor | None], *arguments: Any) -> Any:
-    """Call an operator, or its implementation directly where the dispatcher would only add overhead.
+def direct(tensors: Sequence[Tensor | None], backend: str | None = None) -> Backend | None:
+    """Return the backend to call for a map and what goes with it, without operators; None where those are needed.
 
-    That is the case for ordinary CPU tensors, without gradients, modes, transforms, a compiler or a profiler.
+    A layer that calls several kernels asks once. The caller has checked shapes and devices, and :func:`inlined`.
+
+    Args:
+        tensors: the map, and the other tensors of all the calls.
+        backend: as given to the layer.
     """
-    if torch.compiler.is_compiling():
-        return getattr(OPERATORS, operator)(*arguments)
-    grad = torch.is_grad_enabled()
-    if dispatch_observed() or not all(tensor is None or _is_plain(tensor, grad) for tensor in tensors):
+    x = tensors[0]
+    if x is None or torch.compiler.is_compiling() or _observed(tensors):
+        return None
+    chosen = backends.select(x, backend)
+    return None if chosen == "reference" else backends.load(chosen)
+
+
+def _call(operator: str, tensors: Sequence[Tensor | None], *arguments: Any) -> Any:
+    """Call an operator, or its implementation directly where the dispatcher would only add overhead."""
+    if torch.compiler.is_compiling() or _observed(tensors):
         return getattr(OPERATORS, operator)(*arguments)
     return RUN[operator](*arguments)
+
+
+def _observed(tensors: Sequence[Tensor | None]) -> bool:
+    """Tell whether the dispatcher does more than to call a kernel.
+
+    It does for all but ordinary CPU tensors without gradients, and under modes, transforms and a profiler.
+    """
+    grad = torch.is_grad_enabled()
+    return dispatch_observed() or not all(tensor is None or _is_plain(tensor, grad) for tensor in tensors)
 
 
 def _is_plain(x: Tensor, grad: bool) -> bool:

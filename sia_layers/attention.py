@@ -262,8 +262,19 @@ class SIAttention(Unscriptable):
         return self._gated(source, info if self.spatial else None, mean, base), info
 
     def _infer(self, source: Tensor, base: Tensor) -> Tensor:
-        gated, mean = ops.gate_and_mean(source, self.options, self.spatial, self.channel or "", self.backend)
-        return self._gated(gated if self.spatial else source, None, mean, base)
+        self.options.check_input(source)
+        gain, kind = self.gain, self.channel or ""
+        kernels = ops.direct((source, base, gain), self.backend)
+        if kernels is None:
+            gated, mean = ops.gate_and_mean(source, self.options, self.spatial, kind, self.backend)
+            return self._gated(gated if self.spatial else source, None, mean, base)
+        gated, mean = kernels.gate_and_mean(source, self.options, self.spatial, kind)
+        if not self.spatial:
+            gated = source
+        channel_gate = self._channel_gate(mean)
+        if channel_gate is None and gain is None:
+            return gated
+        return kernels.gate(gated, None, channel_gate, gain, None if gain is None else base)
 
     def _source(self, x: Tensor, aggregate: Tensor | None) -> Tensor:
         """Check the arguments and return the map to gate."""
@@ -284,15 +295,16 @@ class SIAttention(Unscriptable):
 
     def _gated(self, source: Tensor, info: Tensor | None, mean: Tensor | None, base: Tensor) -> Tensor:
         """Apply the gates and the gain that are still to be applied."""
-        channel_gate = None
-        if self.channel == "mean" and mean is not None:
-            channel_gate = 1 + mean
-        elif self.channel == "excite" and mean is not None:
-            channel_gate = self._excited(mean)
-        gain = self.gain
+        channel_gate, gain = self._channel_gate(mean), self.gain
         if info is None and channel_gate is None and gain is None:
             return source
         return ops.gate(source, info, channel_gate, gain, None if gain is None else base, self.backend)
+
+    def _channel_gate(self, mean: Tensor | None) -> Tensor | None:
+        """Compute the channel gate (N, C) from the channel means, if there is one."""
+        if self.channel is None or mean is None:
+            return None
+        return self._excited(mean) if self.channel == "excite" else 1 + mean
 
     def _excited(self, mean: Tensor) -> Tensor:
         """Compute the learnt channel gate (N, C) from the channel means."""

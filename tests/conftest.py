@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
@@ -26,10 +27,11 @@ except ImportError:
     PILLOW = OPEN = None
 
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
-settings.register_profile("local", max_examples=40, **COMMON)
-settings.register_profile("thorough", max_examples=2000, **COMMON)
-settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **COMMON)
-settings.load_profile("ci" if os.environ.get("CI") else "local")
+if os.environ.get("CI"):
+    COMMON |= {"derandomize": True, "database": None}
+for name, examples in {"fast": 5, "default": 15, "all": 40, "thorough": 2000}.items():  # --hypothesis-profile
+    settings.register_profile(name, max_examples=examples, **COMMON)
+settings.load_profile("default")
 
 
 class Backend(NamedTuple):
@@ -94,7 +96,15 @@ def _same_start() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not ask for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    seen: Counter[str] = Counter()
     for item in items:
         if not GPU and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA or ROCm device, and torch sees none"))
+        sampled = item.get_closest_marker("sampled")
+        if sampled is not None:
+            test = item.nodeid.partition("[")[0]
+            seen[test] += 1
+            if seen[test] > sampled.args[0]:
+                item.add_marker(pytest.mark.slow)

@@ -98,3 +98,16 @@ def same(one, other):
 def reasons_of(parts):
     """Why each thing was skipped, by its name without the suffix."""
     return {Path(each.path).stem: each.reason for part in parts for each in part.skipped}
+
+
+def write_pictures(root, classes, size=48, first=0):
+    """Drawn faces as files: for each folder in ``classes`` so many; the fake ones have a coarse left half."""
+    for name, count in classes.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for index in range(first, first + count):
+            picture = cv2.resize(drawn_face(1000 * len(name) + index, 96)[0], (size, size + 8))
+            if name.endswith("fake"):
+                coarse = cv2.resize(picture, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+                picture[:, : size // 2] = cv2.resize(coarse, (size, size + 8))[:, : size // 2]
+            Image.fromarray(picture).save(root / name / f"{Path(name).name}{index:03}.png")
+    return root

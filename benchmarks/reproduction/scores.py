@@ -12,7 +12,7 @@ The wider of two can be wider than it need be: it says less rather than too much
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +54,12 @@ class Predictions(NamedTuple):
     def of(self, kind: str) -> Predictions:
         """The real pictures and those of one manipulation."""
         held = [index for index, found in enumerate(self.kinds) if found in ("real", kind)]
+        people, kinds = (tuple(values[index] for index in held) for values in (self.people, self.kinds))
+        return Predictions(self.labels[held], self.logits[held], people, kinds)
+
+    def among(self, wanted: Collection[str]) -> Predictions:
+        """The pictures of some people."""
+        held = [index for index, person in enumerate(self.people) if person in wanted]
         people, kinds = (tuple(values[index] for index in held) for values in (self.people, self.kinds))
         return Predictions(self.labels[held], self.logits[held], people, kinds)
 
@@ -142,6 +148,32 @@ def mean_difference(
             found.append(_drawn(run, score, everyone, draws) - _drawn(other, score, everyone, draws))
         columns.append(np.mean(found, axis=0))
     return _combined(columns)
+
+
+def drawn(run: Predictions, score: Score, draws: int = DRAWS) -> Array:
+    """The score of a run, and then of every draw of its people: (1 + draws,)."""
+    return _drawn(run, score, [run], draws)
+
+
+def cross_validated(columns: Sequence[Array]) -> Interval:
+    """Mean over folds of a score or of a difference, with its interval.
+
+    Every fold has people of its own and a network of its own, so that the spread of the folds holds both what other
+    people and what another training would change: the interval is Student's over the folds. Few folds can agree by
+    chance, so the bootstrap of people within the folds is taken in its place where that is the wider one.
+
+    Args:
+        columns: for each fold what :func:`drawn` gives, or the difference of two of them on the same people.
+
+    Raises:
+        ValueError: there is no fold.
+    """
+    if not columns:
+        raise ValueError("an interval needs one fold or more")
+    spread = student([float(column[0]) for column in columns])
+    low, high = np.nanquantile(np.mean(columns, axis=0)[1:], (0.025, 0.975))
+    found = Interval(spread.mean, float(low), float(high))
+    return spread if spread.high - spread.low > high - low else found
 
 
 def mean_interval(values: Sequence[Sequence[float]], people: Sequence[Sequence[str]], draws: int = DRAWS) -> Interval:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -90,6 +91,12 @@ class Source:
     people: int | None
     cache: Path
 
+    def prepare(self, needed: Iterable[Pictures], processes: int) -> None:
+        """Make what several seeds share, with all processes."""
+        for pictures in needed:
+            given = {**pictures._asdict(), "people": self.people, "cache": self.cache}
+            data.prepare(self.name, self.root, **given, processes=processes)
+
     def parts(self, pictures: Pictures) -> Parts:
         """Its pictures, made or from the cache."""
         return _parts(self, pictures)
@@ -167,11 +174,14 @@ class Study:
 
     def prepare(self, needed: Iterable[Pictures], processes: int) -> jobs.Errors:
         """Make all the pictures that are needed; what failed."""
+        needed = list(dict.fromkeys(needed))
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # each fails again below, and is told there
+            self.source.prepare(needed, processes)
         made = [
             jobs.Job(
                 f"{pictures.size} px {pictures.quality}, seed {pictures.seed}", 1.0, facts, (self.source, pictures)
             )
-            for pictures in dict.fromkeys(needed)
+            for pictures in needed
         ]
         found, errors = jobs.run(made, processes, "pictures")
         self.known |= {job.arguments[1]: found[job.name] for job in made if job.name in found}
@@ -330,7 +340,7 @@ def measure(measurement: Measurement, source: Source, folder: Path) -> None:
     """A measurement, in whatever process; its rows are written into the run's folder."""
     rows = measurement.function(training.load(folder), source, measurement.options)
     held = {"options": measurement.options, "rows": rows, **timing.machine(training.CPU)}
-    training.replace(folder / f"{measurement.name}.json", lambda path: path.write_text(json.dumps(held)))
+    harness.replace(folder / f"{measurement.name}.json", lambda path: path.write_text(json.dumps(held)))
 
 
 def _as_json(value: Row) -> Row:

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,16 +25,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import timing
+from benchmarks.harness import replace
 from benchmarks.reproduction import networks
 from benchmarks.reproduction.data.faces import Faces, Parts
+from benchmarks.reproduction.networks.recipes import GAIN_RATE, gains_of
 from benchmarks.reproduction.scores import Predictions
-from sia_layers import SIAttention
 
 CHECKPOINT, RESULT, WEIGHTS = "checkpoint.pt", "result.json", "weights.pt"
 CPU = torch.device("cpu")
-# Gains, SIA's and F3-Net's, are single numbers that start at 0, and AdamW moves a number by no more than its rate a
-# step: at the rate of the weights they would hardly leave it in a few hundred steps.
-GAIN_RATE = 10.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,9 @@ class Settings:
         learning_rate: the highest of the cycle.
         weight_decay: of the weights of convolutions and linear layers.
         pretrained: begin from ImageNet weights, where the network has them.
+        test_kinds: the manipulations that it is tested on; empty for those that it is trained on.
+        repeat: 0, or another number for other new weights and another order of the same pictures.
+        gain_rate: learning rate of SIA's gains over that of the weights.
     """
 
     network: str
@@ -68,6 +69,9 @@ class Settings:
     learning_rate: float
     weight_decay: float = 0.01
     pretrained: bool = True
+    test_kinds: tuple[str, ...] = ()
+    repeat: int = 0
+    gain_rate: float = GAIN_RATE
 
     @property
     def key(self) -> str:
@@ -75,6 +79,8 @@ class Settings:
         kinds = self.kinds[0] if len(self.kinds) == 1 else "all"
         name = f"{self.network} {kinds} {self.quality} {self.size} seed {self.seed}"
         told = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        if self.repeat:
+            name += f" again {self.repeat}"
         return re.sub(r"[^\w+=-]+", "-", name) + "-" + hashlib.sha256(told.encode()).hexdigest()[:8]
 
 
@@ -109,17 +115,19 @@ def create(settings: Settings) -> networks.Detector:
     Raises:
         ValueError: a network that there is not.
     """
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(_mixed(settings))
     family, _, name = settings.network.partition(" ")
     if family == "toy":
         made = networks.toy(name)
     elif family == "lite":
         made = networks.lite(name, pretrained=settings.pretrained)
+    elif family == "recipe":
+        made = networks.recipe(name, pretrained=settings.pretrained)
     elif family == "method":
         method, plus, _ = name.partition("+SIA")
         made = networks.method(method, sia=bool(plus), pretrained=settings.pretrained)
     else:
-        raise ValueError(f"network must begin with 'toy', 'lite' or 'method', got {settings.network!r}")
+        raise ValueError(f"network must begin with 'toy', 'lite', 'recipe' or 'method', got {settings.network!r}")
     return made.to(memory_format=torch.channels_last)  # which is twice as fast on CPUs, and no other arithmetic
 
 
@@ -140,10 +148,11 @@ def train(settings: Settings, parts: Parts, folder: Path) -> Run:
     """
     if (folder / RESULT).exists():
         return load(folder)
-    parts = Parts(*(_of_kinds(part, settings.kinds, name) for name, part in zip(Parts._fields, parts, strict=True)))
+    kinds = (settings.kinds, settings.kinds, settings.test_kinds or settings.kinds)
+    parts = Parts(*map(_of_kinds, parts, kinds, Parts._fields))
     folder.mkdir(parents=True, exist_ok=True)
     detector = create(settings)
-    optimizer = torch.optim.AdamW(_groups(detector, settings))
+    optimizer = torch.optim.AdamW(groups(detector, settings.learning_rate, settings.weight_decay, settings.gain_rate))
     steps = math.ceil(2 * parts.train.kinds.count("real") / settings.batch)
     highest = [group["lr"] for group in optimizer.param_groups]
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -153,7 +162,7 @@ def train(settings: Settings, parts: Parts, folder: Path) -> Run:
     done, seconds = _resumed(state, folder)
     for epoch in range(done, settings.epochs):
         began = time.process_time()
-        _epoch(detector, optimizer, scheduler, parts.train, steps, _random(settings.seed, epoch))
+        _epoch(detector, optimizer, scheduler, parts.train, steps, _random(settings, epoch))
         seconds += time.process_time() - began
         held = {name: part.state_dict() for name, part in state.items()}
         replace(folder / CHECKPOINT, partial(torch.save, {**held, "epochs": epoch + 1, "seconds": seconds}))
@@ -168,7 +177,7 @@ def load(folder: Path) -> Run:
     """
     record = json.loads((folder / RESULT).read_text())
     given = record.pop("settings")
-    settings = Settings(**{**given, "kinds": tuple(given["kinds"])})
+    settings = Settings(**{**given, **{name: tuple(given[name]) for name in ("kinds", "test_kinds")}})
     test, validation = (Predictions.from_lists(**record.pop(name)) for name in ("test", "validation"))
     return Run(settings, folder, test, validation, record)
 
@@ -253,34 +262,40 @@ def _epoch(
         scheduler.step()
 
 
-def _random(seed: int, epoch: int) -> torch.Generator:
-    """An epoch's random numbers; those of dropout come from torch's own generator, which is seeded alike."""
-    mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+def _mixed(settings: Settings, *numbers: int) -> int:
+    """Return a seed made of those of the run and of other numbers; a run's own seed if there is nothing to mix."""
+    held = (settings.seed, *numbers, *([settings.repeat] if settings.repeat else []))
+    return settings.seed if len(held) == 1 else int(np.random.SeedSequence(held).generate_state(1)[0])
+
+
+def _random(settings: Settings, epoch: int) -> torch.Generator:
+    """Return an epoch's random numbers."""
+    return random_numbers(settings.seed, epoch, *([settings.repeat] if settings.repeat else []))
+
+
+def random_numbers(*seeds: int) -> torch.Generator:
+    """Return random numbers for some seeds; dropout's come from torch's own generator, which is seeded alike."""
+    mixed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
     torch.manual_seed(mixed)
     return torch.Generator().manual_seed(mixed)
 
 
-def _groups(detector: nn.Module, settings: Settings) -> list[dict[str, Any]]:
-    """Weights are decayed; biases and what norms learn are not; and gains have a rate of their own."""
-    learned = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-    rate = settings.learning_rate
-    gains = {module.gain for module in detector.modules() if isinstance(module, SIAttention)}
+def groups(model: nn.Module, rate: float, decay: float, gain_rate: float = GAIN_RATE) -> list[dict[str, Any]]:
+    """Return what an optimizer takes: weights, decayed; biases and norms, not; and gains with a rate of their own."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gains = set(gains_of(model))
     others = [each for each in learned if each not in gains]
-    groups = [
-        {"params": [each for each in others if each.ndim > 1], "lr": rate, "weight_decay": settings.weight_decay},
+    made = [
+        {"params": [each for each in others if each.ndim > 1], "lr": rate, "weight_decay": decay},
         {"params": [each for each in others if each.ndim <= 1], "lr": rate, "weight_decay": 0.0},
-        {"params": [each for each in learned if each in gains], "lr": GAIN_RATE * rate, "weight_decay": 0.0},
+        {"params": [each for each in learned if each in gains], "lr": gain_rate * rate, "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]
+    return [group for group in made if group["params"]]
 
 
-def _gains(detector: nn.Module) -> list[float]:
-    """The gains of the SIA modules: how far each has come from the identity, 0, towards the published formula, 1."""
-    return [
-        module.gain.item()
-        for module in detector.modules()
-        if isinstance(module, SIAttention) and module.gain is not None
-    ]
+def gain_values(model: nn.Module) -> list[float]:
+    """Return the gains of the SIA modules, or their means over the channels: 0 is the identity, 1 the formula."""
+    return [gain.mean().item() for gain in gains_of(model)]
 
 
 def _of_kinds(faces: Faces, kinds: Sequence[str], part: str) -> Faces:
@@ -316,9 +331,10 @@ def _finished(settings: Settings, detector: networks.Detector, parts: Parts, fol
     record = {
         "settings": dataclasses.asdict(settings),
         "parameters": sum(parameter.numel() for parameter in detector.parameters() if parameter.requires_grad),
-        "gains": " ".join(f"{gain:.3f}" for gain in _gains(detector)),
+        "gains": " ".join(f"{gain:.3f}" for gain in gain_values(detector)),
         "core seconds": round(seconds, 2),
         "train_pictures": len(parts.train),
+        "train_reals": parts.train.kinds.count("real"),
         "train_people": len(set(parts.train.people)),
         **machine,
         **told,
@@ -327,10 +343,3 @@ def _finished(settings: Settings, detector: networks.Detector, parts: Parts, fol
     replace(folder / RESULT, lambda path: path.write_text(json.dumps(record)))
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return load(folder)
-
-
-def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    write(part)
-    part.replace(path)

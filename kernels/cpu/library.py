@@ -22,6 +22,7 @@ MODULE: Final = "sia_layers.kernels.cpu._sia_cpu"
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 MEAN_KINDS: Final = ("", *CHANNEL_MEANS)  # in the order of the C enumeration; "" for no mean
 ABI: Final = 2  # SIA_ABI of csrc/sia_cpu.h, whose structures and functions this module mirrors
+FOUR: Final = c_int64 * 4
 LEVELS: Final = ("baseline", "avx2", "avx512")
 LEVEL_VARIABLE: Final = "SIA_LAYERS_CPU_LEVEL"
 
@@ -29,19 +30,19 @@ LEVEL_VARIABLE: Final = "SIA_LAYERS_CPU_LEVEL"
 class Map(ctypes.Structure):
     """``sia_map``: a tensor (N, C, H, W) of any strides, or no tensor if ``data`` is NULL."""
 
-    _fields_ = [("data", c_void_p), ("stride", c_int64 * 4), ("dtype", c_int32)]
+    _fields_ = [("data", c_void_p), ("stride", FOUR), ("dtype", c_int32)]
 
     @classmethod
     def of(cls, x: Tensor | None) -> Map:
         """Describe a tensor, or None."""
-        return cls() if x is None else cls(x.data_ptr(), (c_int64 * 4)(*x.stride()), DTYPES.index(x.dtype))
+        return cls() if x is None else cls(x.data_ptr(), FOUR(*x.stride()), DTYPES.index(x.dtype))
 
 
 class MapOptions(ctypes.Structure):
     """``sia_options``: the options of the self-information, and the size of the map."""
 
     _fields_ = [
-        ("size", c_int64 * 4),
+        ("size", FOUR),
         ("kernel_size", c_int32),
         ("inter_channels", c_int32),
         ("padding_mode", c_int32),
@@ -54,22 +55,27 @@ class MapOptions(ctypes.Structure):
         ("level", c_int32),
     ]
 
-    @classmethod
-    def of(cls, x: Tensor, options: Options) -> MapOptions:
-        """Describe what to compute for a map, on as many threads as torch currently uses."""
-        return cls(
-            (c_int64 * 4)(*x.shape),
-            options.kernel_size,
-            options.neighbours(x.shape[1]),
-            PADDING_MODES.index(options.padding_mode),
-            ESTIMATORS.index(options.estimator),
-            options.adaptive,
-            options.inter_weight,
-            options.fixed_scale,
-            options.bandwidth**2,
-            torch.get_num_threads(),
-            level(),
-        )
+    @staticmethod
+    def of(x: Tensor, options: Options) -> MapOptions:
+        """Describe what to compute for a map, on as many threads as torch currently uses; not to be written to."""
+        return _map_options(tuple(x.shape), options, torch.get_num_threads(), level())
+
+
+@functools.lru_cache(maxsize=64)  # making one takes as long as a kernel on a small map
+def _map_options(shape: tuple[int, ...], options: Options, threads: int, level: int) -> MapOptions:
+    return MapOptions(
+        FOUR(*shape),
+        options.kernel_size,
+        options.neighbours(shape[1]),
+        PADDING_MODES.index(options.padding_mode),
+        ESTIMATORS.index(options.estimator),
+        options.adaptive,
+        options.inter_weight,
+        options.fixed_scale,
+        options.bandwidth**2,
+        threads,
+        level,
+    )
 
 
 class DenseMap(ctypes.Structure):

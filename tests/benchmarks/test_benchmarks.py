@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("benchmarks.harness", reason="runs from a checkout, where benchmarks/ is")
 
 from benchmarks import __main__ as everything
-from benchmarks import harness, limit, maps, op, plots, providers, scaling, timing
+from benchmarks import harness, limit, maps, op, peers, plots, providers, scaling, timing
 from sia_layers.kernels import backends, reference
 from sia_layers.kernels.options import Options
 
@@ -145,3 +145,23 @@ def test_peak_memory_is_that_of_the_run() -> None:
     # One holds its windows, some times over; the other writes its output and little else.
     assert 2 * 49 * size < found["unfold"] < 10 * 49 * size
     assert 0.5 * size < found["cpu"] < 10 * size
+
+
+@pytest.mark.parametrize("inter_channels", [0, 3])
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_peers_agree_with_the_reference(name: str, inter_channels: int) -> None:
+    if name not in peers.installed():
+        pytest.skip(f"{name} is not installed: pip install sia-layers[peers]")
+    options = Options(5, inter_channels=inter_channels)
+    x = torch.randn(2, 4, 9, 17, generator=torch.Generator().manual_seed(0))
+    truth = reference.self_information(x.double(), options)[0]
+    found = peers.created(name, options, x.shape)(x)
+    torch.testing.assert_close(
+        found.double(), peers.bilateral(x, options) if name == "opencv" else truth, atol=1e-5, rtol=0
+    )
+
+
+def test_beside_peers_only_their_forward_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        op.main(["--peers", "--passes", "both"])
+    assert "leave --device, --dtype, --passes and --memory out" in capsys.readouterr().err

@@ -140,6 +140,7 @@ def saved(model: nn.Module, path: str) -> None:
         torch.save(state, path)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("path", ["plain.pth", "wrapped.pth", "model.safetensors"])
 def test_checkpoints(path: str, photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(7)

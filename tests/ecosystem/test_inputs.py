@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sia_layers import profile_self_information
 from sia_layers.injection import eject_sia, inject_sia, sia_modules
 
+pytestmark = pytest.mark.sampled(1)
 timm = pytest.importorskip("timm", reason="needs timm")
 
 

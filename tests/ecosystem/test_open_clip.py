@@ -12,6 +12,7 @@ from torch import nn
 
 from sia_layers.injection import inject_sia, sia_modules
 
+pytestmark = pytest.mark.sampled(1)
 open_clip = pytest.importorskip("open_clip", reason="needs open_clip")
 
 TEXT = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}

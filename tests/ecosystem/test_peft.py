@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sia_layers.injection import disable_sia, eject_sia, inject_sia, sia_config, sia_modules, sia_parameters
 
+pytestmark = pytest.mark.sampled(1)
 timm = pytest.importorskip("timm", reason="needs timm")
 peft = pytest.importorskip("peft", reason="needs peft")
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from sia_layers.injection import OffTrunkError, eject_sia, find_sites, inject_sia, sia_modules
 
+pytestmark = pytest.mark.sampled(1)
 smp = pytest.importorskip("segmentation_models_pytorch", reason="needs segmentation_models_pytorch")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sia_layers import SIAttention
 from sia_layers.injection import eject_sia, inject_sia, sia_config, sia_modules, sia_parameters
 
+pytestmark = pytest.mark.sampled(1)
 timm = pytest.importorskip("timm", reason="needs timm")
 NAMES = ["resnet10t", "vit_tiny_patch16_224"]
 

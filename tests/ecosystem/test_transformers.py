@@ -24,6 +24,7 @@ from sia_layers.injection import (
     sia_state_dict,
 )
 
+pytestmark = pytest.mark.sampled(3)
 T = pytest.importorskip("transformers", reason="needs transformers")
 
 WIDE = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 64, "patch_size": 16}

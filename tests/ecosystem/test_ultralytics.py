@@ -20,6 +20,9 @@ os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 pytest.importorskip("ultralytics", reason="needs ultralytics")
 
 
+pytestmark = pytest.mark.sampled(1)
+
+
 @pytest.fixture(scope="module")
 def injected() -> tuple[nn.Module, Tensor, Tensor]:
     """A YOLOv8 in which SIA acts, a picture, and the boxes that it finds there."""

@@ -292,6 +292,7 @@ def test_a_copy_within_a_pass_starts_empty() -> None:
         assert torch.equal(twin(x), model(x))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "convnext_atto", "vit_tiny_patch16_224"])
 def test_timms_own_checkpointing(name: str) -> None:
     torch.manual_seed(0)

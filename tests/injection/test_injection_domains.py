@@ -29,6 +29,7 @@ def bare(name: str = "test_resnet") -> nn.Module:
     return timm.create_model(name, num_classes=3, **({"img_size": X[2:]} if "vit" in name else {})).eval()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("domain", ["frequency", "both"])
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_the_identity_at_first_and_gone_at_last(name: str, domain: str) -> None:

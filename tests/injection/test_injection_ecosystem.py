@@ -34,6 +34,7 @@ def fresh_compiler() -> object:
     torch.compiler.reset()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_save_and_load_in_a_fresh_process(name: str, tmp_path: Path) -> None:
     model, x = small(name).eval(), torch.rand(X)
@@ -77,6 +78,7 @@ def test_deepcopy_and_model_ema() -> None:
     assert torch.equal(copy.deepcopy(model).eval()(x), model.eval()(x))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", NAMES)
 def test_half_models(name: str, dtype: torch.dtype) -> None:
@@ -138,6 +140,7 @@ def test_fx() -> None:
         assert torch.allclose(graph(x), model(x), atol=1e-6)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_compile_after_injection(name: str) -> None:
     model, x = small(name), torch.rand(X)
@@ -172,6 +175,7 @@ def test_compile_before_injection() -> None:
         assert torch.allclose(compiled(x), before, atol=1e-6)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_export(name: str) -> None:
     model, x = small(name).eval(), torch.rand(X)

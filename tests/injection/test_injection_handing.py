@@ -98,6 +98,7 @@ def test_graph_breaks_between_sites() -> None:
     agree(gradients(model, lambda: compiled(x).square().sum() + compiled(y).sin().sum()), renamed)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("parts", [("b",), ("a", "c"), ("a", "b", "c")], ids="".join)
 def test_any_stages_compiled_in_place(parts: tuple[str, ...], when: str) -> None:
@@ -151,6 +152,7 @@ def test_a_grid_is_never_guessed() -> None:
         assert fixed.blocks(tokens).shape == tokens.shape  # this one takes no other
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("where", [("b",), ("c",), ("a", "c"), ("b", "c")], ids="".join)
 def test_checkpoints_beside_compiled_stages(where: tuple[str, ...]) -> None:
     """Two forward passes before one backward pass: each recomputation finds the maps of its own."""

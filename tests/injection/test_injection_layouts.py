@@ -221,6 +221,7 @@ def test_skips_are_refused_with_the_part_to_inject_into_or_insisted_on() -> None
     assert all(parameter.grad is not None for parameter in sia_parameters(model))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "items"),
     [

@@ -148,6 +148,7 @@ def test_square_channels_do_not_confuse_the_layout() -> None:
     assert [(site.channels, site.reduction) for site in sites] == [(16, 4), (32, 8), (64, 16)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["resnet10t", "efficientnet_b0", "convnext_atto", "vit_tiny_patch16_224"])
 def test_features_only_before_and_after(name: str) -> None:
     size = {"img_size": 64} if "vit" in name else {}
@@ -194,6 +195,7 @@ class Detector(nn.Module):
         return self.head(self.backbone(x))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["resnet10t", "mambaout_femto", "vit_tiny_patch16_224"])
 def test_a_backbone_inside_a_model_of_ones_own(name: str) -> None:
     model, x = Detector(name).eval(), torch.rand(2, 3, 32, 32)
@@ -205,6 +207,7 @@ def test_a_backbone_inside_a_model_of_ones_own(name: str) -> None:
     model(x).sum().backward()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["resnet10t", "efficientnet_b0", "convnext_atto", "vit_tiny_patch16_224"])
 def test_forward_intermediates_agrees_with_forward(name: str) -> None:
     size = {"img_size": 64} if "vit" in name else {}
@@ -233,6 +236,7 @@ TORCHVISION = ["alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "go
                "lraspp_mobilenet_v3_large", "fasterrcnn_resnet50_fpn", "ssdlite320_mobilenet_v3_large"]  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name: str) -> None:
     with torch.device("cpu" if "regnet" in name else "meta"):

@@ -275,6 +275,7 @@ def test_no_fake_tensor_stays_in_the_model() -> None:
         assert type(model(x)) is Tensor
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["levit_128s", "tiny_vit_5m_224", "efficientformer_l1", "efficientvit_m0"])
 def test_models_that_cache_in_evaluation_mode(name: str) -> None:
     model = timm.create_model(name).eval()

@@ -26,8 +26,9 @@ def forms(backend: Backend) -> list[Options]:
     """What to run: every estimator and padding mode, or one of each where a launch takes a second."""
     if backend.interpreted:
         return [Options(3, inter_channels=1), Options(3, 1.0, True, "distance", 1, 0.5, "reflect")]
+    kernel_size = 3 if backend.name == "reference" else 5  # the reference takes some operators a pair
     return [
-        Options(5, estimator=estimator, padding_mode=mode, inter_channels=2)
+        Options(kernel_size, estimator=estimator, padding_mode=mode, inter_channels=2)
         for estimator in ESTIMATORS
         for mode in PADDING_MODES
     ]
@@ -252,8 +253,10 @@ def test_maps_smaller_than_the_window_with_fewer_channels_than_neighbours(
 @pytest.mark.parametrize("value", [0.0, 0.1, -1234.5, 6e4, 3e30])
 def test_constant_maps_give_exactly_zero(backend: Backend, value: float) -> None:
     layouts, dtypes = LAYOUTS, DTYPES if value < 65504 else (torch.float32, torch.bfloat16)
+    if backend.name != "cpu":
+        layouts = LAYOUTS[:1]
     if backend.interpreted:
-        layouts, dtypes = LAYOUTS[:1], DTYPES[:1]
+        dtypes = DTYPES[:1]
     for layout, dtype, chosen in itertools.product(layouts, dtypes, forms(backend)):
         if chosen.padding_mode == "zeros" or (backend.interpreted and value not in (0.1, 3e30)):
             continue

@@ -186,6 +186,7 @@ class Maps(Dataset[Tensor]):
         return self_information(x, 5, backend=self.backend)[0]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_data_loader_workers(host_backend: Backend, method: str) -> None:
     if method == "forkserver":

@@ -38,6 +38,7 @@ def works(flags: list[str], folder: Path) -> bool:
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("sanitizer", "rounds"), SANITIZERS.items())
 def test_kernels_under_sanitizers(sanitizer: str, rounds: int, tmp_path: Path) -> None:
     if shutil.which("gcc") is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from pathlib import Path
 
@@ -12,21 +11,43 @@ try:
     import numpy as np
     import torch
 
-    from benchmarks.reproduction.data.faces import REAL, Faces, Parts, Recipe, Skipped, Source, split
+    from benchmarks import harness
+    from benchmarks.reproduction.data.faces import FOLDS, REAL, Faces, Parts, Recipe, Skipped, Source, split
+    from benchmarks.reproduction.data.folder import Folder
     from benchmarks.reproduction.data.forensics import DFDC, CelebDF, FaceForensics, WildDeepfake
     from benchmarks.reproduction.data.landmarked import Landmarked
     from benchmarks.reproduction.data.manipulate import MANIPULATIONS
     from benchmarks.reproduction.data.pipeline import QUALITIES
+    from benchmarks.reproduction.data.portraits import SUBSETS, Person, Portraits, read_files
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"the reproduction's data need {error.name}, which is not installed; pip install 'sia-layers[reproduction]'",
         name=error.name,
     ) from error
 
-__all__ = ["MANIPULATIONS", "QUALITIES", "SOURCES", "Faces", "Parts", "Skipped", "load", "split"]
+__all__ = [
+    "MANIPULATIONS",
+    "QUALITIES",
+    "SOURCES",
+    "SUBSETS",
+    "Faces",
+    "Parts",
+    "Person",
+    "Skipped",
+    "files_of",
+    "fingerprint_of",
+    "load",
+    "people_of",
+    "prepare",
+    "split",
+]
 
+# Modules that pictures are made by, beside the one of the data set itself.
+MAKERS = ("clips", "faces", "landmarked", "landmarks", "manipulate", "pipeline")
 SOURCES: dict[str, type[Source]] = {
     "landmarked": Landmarked,
+    "portraits": Portraits,
+    "folder": Folder,
     "faceforensics": FaceForensics,
     "dfdc": DFDC,
     "celebdf": CelebDF,
@@ -42,6 +63,7 @@ def load(
     quality: str = "HQ",
     seed: int = 0,
     people: int | None = None,
+    folds: int = FOLDS,
     cache: Path | None = None,
 ) -> Parts:
     """Read a data set, and make its pictures, or take them from the cache.
@@ -51,8 +73,10 @@ def load(
         root: the data set's folder.
         size: side of the pictures in pixels.
         quality: a key of ``QUALITIES``.
-        seed: of the split by person, where the data set has none of its own, and of the manipulations.
+        seed: of the split by person, where the data set has none of its own, and of the manipulations; of portraits it
+            counts through folds.
         people: how many, at most, over all parts; ``None`` for all.
+        folds: that portraits are dealt into.
         cache: folder to keep the made pictures in. They are made anew when the data set, the settings or this package
             have changed.
 
@@ -60,16 +84,9 @@ def load(
         FileNotFoundError: if there is no such folder, or if it doesn't hold what the source needs.
         ValueError: if an argument is not one of those expected, or a part would lack real or fake pictures.
     """
-    if source not in SOURCES:
-        raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {source!r}")
-    if quality not in QUALITIES:
-        raise ValueError(f"quality must be one of {', '.join(QUALITIES)}, got {quality!r}")
-    if size < 16:
-        raise ValueError(f"size must be 16 pixels or more, got {size}")
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder; give the folder of the data set")
-    data = SOURCES[source](root)
-    recipe = Recipe(size, quality, seed, people)
+    data, recipe = _opened(source, root, Recipe(size, quality, seed, people, folds))
+    if isinstance(data, Portraits) and cache is not None:
+        return data.kept_parts(recipe, _folder(data, recipe, cache))
     kept = cache / f"{source}-{size}-{quality}-{_key(data, recipe)}.npz" if cache is not None else None
     if kept is not None and (parts := _read(kept)) is not None:
         return parts
@@ -78,6 +95,87 @@ def load(
     if kept is not None:
         _write(kept, parts)
     return parts
+
+
+def prepare(
+    source: str,
+    root: Path,
+    *,
+    size: int,
+    quality: str = "HQ",
+    seed: int = 0,
+    people: int | None = None,
+    folds: int = FOLDS,
+    cache: Path,
+    processes: int = 2,
+) -> None:
+    """Make the portraits that :func:`load` takes from the cache, of all folds at once, with several processes.
+
+    A call that was stopped goes on where it was. Nothing is done for other data sets, which ``load`` makes whole.
+
+    Args:
+        source: as of :func:`load`, as are all others but the last.
+        root: the data set's folder.
+        size: side of the pictures in pixels.
+        quality: a key of ``QUALITIES``.
+        seed: any of those whose folds share the pictures.
+        people: how many, at most.
+        folds: that portraits are dealt into.
+        cache: folder to keep the made pictures in.
+        processes: how many to make them with.
+    """
+    data, recipe = _opened(source, root, Recipe(size, quality, seed, people, folds))
+    if isinstance(data, Portraits):
+        data.make(recipe, _folder(data, recipe, cache), processes)
+
+
+def files_of(
+    root: Path, *, size: int, quality: str, people: int | None, cache: Path
+) -> tuple[list[bytes], list[str], list[str]]:
+    """The JPEG files of portraits as they are kept, made if they are not yet; kind and person of each."""
+    data, recipe = _opened("portraits", root, Recipe(size, quality, 0, people))
+    assert isinstance(data, Portraits)
+    folder = _folder(data, recipe, cache)
+    rows = [
+        (file, kind, person)
+        for person in data.make(recipe, folder, processes=1).folds
+        for kind, file in read_files(folder, person).items()
+    ]
+    files, kinds, names = zip(*rows, strict=True)
+    return list(files), list(kinds), list(names)
+
+
+def fingerprint_of(source: str, root: Path, quality: str = "HQ") -> str:
+    """What changes when the data that a quality is made from change."""
+    data, recipe = _opened(source, root, Recipe(64, quality, 0, None))
+    return data.fingerprint(recipe.quality)[:16]
+
+
+def people_of(source: str, root: Path) -> dict[str, Person]:
+    """What is known of the people of a data set, by name; empty but for portraits."""
+    data = SOURCES[source](root)
+    return data.people if isinstance(data, Portraits) else {}
+
+
+def _opened(source: str, root: Path, recipe: Recipe) -> tuple[Source, Recipe]:
+    """The data set and the recipe, if they are what they ought to be."""
+    if source not in SOURCES:
+        raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {source!r}")
+    if recipe.quality not in QUALITIES:
+        raise ValueError(f"quality must be one of {', '.join(QUALITIES)}, got {recipe.quality!r}")
+    if recipe.size < 16:
+        raise ValueError(f"size must be 16 pixels or more, got {recipe.size}")
+    if recipe.folds < len(Parts._fields):
+        raise ValueError(f"folds must be {len(Parts._fields)} or more, got {recipe.folds}")
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder; give the folder of the data set")
+    return SOURCES[source](root), recipe
+
+
+def _folder(data: Portraits, recipe: Recipe, cache: Path) -> Path:
+    """Where the portraits of all folds of a recipe are kept."""
+    shared = recipe._replace(seed=recipe.seed // recipe.folds)
+    return cache / f"portraits-{recipe.size}-{recipe.quality}-{_key(data, shared)}"
 
 
 def _check(parts: Parts, root: Path) -> None:
@@ -91,8 +189,8 @@ def _check(parts: Parts, root: Path) -> None:
 def _key(data: Source, recipe: Recipe) -> str:
     """Digest of the data, of the settings and of the code that makes the pictures."""
     digest = hashlib.sha256(json.dumps([data.fingerprint(recipe.quality), recipe]).encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
+    for name in (*MAKERS, type(data).__module__.rpartition(".")[2]):
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -104,13 +202,7 @@ def _write(path: Path, parts: Parts) -> None:
             arrays[f"{part}.{name}"] = getattr(faces, name).numpy()
         for name in ("people", "kinds", "skipped"):
             arrays[f"{part}.{name}"] = np.array(json.dumps(getattr(faces, name)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part_file = path.with_name(f".{path.stem}.{os.getpid()}.part.npz")
-    try:
-        np.savez(part_file, **arrays)
-        part_file.replace(path)
-    finally:
-        part_file.unlink(missing_ok=True)
+    harness.replace(path, lambda part: np.savez(part, **arrays))
 
 
 def _read(path: Path) -> Parts | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ REAL = "real"
 PARTS = ("train", "validation", "test")
 FRACTIONS = (0.6, 0.1, 0.3)  # of the people, in the order of PARTS
 FEWEST = 2  # people in a part: a face swap needs a donor
+FOLDS = 8
 
 
 class Skipped(NamedTuple):
@@ -36,12 +37,14 @@ class Recipe(NamedTuple):
         quality: a key of ``pipeline.QUALITIES``.
         seed: of the split by person, and of all that is random in the manipulations.
         people: how many, at most, over all the parts; ``None`` for all of them.
+        folds: that a data set whose people are all tested once is dealt into; the others pay it no heed.
     """
 
     size: int
     quality: str
     seed: int
     people: int | None
+    folds: int = FOLDS
 
 
 class Sample(NamedTuple):
@@ -108,6 +111,10 @@ class Faces:
             kinds=tuple(self.kinds[index] for index in chosen.tolist()),
         )
 
+    def among(self, people: Collection[str]) -> Faces:
+        """The pictures of some people."""
+        return self.take([index for index, person in enumerate(self.people) if person in people])
+
     def of(self, kind: str) -> Faces:
         """The real faces and those of one manipulation."""
         if kind not in self.kinds or kind == REAL:
@@ -172,6 +179,40 @@ def split(
         filled[part] += len(groups[index])
         sides.update(dict.fromkeys(groups[index], part))
     return sides
+
+
+def deal(classes: Mapping[str, str], folds: int, seed: int) -> dict[str, int]:
+    """Deal people into folds of even size, each with its share of every class.
+
+    Nobody is the only one of their class in a fold: a class of fewer than two people a fold goes into fewer folds.
+
+    Args:
+        classes: of each person; every class needs two people or more.
+        folds: how many.
+        seed: of the order.
+
+    Returns:
+        The fold of each person, from 0.
+
+    Raises:
+        ValueError: if a class has one person alone, or if a fold stays empty.
+    """
+    held: dict[str, list[str]] = {}
+    for person in sorted(classes):
+        held.setdefault(classes[person], []).append(person)
+    generator, filled = np.random.default_rng(seed), [0] * folds
+    dealt: dict[str, int] = {}
+    for name, people in sorted(held.items(), key=lambda item: (-len(item[1]), item[0])):
+        if len(people) < FEWEST:
+            raise ValueError(f"{people[0]} is the only one of {name!r}; a class needs {FEWEST} people or more")
+        emptiest = sorted(range(folds), key=filled.__getitem__)[: len(people) // FEWEST]
+        for place, index in enumerate(generator.permutation(len(people))):
+            fold = emptiest[place % len(emptiest)]
+            dealt[people[index]] = fold
+            filled[fold] += 1
+    if not all(filled):
+        raise ValueError(f"{len(classes)} people are too few for {folds} folds; each needs {FEWEST} people of a class")
+    return dealt
 
 
 def _tied(names: Sequence[str], ties: Iterable[tuple[str, str]]) -> list[list[str]]:

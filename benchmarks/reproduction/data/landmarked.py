@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.reproduction.data import manipulate
+from benchmarks.reproduction.data import manipulate, pipeline
 from benchmarks.reproduction.data.faces import (
     FEWEST,
     PARTS,
@@ -26,19 +26,12 @@ from benchmarks.reproduction.data.faces import (
     split,
 )
 from benchmarks.reproduction.data.landmarks import LAYOUTS, Points, layout
-from benchmarks.reproduction.data.pipeline import BrokenPicture, Picture, face_box, finish, read_picture
+from benchmarks.reproduction.data.manipulate import Face
+from benchmarks.reproduction.data.pipeline import BrokenPicture, Mask, decode, face_box, read_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 CANDIDATES = 5  # people a swap's donor is chosen from
 SMALLEST = 32  # pixels: a face of fewer has nothing to manipulate
-
-
-class Face(NamedTuple):
-    """A photograph of one person."""
-
-    person: str
-    picture: Picture
-    points: Points
 
 
 class Landmarked(Source):
@@ -55,7 +48,7 @@ class Landmarked(Source):
     def fingerprint(self, quality: str) -> str:
         """Digest of the landmarks, the same for every quality, and of the pictures' names, sizes and times."""
         digest = hashlib.sha256(self._csv().read_bytes())
-        for name, path in sorted(self._pictures().items()):
+        for name, path in sorted(self.pictures().items()):
             about = path.stat()
             digest.update(f"{name} {about.st_size} {about.st_mtime_ns}\n".encode())
         return digest.hexdigest()
@@ -66,7 +59,7 @@ class Landmarked(Source):
         Raises:
             ValueError: if the table is not one of landmarks, or if too few people can be used.
         """
-        points, pictures = self._landmarks(), self._pictures()
+        points, pictures = self.landmarks(), self.pictures()
         sides = limit(split([*points, *pictures], recipe.seed), recipe.people, recipe.seed)
         made = []
         with tqdm(total=len(sides), desc=f"faces {recipe.size} px {recipe.quality}", unit="person") as progress:
@@ -74,7 +67,7 @@ class Landmarked(Source):
                 faces: list[Face] = []
                 skipped: list[Skipped] = []
                 for person in sorted(name for name, side in sides.items() if side == part):
-                    found = _face(person, pictures.get(person), points.get(person, "no row in landmarks.csv"))
+                    found = read_face(person, pictures.get(person), points.get(person, "no row in landmarks.csv"))
                     if isinstance(found, Face):
                         faces.append(found)
                     else:
@@ -84,7 +77,8 @@ class Landmarked(Source):
                     raise ValueError(_too_few(self.root, part, faces, skipped))
                 samples = []
                 for face in faces:
-                    samples += _forged(face, [other for other in faces if other is not face], recipe)
+                    made_of = forged(face, [other for other in faces if other is not face], recipe)
+                    samples += [Sample(decode(file), mask, face.person, kind) for kind, file, mask in made_of]
                     progress.update()
                 made.append(Faces.stack(samples, recipe.size, skipped))
         return Parts(*made)
@@ -95,12 +89,12 @@ class Landmarked(Source):
             raise FileNotFoundError(f"{self.root} has no landmarks.csv; a folder of landmarked faces needs one")
         return path
 
-    def _pictures(self) -> dict[str, Path]:
+    def pictures(self) -> dict[str, Path]:
         """The pictures there are, by their names without suffix."""
         folder = self.root / "faces" if (self.root / "faces").is_dir() else self.root
         return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
 
-    def _landmarks(self) -> dict[str, Points | str]:
+    def landmarks(self) -> dict[str, Points | str]:
         """The landmarks of each picture, or why they can't be used, by its name without suffix."""
         with self._csv().open(newline="", encoding="utf-8-sig") as file:
             header, *rows = list(csv.reader(file)) or [[]]
@@ -128,8 +122,8 @@ def _points(values: list[str], count: int) -> Points | str:
     return points if np.isfinite(points).all() else "a landmark is not a finite number"
 
 
-def _face(person: str, path: Path | None, points: Points | str) -> Face | Skipped:
-    """A person's photograph, if both it and the landmarks are there and fit."""
+def read_face(person: str, path: Path | None, points: Points | str) -> Face | Skipped:
+    """Return a person's photograph, if both it and the landmarks are there and fit."""
     if path is None or isinstance(points, str):
         return Skipped(person, "no picture" if path is None else str(points))
     try:
@@ -145,24 +139,29 @@ def _face(person: str, path: Path | None, points: Points | str) -> Face | Skippe
     return Face(person, picture, points)
 
 
-def _forged(face: Face, others: list[Face], recipe: Recipe) -> list[Sample]:
-    """The photograph of a person and one forgery of each kind."""
+def forged(face: Face, others: Sequence[Face], recipe: Recipe) -> Iterator[tuple[str, bytes, Mask]]:
+    """Make a person's pictures: the photograph and one forgery of each kind.
+
+    Args:
+        face: to be forged.
+        others: people that a swap's donor may be.
+        recipe: size, quality and seed.
+
+    Yields:
+        Kind, bytes of a JPEG file, and the mask of what was changed, bool (size, size).
+    """
     box = face_box(face.points[list(layout(face.points).face)], face.picture.shape)
-    person = zlib.crc32(face.person.encode())
     nothing = np.zeros(face.picture.shape[:2], bool)
-    samples = [Sample(*finish(face.picture, nothing, box, recipe.size, recipe.quality), face.person, REAL)]
+    yield REAL, *pipeline.file(face.picture, nothing, box, recipe.size, recipe.quality)
     for index, kind in enumerate(manipulate.MANIPULATIONS):
-        rng = np.random.default_rng([recipe.seed, person, index])  # a person's forgeries don't hang on the others'
-        if kind in manipulate.ALONE:
-            picture, mask = manipulate.ALONE[kind](face.picture, face.points, rng)
-        else:
-            donor = _donor(face, others, rng)
-            picture, mask = manipulate.face_swap(face.picture, face.points, donor.picture, donor.points, rng)
-        samples.append(Sample(*finish(picture, mask, box, recipe.size, recipe.quality), face.person, kind))
-    return samples
+        # A person's forgeries don't hang on the others'.
+        rng = np.random.default_rng([recipe.seed, zlib.crc32(face.person.encode()), index])
+        donor = None if kind in manipulate.ALONE else _donor(face, others, rng)
+        picture, mask = manipulate.forge(kind, face, donor, rng)
+        yield kind, *pipeline.file(picture, mask, box, recipe.size, recipe.quality)
 
 
-def _donor(face: Face, others: list[Face], rng: np.random.Generator) -> Face:
+def _donor(face: Face, others: Sequence[Face], rng: np.random.Generator) -> Face:
     """Of a few people drawn at random, the one nearest in skin colour, as one who forges would choose."""
     drawn = rng.choice(len(others), size=min(CANDIDATES, len(others)), replace=False)
     colour = manipulate.mean_colour(face.picture, face.points)

@@ -7,6 +7,7 @@ A picture is uint8 (H, W, 3) in RGB, at its own resolution; landmarks are (P, 2)
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,6 +24,14 @@ Result = tuple[Picture, Mask]
 SEAM = 0.06  # width in which a region fades out, over the size of the face
 CHANGED = 0.1  # from this weight on, a pixel belongs to the mask
 STILL = 0.25  # pixels: a shorter shift is none
+
+
+class Face(NamedTuple):
+    """A photograph of one person."""
+
+    person: str
+    picture: Picture
+    points: Points
 
 
 def face_swap(target: Picture, points: Points, donor: Picture, donor_points: Points, rng: Random) -> Result:
@@ -119,6 +128,33 @@ def texture_resynthesis(target: Picture, points: Points, rng: Random) -> Result:
     grain = cv2.GaussianBlur(rng.standard_normal(lost.shape).astype(np.float32), (0, 0), rng.uniform(0.6, 1.0))
     made = coarse + 0.85 * (strength * grain / grain.std())[..., None]  # white grain costs more bits than detail
     return _blend(target, made, _feather(_hull(face, target.shape), SEAM * _size(points)))
+
+
+def is_grey(picture: Picture) -> bool:
+    """Whether red, green and blue are the same in every pixel."""
+    return bool((picture == picture[..., :1]).all())
+
+
+def without_colour(picture: Picture) -> Picture:
+    """The picture in grey, still of three channels; pixels that are grey already stay as they are."""
+    return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+def forge(kind: str, face: Face, donor: Face | None, rng: Random) -> Result:
+    """Forge a face in one of the four ways; the forgery of a grey picture is grey.
+
+    Args:
+        kind: one of ``MANIPULATIONS``.
+        face: to be forged.
+        donor: of a face swap; the others need none.
+        rng: what is random is drawn from it.
+    """
+    if kind in ALONE:
+        picture, mask = ALONE[kind](face.picture, face.points, rng)
+    else:
+        assert donor is not None
+        picture, mask = face_swap(face.picture, face.points, donor.picture, donor.points, rng)
+    return (without_colour(picture) if is_grey(face.picture) else picture), mask
 
 
 ALONE: dict[str, Callable[[Picture, Points, Random], Result]] = {

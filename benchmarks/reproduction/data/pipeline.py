@@ -70,6 +70,12 @@ def _inside(centre: Points, side: float, shape: tuple[int, ...]) -> Box:
 
 
 def finish(picture: Picture, mask: Mask, box: Box, size: int, quality: str) -> tuple[Picture, Mask]:
+    """:func:`file`, decoded: the picture, uint8 (size, size, 3), and the mask, bool (size, size)."""
+    data, covered = file(picture, mask, box, size, quality)
+    return decode(data), covered
+
+
+def file(picture: Picture, mask: Mask, box: Box, size: int, quality: str) -> tuple[bytes, Mask]:
     """Crop, resize and compress a picture, and crop and resize its mask alike.
 
     Args:
@@ -80,11 +86,11 @@ def finish(picture: Picture, mask: Mask, box: Box, size: int, quality: str) -> t
         quality: a key of ``QUALITIES``.
 
     Returns:
-        The picture, uint8 (size, size, 3), and the mask, bool (size, size): True where more than half of a pixel was.
+        The bytes of a JPEG file, and the mask, bool (size, size): True where more than half of a pixel was.
     """
     small = resize(crop(picture, box), size)
     covered = resize(crop(mask, box).astype(np.float32), size)
-    return decode(encode(small, QUALITIES[quality])), covered > 0.5
+    return encode(small, QUALITIES[quality]), covered > 0.5
 
 
 def crop(array: NDArray[Any], box: Box) -> NDArray[Any]:

@@ -67,14 +67,14 @@ def localisation(run: Run, source: Source, options: Row) -> list[Row]:
     inside = {
         f"{state}, {name}": found
         for state, detector in zip(INSIDE, (create(run.settings).eval(), run.detector()), strict=True)
-        for name, found in _inside(detector).items()
+        for name, found in site_maps(detector).items()
     }
     rows = []
     for size in options["sizes"]:
         fakes, reals = pairs(source.parts(Pictures(size, run.settings.quality, run.settings.seed)).test)
         maps = {**of_the_picture(size), **(inside if size == run.settings.size else {})}
         for name, make in maps.items():
-            fake, real = (_made(make, faces.images) for faces in (fakes, reals))
+            fake, real = (computed(make, faces.images) for faces in (fakes, reals))
             rows += [
                 {"map": name, "size": size, "kinds": kind, "person": person, "AUC": pixel_auc(mask, fake[index]),
                  "real": pixel_auc(mask, real[index])}
@@ -179,13 +179,13 @@ def draw(faces: Faces, run: Run, path: Path, rows: int = 6) -> None:
         for row in range(min(rows, len(kinds) * min(fakes.kinds.count(kind) for kind in kinds)))
     ]
     fakes, reals = fakes.take(chosen), reals.take(chosen)
-    inside = _inside(run.detector())
+    inside = site_maps(run.detector())
     panels = {
         "real": reals.images.permute(0, 2, 3, 1),
         "fake": fakes.images.permute(0, 2, 3, 1),
         "mask": fakes.masks,
         "self-information, K=7": information(as_input(fakes.images), 7),
-        **{name: _made(make, fakes.images) for name, make in inside.items()},
+        **{name: computed(make, fakes.images) for name, make in inside.items()},
     }
     figure = Figure(figsize=(1.9 * len(panels), 1.9 * len(chosen)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -243,12 +243,13 @@ def _options(study: Study, seed: int) -> Row:
     return {"sizes": list(sizes), "states": INSIDE, "data": digests}
 
 
-def _made(make: Map, images: Tensor) -> Tensor:
+def computed(make: Map, images: Tensor) -> Tensor:
+    """The maps (N, S, S) of pictures uint8 (N, 3, S, S)."""
     with torch.no_grad():
         return torch.cat([make(as_input(part)) for part in images.split(64)])
 
 
-def _inside(detector: Detector) -> dict[str, Map]:
+def site_maps(detector: Detector) -> dict[str, Map]:
     """The self-information that gates each site of a network, largest map first, brought to the picture's size."""
     with torch.no_grad(), capture_self_information(detector) as maps:
         detector(torch.rand(1, 3, 64, 64))

@@ -10,6 +10,11 @@ from benchmarks.reproduction.study import Measurement, Pictures, Row, Study
 from benchmarks.reproduction.training import Run, Settings
 
 COMPARED: Final = ("bare", "SE", "CBAM", "SIA")
+ABLATIONS: Final = (
+    "spatial only", "channel only", "no aggregation", "K=5", "K=7", "distance estimator", "not detached",
+    "not identity at first", "one site", "two sites",
+)  # fmt: skip
+NAMES: Final = (*COMPARED, *ABLATIONS)
 COLUMNS: Final = {
     "network": "<24", "kinds": "<20", "ACC": "6.3f", "AUC": "6.3f", "AUC low": "8.3f", "AUC high": "8.3f",
     "AUC - bare": "10.3f", "AUC - bare low": "14.3f", "AUC - bare high": "15.3f",
@@ -23,10 +28,9 @@ def pictures(study: Study) -> list[Pictures]:
 
 def settings(study: Study) -> list[Settings]:
     """Every variant with every seed, seed by seed, those that the paper compares first."""
-    ablations = [name for name in VARIANTS if name not in COMPARED]
     return [
         study.settings(f"lite {name}", seed)
-        for names in (COMPARED, ablations)
+        for names in (COMPARED, ABLATIONS)
         for seed in study.seeds
         for name in names
     ]
@@ -39,8 +43,8 @@ def measurements(study: Study) -> list[Measurement]:
 
 def write(study: Study) -> None:
     """table1.csv, for all manipulations together and for each, and table1_runs.csv."""
-    runs = {name: study.runs(f"lite {name}") for name in VARIANTS}
-    rows = [_row(name, kind, runs) for name in VARIANTS for kind in (None, *study.kinds(study.budget.size))]
+    runs = {name: study.runs(f"lite {name}") for name in NAMES}
+    rows = [_row(name, kind, runs) for name in NAMES for kind in (None, *study.kinds(study.budget.size))]
     study.write("table1", rows, COLUMNS)
     study.write("table1_runs", [study.about(run) for each in runs.values() for run in each])
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
+from benchmarks.reproduction.networks.addnet import AddNet
 from benchmarks.reproduction.networks.dcl import DCL
 from benchmarks.reproduction.networks.detector import BackboneDetector, Detector, listed
 from benchmarks.reproduction.networks.f3net import F3Net
-from benchmarks.reproduction.networks.lite import VARIANTS, Variant, lite
+from benchmarks.reproduction.networks.lite import VARIANTS, Variant, lite, recipe
+from benchmarks.reproduction.networks.mat import MAT
+from benchmarks.reproduction.networks.rfm import RFM
 from benchmarks.reproduction.networks.spsl import SPSL
 from benchmarks.reproduction.networks.toy import TOYS, toy
 
-__all__ = ["METHODS", "TOYS", "VARIANTS", "Detector", "Variant", "lite", "method", "toy"]
+__all__ = ["METHODS", "RIVALS", "TOYS", "VARIANTS", "Detector", "Variant", "lite", "method", "recipe", "toy"]
 
-_METHODS: Final[dict[str, type[SPSL] | type[F3Net] | type[DCL]]] = {"SPSL": SPSL, "F3-Net": F3Net, "DCL": DCL}
-METHODS: Final = tuple(_METHODS)
+METHODS: Final = ("SPSL", "F3-Net", "DCL")  # of the paper's Table 5
+RIVALS: Final = ("MAT", "RFM", "Add-Net")  # of its Table 1
+_MADE: Final[dict[str, Callable[[bool], BackboneDetector]]] = {
+    "SPSL": SPSL, "F3-Net": F3Net, "DCL": DCL, "MAT": MAT, "RFM": RFM, "Add-Net": AddNet,
+}  # fmt: skip
 
 
 def method(name: str, sia: bool, pretrained: bool = True) -> BackboneDetector:
     """A published detector, bare or with SIA in its backbone and unchanged otherwise.
 
     Args:
-        name: one of :data:`METHODS`.
+        name: one of :data:`METHODS` or :data:`RIVALS`.
         sia: inject SIA into its backbone, or each of its backbones.
         pretrained: start from the ImageNet weights.
 
@@ -29,9 +36,9 @@ def method(name: str, sia: bool, pretrained: bool = True) -> BackboneDetector:
         ValueError: there is none of that name.
         ModuleNotFoundError: the package with the weights is not installed.
     """
-    if name not in _METHODS:
-        raise listed("method", name, METHODS)
-    detector = _METHODS[name](pretrained)
+    if name not in _MADE:
+        raise listed("method", name, tuple(_MADE))
+    detector = _MADE[name](pretrained)
     if sia:
         detector.inject()
     return detector

@@ -9,8 +9,10 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.reproduction.networks.attention import append_attention
 from benchmarks.reproduction.networks.detector import Detector, listed, normalised
-from sia_layers import find_sites, inject_sia
+from benchmarks.reproduction.networks.recipes import RECIPES, attach
+from sia_layers import inject_sia
 
 ARCHITECTURE: Final = "tf_efficientnet_lite0"
 STAGES: Final = 7
@@ -91,25 +93,6 @@ class Lite(Detector):
         return logits.squeeze(1)
 
 
-def append_attention(model: nn.Module, kind: str) -> nn.Module:
-    """Put one of timm's attention layers behind each module where :func:`sia_layers.inject_sia` puts SIA by default.
-
-    Args:
-        model: changed in place; each host becomes a Sequential of itself and the attention.
-        kind: name of the layer, as ``timm.layers.create_attn`` knows it.
-
-    Returns:
-        The same model.
-    """
-    from timm.layers.create_attn import create_attn
-
-    for site in find_sites(model):
-        attention = create_attn(kind, site.channels)
-        assert attention is not None
-        model.set_submodule(site.host, nn.Sequential(model.get_submodule(site.host), attention))
-    return model
-
-
 class Variant(NamedTuple):
     """What is put into the bare network.
 
@@ -133,10 +116,14 @@ def _sia(about: str, identity: bool = True, **options: Any) -> Variant:
     return Variant(about, partial(inject_sia, **options), identity)
 
 
+def _attention(about: str, kind: str, identity: bool = False) -> Variant:
+    return Variant(about, partial(append_attention, kind=kind), identity)
+
+
 VARIANTS: Final[dict[str, Variant]] = {
     "bare": Variant("EfficientNet-Lite0 alone", bare),
-    "SE": Variant("timm's SE (Hu et al., CVPR 2018) at SIA's sites", partial(append_attention, kind="se"), False),
-    "CBAM": Variant("timm's CBAM (Woo et al., ECCV 2018) there", partial(append_attention, kind="cbam"), False),
+    "SE": _attention("timm's SE (Hu et al., CVPR 2018) at SIA's sites", "se"),
+    "CBAM": _attention("timm's CBAM (Woo et al., ECCV 2018) there", "cbam"),
     "SIA": _sia("inject_sia(model): three sites, K=3, kernel density, aggregation, detached, identity at first"),
     "spatial only": _sia("without the channel gate", channel=None),
     "channel only": _sia("without the spatial gate", spatial=False),
@@ -148,6 +135,13 @@ VARIANTS: Final[dict[str, Variant]] = {
     "not identity at first": _sia("the formulas from the start, without a gain", identity=False, identity_init=False),
     "one site": _sia("the stage at a quarter of the picture alone", stages=4),
     "two sites": _sia("the stages at a quarter and an eighth", stages=(4, 8)),
+    "pooled aggregation": _sia("earlier maps pooled before they are projected", aggregate="pooled"),
+    "frequency domain": _sia("of the coefficients of blocks of 2 x 2 pixels", domain="frequency", block=2),
+    "ECA": _attention("timm's ECA (Wang et al., CVPR 2020) there", "eca"),
+    "SK": _attention("timm's SK (Li et al., CVPR 2019) there, added to the map", "sk"),
+    "non-local": _attention("timm's non-local block (Wang et al., CVPR 2018) there", "nl", True),
+    "DANet": _attention("DANet's attention (Fu et al., CVPR 2019) there", "danet", True),
+    "ADL": _attention("ADL (Choe and Shim, CVPR 2019) there", "adl", True),
 }
 
 
@@ -166,4 +160,22 @@ def lite(variant: str, pretrained: bool = True) -> Lite:
         raise listed("variant", variant, tuple(VARIANTS))
     detector = Lite(pretrained)
     VARIANTS[variant].attach(detector.backbone)
+    return detector
+
+
+def recipe(name: str, pretrained: bool = True) -> Lite:
+    """EfficientNet-Lite0 with SIA by one of the recipes that the search tries.
+
+    Args:
+        name: one of :data:`benchmarks.reproduction.networks.recipes.RECIPES`.
+        pretrained: start from the ImageNet weights.
+
+    Raises:
+        ValueError: there is no such recipe.
+        ModuleNotFoundError: the package with the weights is not installed.
+    """
+    if name not in RECIPES:
+        raise listed("recipe", name, tuple(RECIPES))
+    detector = Lite(pretrained)
+    attach(detector.backbone, RECIPES[name])
     return detector

@@ -1,5 +1,5 @@
-/* Backward pass of the self-information, into a float32 gradient: first what comes through the window, tile by tile,
- * then what comes through the following channels, added pixel by pixel. No task writes where another does. */
+/* Backward pass of the self-information, into a float32 gradient: first the intra-channel part, tile by tile, then the
+ * inter-channel part, added pixel by pixel. No two tasks write to the same place. */
 #ifndef SIA_BACKWARD_H
 #define SIA_BACKWARD_H
 
@@ -8,11 +8,11 @@
 typedef struct {
     plan p;
     const sia_map *x, *grad, *grad_x;
-    const float *scale, *share; /* share: what a sample's mean distance takes off its gradient */
+    const float *scale, *share; /* share: the correction for each sample's mean distance */
     atomic_int failed;
 } backward_call;
 
-/* The gradient of a row's pixels, of every lane, as it enters the formulas. */
+/* Load the incoming gradient of a row, for every lane. */
 INLINE void load_gradient(const backward_call *call, tile *t, int64_t row, float *to)
 {
     const char *src[VL];
@@ -22,7 +22,7 @@ INLINE void load_gradient(const backward_call *call, tile *t, int64_t row, float
     load_lanes(to, src, call->p.w, call->grad->stride[3], t->count, by_channel, call->grad->dtype);
 }
 
-/* u of every pixel of the tile: grad / sum of densities, or the sign of the summed differences times the gradient. */
+/* Compute the weight u of every pixel of the tile: grad / sum of densities, or sign(sum of differences) * grad. */
 INLINE void find_weights(const backward_call *call, int mode, tile *t)
 {
     const plan *p = &call->p;
@@ -42,7 +42,7 @@ INLINE void find_weights(const backward_call *call, int mode, tile *t)
     }
 }
 
-/* Adds what pixels beyond the border were given to those that they are copies of. */
+/* Add the gradient of padded pixels to the pixels that they copy. */
 INLINE void fold_padding(const plan *p, tile *t)
 {
     if (p->options->padding_mode <= SIA_ZEROS)
@@ -112,7 +112,7 @@ static void window_task(void *context, int64_t index)
     free(t.memory);
 }
 
-/* The inter-channel part at up to VL pixels of a row: all channels of them, so that each density is found once. */
+/* Compute the inter-channel part at up to VL pixels of a row, for all channels, so that each density is computed once. */
 INLINE void add_channel_gradient(const backward_call *call, int mode, int64_t n, int64_t row, int64_t from, int64_t count,
                                  float *memory)
 {
@@ -168,7 +168,7 @@ static void channels_task(void *context, int64_t index)
     free(memory);
 }
 
-/* What each sample's mean distance takes off its gradient: 2 b^2 scale times the mean of grad * d. */
+/* Compute the correction for each sample's mean distance: 2 b^2 scale times the mean of grad * d. */
 static int find_shares(const sia_options *options, const sia_map *grad, const sia_map *x, float *scale, float *share)
 {
     static const sia_map absent = {0};

@@ -1,4 +1,4 @@
-/* What every C file here shares. */
+/* Declarations shared by all C files. */
 #ifndef SIA_COMMON_H
 #define SIA_COMMON_H
 
@@ -16,10 +16,10 @@
 
 typedef void (*sia_task)(void *context, int64_t index);
 
-/* Calls task(context, i) for i in 0 .. count - 1, in any order, on up to `threads` threads. */
+/* Call task(context, i) for i in 0 .. count - 1, in any order, on up to `threads` threads. */
 void sia_parallel_for(int64_t count, int threads, sia_task task, void *context);
 
-/* The entries of one instruction set. */
+/* The kernels of one instruction set. */
 typedef struct {
     sia_forward_kernel *forward;
     sia_backward_kernel *backward;

@@ -1,4 +1,4 @@
-/* The exported functions: each calls the kernel of the instruction set that is asked for. */
+/* The exported functions: each calls the kernel for the requested instruction set. */
 
 #include "common.h"
 
@@ -73,6 +73,6 @@ int sia_gate_backward(const sia_layout *layout, const void *grad, const void *x,
 }
 
 #if defined(_WIN32)
-/* The linker on Windows wants an entry for Python, though the library is loaded through ctypes. */
+/* Linking an extension on Windows requires an entry point for Python, although ctypes loads the library. */
 SIA_EXPORT void *PyInit__sia_cpu(void) { return 0; }
 #endif

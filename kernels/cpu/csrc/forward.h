@@ -1,16 +1,16 @@
-/* Forward pass: the sums behind the scale, then the map and what is asked of it. One task is one tile. */
+/* Forward pass: the scale, then the map and the requested outputs. A task is a tile. */
 #ifndef SIA_FORWARD_H
 #define SIA_FORWARD_H
 
 #include "take.h"
 
-/* Positions inside the map in the window of `here`. */
+/* Count the positions of the window around `here` that lie inside the map, along one axis. */
 INLINE int64_t inside_window(const plan *p, int64_t here, int64_t size)
 {
     return smaller(here + p->radius, size - 1) - larger(here - p->radius, 0) + 1;
 }
 
-/* The logarithms of the windows' sizes, or NULL where there is no memory. */
+/* Return the logarithms of the window sizes, or NULL if there is no memory. */
 static float *sizes_of(const plan *p)
 {
     const int64_t pixels = p->h * p->w;
@@ -29,7 +29,7 @@ static float *sizes_of(const plan *p)
     return size;
 }
 
-/* Hands on rows from .. to - 1 of the tile, whose sums are complete. */
+/* Finish rows from .. to - 1 of the tile, whose sums are complete. */
 INLINE void finish_rows(const forward_call *call, int mode, tile *t, int64_t from, int64_t to, int dtype)
 {
     const plan *p = &call->p;
@@ -45,7 +45,7 @@ INLINE void finish_rows(const forward_call *call, int mode, tile *t, int64_t fro
                 take_channels(call, mode, t, row - p->halo, pixels, within, p->neighbours, t->count, dtype);
             continue;
         }
-        if (within && at_once && p->pad) /* without the padding, the rows follow each other */
+        if (within && at_once && p->pad) /* drop the padding, so that the rows are contiguous */
             for (int64_t each = row; each < to; each++)
                 lanes_to_rows(t->scratch + (each - row) * p->w, length, t->e + ring_offset(t, each) + p->pad * VL, p->w);
         else if (within)
@@ -60,9 +60,9 @@ INLINE void clear_rows(const tile *t, int64_t from, int64_t to, float value)
 {
     if (from >= to)
         return;
-    float *e = t->e + ring_offset(t, from);
-    for (int64_t i = 0; i < (to - from) * t->p->width; i++)
-        store(e + i * VL, splat(value));
+    float *e = t->e + ring_offset(t, from), *end = e + (to - from) * t->p->width * VL;
+    for (; e < end; e += VL)
+        store(e, splat(value));
 }
 
 INLINE void set_exponents(tile *t, const float *scale)
@@ -118,7 +118,7 @@ static void run(const forward_call *call, int mode, tile *t)
         run_mode(call, mode, t, SIA_FLOAT16);
 }
 
-/* One of a plane's two sums, its strips added up. */
+/* Add up one of the two sums over the strips of a plane. */
 INLINE double plane_sum(const forward_call *call, int64_t plane, int which)
 {
     double total = 0;
@@ -127,7 +127,7 @@ INLINE double plane_sum(const forward_call *call, int64_t plane, int which)
     return total;
 }
 
-/* 1 / (2 b^2 spread), and 0 where the spread is 0. */
+/* Return 1 / (2 b^2 spread), or 0 if the spread is 0. */
 INLINE float scale_of(const sia_options *options, double spread)
 {
     if (!((float)spread > FLT_MIN))
@@ -145,7 +145,7 @@ INLINE void add_finite(double mean[2], float d)
     }
 }
 
-/* Mean of a plane's finite squared differences, pixel by pixel: for planes where the quick sum is not finite. */
+/* Average the finite squared differences of a plane, pixel by pixel, if the fast sum is not finite. */
 static double careful_mean_square(const forward_call *call, int64_t n, int64_t k, int across)
 {
     const plan *p = &call->p;
@@ -168,7 +168,7 @@ static double careful_mean_square(const forward_call *call, int64_t n, int64_t k
     return mean[1] > 0 ? mean[0] / mean[1] : 0;
 }
 
-/* Pairs of neighbouring positions along an axis, each counted from both ends, with every position's pair with itself. */
+/* Count the ordered pairs of positions within the radius along one axis, including each position with itself. */
 INLINE double pairs_along(int64_t size, int64_t radius)
 {
     double pairs = 0;
@@ -177,7 +177,7 @@ INLINE double pairs_along(int64_t size, int64_t radius)
     return pairs;
 }
 
-/* The two scales of a plane from its sums of squares. */
+/* Compute the two scales of a plane from its sums of squares. */
 static void find_scale(const forward_call *call, int64_t plane, double within, double across)
 {
     const plan *p = &call->p;

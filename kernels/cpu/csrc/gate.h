@@ -1,5 +1,5 @@
-/* Channel means and gates. A task is one channel of a contiguous sample, walked along its pixels, or VL channels of a
- * channels_last one, walked pixel by pixel: either way every sum stays within the task. */
+/* Channel means and gates. A task walks along the pixels of one channel of a contiguous sample, or pixel by pixel
+ * through VL channels of a channels_last one. Either way, no sum is shared between tasks. */
 #ifndef SIA_GATE_H
 #define SIA_GATE_H
 
@@ -15,10 +15,10 @@ typedef struct {
 } gate_call;
 
 typedef struct {
-    int64_t first, step, steps; /* in elements: where the walk starts, how far apart its vectors lie, how many they are */
-    int64_t last;               /* elements of the last vector; all others have `some` */
+    int64_t first, step, steps; /* in elements: offset of the first vector, distance between vectors, and their number */
+    int64_t last;               /* elements of the last vector; every other one has `some` */
     int64_t some;
-    int64_t plane, planes; /* first plane (n C + k) and how many the vector's elements belong to: 1, or one each */
+    int64_t plane, planes; /* index of the first plane, n C + k, and number of planes in a vector: 1, or VL */
 } walk;
 
 INLINE int64_t walks(const sia_layout *layout)
@@ -47,7 +47,7 @@ INLINE void put(void *map, const walk *w, int64_t step, vf value, int dtype)
     store_some((char *)map + (w->first + step * w->step) * size_of(dtype), 1, elements(w, step), value, dtype);
 }
 
-/* A value of each plane that the walk's vectors belong to, and back. */
+/* Load, or store, one value per plane of the walk. */
 INLINE vf of_planes(const float *values, const walk *w)
 {
     return w->planes == 1 && w->step == VL ? splat(values[w->plane])
@@ -63,7 +63,7 @@ INLINE void to_planes(float *values, const walk *w, const double sums[VL], doubl
         values[w->plane + l] = (float)(factor * (w->planes == 1 ? total : sums[l]));
 }
 
-/* Moves a float sum of up to FLUSH steps to a double one. */
+/* Flush a float sum of up to FLUSH steps into a double. */
 enum { FLUSH = 256 };
 
 INLINE void flush(double sums[VL], vf *sum, int64_t step, int64_t steps)

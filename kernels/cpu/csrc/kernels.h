@@ -1,4 +1,4 @@
-/* All kernels, for vectors of VL floats; NAME() tells the instruction sets apart. */
+/* All kernels, for vectors of VL floats. NAME() adds the instruction set to a name. */
 #ifndef SIA_KERNELS_H
 #define SIA_KERNELS_H
 

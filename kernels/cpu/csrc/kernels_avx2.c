@@ -1,4 +1,4 @@
-/* The kernels for AVX2 with fused multiply-add, and F16C, which every processor with both has. */
+/* The kernels for AVX2 with FMA, and F16C, which every processor with both has. */
 
 #include "common.h"
 

@@ -1,4 +1,4 @@
-/* The kernels for what every processor of the architecture has: SSE2 on x86-64, NEON on arm64. */
+/* The kernels for the architecture's baseline: SSE2 on x86-64, NEON on arm64. */
 
 #include "common.h"
 

@@ -1,10 +1,10 @@
-/* Every unordered pair of pixels in a window, visited once: what it gives is added at both its ends.
+/* Visit every unordered pair of neighbouring pixels once, and add its contribution at both ends.
  *
- * With d = x_i - x_j the pair gives
+ * With d = x_i - x_j, the pair contributes
  *     DENSITIES    exp(-scale d^2)                       to both
  *     DIFFERENCES  d                                     to i, -d to j
  *     PULLS        d exp(-scale d^2) (u_i + u_j)         to i, and its negative to j
- * Of SQUARES, d^2, only the sum over all pairs is wanted. */
+ * SQUARES, d^2, are only summed over all pairs. */
 #ifndef SIA_PAIRS_H
 #define SIA_PAIRS_H
 
@@ -20,7 +20,8 @@ INLINE vf pair_value(int mode, vf d, vf exponent, vf ui, const float *u)
     return mode == DENSITIES ? density : d * density * (ui + load(u));
 }
 
-/* Adds the pairs of one pixel with those `left` to `right` columns away in one row, to these and to what it returns. */
+/* Visit the pairs of one pixel with the pixels `left` to `right` columns away in one row. Return the sum for the pixel
+ * itself; add to the others in memory. */
 INLINE vf visit_pairs(int mode, int masked, const float *x, const float *u, float *e, int64_t left, int64_t right, vf xi, vf ui,
                       vf mask, vf exponent)
 {
@@ -37,8 +38,8 @@ INLINE vf visit_pairs(int mode, int masked, const float *x, const float *u, floa
     return total;
 }
 
-/* Adds the pairs of one pixel with those that follow it in reading order, `left` to `right` columns away and `first` to
- * `below` rows; the offsets lead to these rows in the rings. */
+/* Visit the pairs of one pixel with the pixels after it in reading order, `left` to `right` columns and `first` to `below`
+ * rows away. t->offset and t->x_offset hold the offsets of those rows in the ring buffers. */
 INLINE void visit_pixel(int mode, int masked, const tile *t, int64_t row, int64_t column, int64_t left, int64_t right,
                         int64_t first, int64_t below, vf exponent)
 {
@@ -62,7 +63,7 @@ INLINE void visit_pixel(int mode, int masked, const tile *t, int64_t row, int64_
     store(home, total);
 }
 
-/* visit_pixel for a whole row; a constant `radius` lets the compiler unroll the window. Padding is not paired with itself. */
+/* Call visit_pixel for a whole row; a constant `radius` lets the compiler unroll the window. Two padded pixels are no pair. */
 INLINE void visit_columns(int mode, int masked, const tile *t, int64_t row, int64_t first, int64_t below, int64_t radius,
                           vf exponent)
 {
@@ -75,7 +76,7 @@ INLINE void visit_columns(int mode, int masked, const tile *t, int64_t row, int6
         visit_pixel(mode, masked, t, row, j, -smaller(radius, j), width - 1 - pad - j, first, below, exponent);
 }
 
-/* visit_columns for radius 1 and one row below. The sums of three neighbouring pixels stay in registers. */
+/* visit_columns for radius 1 and one row below, with the sums of three neighbouring pixels in registers. */
 INLINE void visit_narrow(int mode, const tile *t, vf exponent)
 {
     const int64_t width = t->p->width;
@@ -118,7 +119,7 @@ INLINE void visit_narrow(int mode, const tile *t, vf exponent)
     store(e1 + (width - 1) * VL, left);
 }
 
-/* The pairs of a row with itself and the rows below; of rows in the halo, only those with rows of the strip. */
+/* Visit the pairs of a row with itself and the rows below it; skip pairs of two rows of the halo. */
 INLINE void visit_row(int mode, tile *t, int64_t row)
 {
     const int64_t radius = t->p->radius, below = smaller(radius, t->p->rows - 1 - row);
@@ -150,28 +151,40 @@ static void visit(int mode, tile *t, int64_t row)
         visit_row(PULLS, t, row);
 }
 
-/* The squares of a row's pairs with the row `down` rows below, or with itself (0), each pair once. */
-INLINE vf squares_between(const float *here, const float *there, int64_t down, int64_t width, int64_t radius)
+/* Add the squares of one pixel's pairs with the pixels `left` to `right` columns away in one row. */
+INLINE void add_squares(const float *here, const float *there, int64_t left, int64_t right, vf total[2])
 {
-    const int64_t reach = smaller(radius, width - 1);
-    vf total[4] = {{0}};
-    for (int64_t shift = down ? -reach : 1; shift <= reach; shift++) {
-        const int64_t to = width - larger(0, shift);
-        int64_t j = larger(0, -shift);
-        for (; j + 4 <= to; j += 4)
-            for (int i = 0; i < 4; i++) {
-                vf d = load(here + (j + i) * VL) - load(there + (j + i + shift) * VL);
-                total[i] += d * d;
-            }
-        for (; j < to; j++) {
-            vf d = load(here + j * VL) - load(there + (j + shift) * VL);
-            total[0] += d * d;
-        }
+    const vf x = load(here);
+#pragma GCC unroll 7
+    for (int64_t shift = left; shift <= right; shift++) {
+        const vf d = x - load(there + shift * VL);
+        total[shift & 1] += d * d;
     }
-    return (total[0] + total[1]) + (total[2] + total[3]);
 }
 
-/* The same for a row with itself (to[0]) and with the row below (to[1]) at radius 1, every pixel loaded once. */
+/* Sum add_squares over a row; a constant `radius` lets the compiler unroll the window. */
+INLINE vf squares_along(const float *here, const float *there, int64_t left, int64_t width, int64_t radius)
+{
+    const int64_t start = smaller(radius, width), end = larger(start, width - radius);
+    vf total[2] = {{0}};
+    for (int64_t j = 0; j < start; j++)
+        add_squares(here + j * VL, there + j * VL, larger(left, -j), smaller(radius, width - 1 - j), total);
+    for (int64_t j = start; j < end; j++)
+        add_squares(here + j * VL, there + j * VL, left, radius, total);
+    for (int64_t j = end; j < width; j++)
+        add_squares(here + j * VL, there + j * VL, larger(left, -j), width - 1 - j, total);
+    return total[0] + total[1];
+}
+
+/* Sum the squares of a row's pairs with the row `down` rows below, or with itself (0), each pair once. */
+INLINE vf squares_between(const float *here, const float *there, int64_t down, int64_t width, int64_t radius)
+{
+    if (radius == 3)
+        return down ? squares_along(here, there, -3, width, 3) : squares_along(here, there, 1, width, 3);
+    return squares_along(here, there, down ? -radius : 1, width, radius);
+}
+
+/* Do so at radius 1 for the row itself, to[0], and the row below, to[1], loading every pixel once. */
 INLINE void squares_narrow(const float *here, const float *there, int64_t width, vf to[2])
 {
     vf total[4] = {{0}}, x = load(here), under = load(there), d = x - under;
@@ -190,7 +203,7 @@ INLINE void squares_narrow(const float *here, const float *there, int64_t width,
     to[1] = total[0] + (total[2] + total[3]);
 }
 
-/* The squares of pixels from .. to - 1 of a row with those `shift` columns further in another. */
+/* Sum the squares of pixels from .. to - 1 of a row with the pixels `shift` columns further in another row. */
 INLINE vf squares_of(const float *here, const float *there, int64_t shift, int64_t from, int64_t to)
 {
     vf total = splat(0);
@@ -201,7 +214,7 @@ INLINE vf squares_of(const float *here, const float *there, int64_t shift, int64
     return total;
 }
 
-/* 1 in the lanes of which the row lies in the strip, and in the plane; 0 elsewhere. */
+/* Return 1 in the lanes whose strip and plane contain the row, 0 in the others. */
 INLINE vf counts_in_strip(const tile *t, int64_t row)
 {
     const plan *p = t->p;
@@ -213,8 +226,8 @@ INLINE vf counts_in_strip(const tile *t, int64_t row)
     return load(counts);
 }
 
-/* SQUARES: the sum over the pairs of a row with itself and the rows below, each pair once for either end that lies in
- * the strip and not in the padding. */
+/* SQUARES: sum over the pairs of a row with itself and the rows below, counting a pair once for each end that lies in the
+ * strip and not in the padding. */
 INLINE vf sum_squares(const tile *t, int64_t row)
 {
     const plan *p = t->p;
@@ -232,7 +245,7 @@ INLINE vf sum_squares(const tile *t, int64_t row)
         if (!t->whole[row] || !t->whole[row + down])
             pairs *= load(t->mask + row * VL) * load(t->mask + (row + down) * VL);
         sum += pairs * (counts + counts_there);
-        for (int64_t shift = down ? -pad : 1; pad && shift <= pad; shift++) { /* one end in the padding of its row */
+        for (int64_t shift = down ? -pad : 1; pad && shift <= pad; shift++) { /* pairs with one end in the row's padding */
             const int64_t ahead = smaller(w, larger(0, shift)), behind = smaller(w, larger(0, -shift));
             const vf after = squares_of(here, there, shift, w - ahead, w), before = squares_of(here, there, shift, 0, behind);
             const vf from_before = squares_of(here, there, shift, -shift, ahead - shift);

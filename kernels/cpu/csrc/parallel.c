@@ -1,5 +1,5 @@
-/* Runs tasks on the OpenMP runtime that PyTorch uses, so that no second pool of threads competes with its own;
- * where that is not to be had, or after a fork (which GNU OpenMP does not survive), on threads made for the call. */
+/* Run tasks on PyTorch's own OpenMP runtime, so that no second thread pool competes with it. Without one, or after a fork,
+ * which GNU OpenMP does not survive, start threads for the call. */
 
 #include "common.h"
 

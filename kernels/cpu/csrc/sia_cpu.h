@@ -1,7 +1,7 @@
 /* Self-information kernels for CPUs: the functions that Python calls through ctypes.
  *
- * Maps are (N, C, H, W) with any strides, counted in elements. Every function returns SIA_OK or an error, and
- * then has written nothing that counts. All are safe to call from several threads at once. */
+ * Maps are (N, C, H, W) with any strides, counted in elements. Every function returns SIA_OK or an error; after an error,
+ * the outputs are undefined. All functions are thread-safe. */
 #ifndef SIA_CPU_H
 #define SIA_CPU_H
 
@@ -13,13 +13,13 @@
 #define SIA_EXPORT __attribute__((visibility("default")))
 #endif
 
-enum { SIA_ABI = 2 }; /* changes with every change of what follows; library.py holds its twin */
+enum { SIA_ABI = 2 }; /* increment with every change below, together with ABI in library.py */
 enum { SIA_OK = 0, SIA_NO_MEMORY = 1 };
 enum { SIA_FLOAT32 = 0, SIA_BFLOAT16 = 1, SIA_FLOAT16 = 2 };
 enum { SIA_BASELINE = 0, SIA_AVX2_LEVEL = 1, SIA_AVX512_LEVEL = 2 }; /* NEON is the baseline of arm64 */
 enum { SIA_EXCLUDE = 0, SIA_ZEROS = 1, SIA_REPLICATE = 2, SIA_REFLECT = 3 };
 enum { SIA_KDE = 0, SIA_DISTANCE = 1 };
-enum { SIA_NO_MEAN = 0, SIA_EXCITE = 1, SIA_MEAN = 2 }; /* what is averaged over a plane: I, or -log(e^-I + 0.1) */
+enum { SIA_NO_MEAN = 0, SIA_EXCITE = 1, SIA_MEAN = 2 }; /* average of I (EXCITE), or of -log(e^-I + 0.1) (MEAN) */
 
 typedef struct {
     void *data; /* NULL: absent */
@@ -34,19 +34,18 @@ typedef struct {
     int32_t threads, level;
 } sia_options;
 
-/* The gates work on rows of pixels: a row is a plane of a contiguous map or a pixel of a channels_last one.
- * `outer` rows of `inner` elements share a sample; channels lie along the rows (last) or across them. */
+/* Size and memory format of a contiguous or channels_last map. */
 typedef struct {
     int64_t samples, channels, pixels;
     int32_t channels_last, dtype, threads, level;
 } sia_layout;
 
-/* Self-information of x. scale: 2 N C floats (SIA_KDE) or N floats (SIA_DISTANCE), written.
- * info (if any) takes I, gated (if any) x (1 + sigmoid(I)), mean (if any) N C floats, the plane means of `channel`. */
+/* Self-information I of x. Writes scale: 2 N C floats (SIA_KDE) or N floats (SIA_DISTANCE); and, unless absent, info: I,
+ * gated: x (1 + sigmoid(I)), and mean: N C floats, the plane means that `channel` names. */
 typedef int sia_forward_kernel(const sia_options *, const sia_map *x, float *scale, const sia_map *info,
                                const sia_map *gated, float *mean, int32_t channel);
 
-/* Gradient of sia_forward's info: grad_x (float32) from grad, x and scale. */
+/* Compute grad_x (float32) from grad, the gradient of info, and x and scale of the forward pass. */
 typedef int sia_backward_kernel(const sia_options *, const sia_map *grad, const sia_map *x, const float *scale,
                                 const sia_map *grad_x);
 
@@ -69,7 +68,7 @@ SIA_EXPORT sia_gate_kernel sia_gate;
 SIA_EXPORT sia_gate_backward_kernel sia_gate_backward;
 
 SIA_EXPORT int sia_abi(int32_t sizes[3]); /* SIA_ABI, and the bytes of sia_map, sia_options and sia_layout */
-SIA_EXPORT int sia_best_level(void);      /* the widest instruction set that this machine has */
-SIA_EXPORT void sia_share_threads(void *gomp_parallel); /* GOMP_parallel of the OpenMP runtime to run on */
+SIA_EXPORT int sia_best_level(void);      /* the widest instruction set of this machine */
+SIA_EXPORT void sia_share_threads(void *gomp_parallel); /* use this runtime's GOMP_parallel */
 
 #endif

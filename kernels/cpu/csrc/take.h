@@ -1,4 +1,4 @@
-/* What the forward pass does with finished sums of a window: adds the inter-channel term, and sums, stores or gates. */
+/* The last step of the forward pass: combine the sums of a window with the inter-channel term, then sum, store or gate. */
 #ifndef SIA_TAKE_H
 #define SIA_TAKE_H
 
@@ -8,37 +8,37 @@ enum { SUM_SQUARES, SUM_DISTANCES, SUM_PRODUCTS, EMIT };
 
 typedef struct {
     plan p;
-    const sia_map *x, *info, *gated, *grad; /* data is NULL where a map is not asked for */
+    const sia_map *x, *info, *gated, *grad; /* data is NULL for maps that are not requested */
     float *scale;
-    float *size; /* of every pixel: log_of_sums() of its window's size, which its sum of densities has if all are 1 */
-    double (*sums)[2]; /* two sums for every lane of every sample; what they sum depends on the pass */
+    float *size; /* of every pixel: log_of_sums() of its window size, the sum of densities in a constant window */
+    double (*sums)[2]; /* two sums for every lane of every sample; their meaning depends on the pass */
     int pass, mode, channel;
-    int scale_first; /* every tile holds whole planes and finds their scale before it makes the map */
+    int scale_first; /* tiles hold whole planes, and compute the scale before the map */
     atomic_int failed;
 } forward_call;
 
-/* What is done with finished values, VL at a time, and where each map's next ones lie. A local copy of what the inner
- * loops need, so that no store through a map's pointer makes the compiler read it again. */
+/* What to do with finished values, VL at a time, and the position in each map. This is a local copy of what the inner
+ * loops need, so that stores through the maps' pointers do not force the compiler to reload it. */
 typedef struct {
     int pass, channel;
     int64_t neighbours;
     float weight;
     const char *x, *grad;
     char *info, *gated;
-    int64_t x_stride, grad_stride, info_stride, gated_stride; /* between the elements of a vector, in elements */
-    int64_t x_step, grad_step, info_step, gated_step;         /* from a vector to the next, in bytes */
+    int64_t x_stride, grad_stride, info_stride, gated_stride; /* between elements of a vector, in elements */
+    int64_t x_step, grad_step, info_step, gated_step;         /* between vectors, in bytes */
     int grad_dtype;
-    int half;                         /* the weight is 1/2: the logarithm of both terms' product serves them */
-    vf scale, exponent;               /* of the distance form; of the inter-channel densities */
+    int half;                         /* the weight is 1/2: one logarithm of a product serves both terms */
+    vf scale, exponent;               /* of the distance estimator; of the inter-channel densities */
     vf log_count;                     /* log(S + 1) */
     vf totals[2];
 } stream;
 
-/* The weight 1/2 of the inter-channel term, which lets one logarithm serve both terms. */
+/* Tell whether the inter-channel weight is 1/2, which lets one logarithm serve both terms. */
 INLINE int is_half(const plan *p) { return p->options->inter_weight == 0.5f && p->neighbours > 0; }
 
-/* The logarithm that I takes of both sums, or of that within the channel: equal pixels give the same one as the size of
- * their window, and so exactly 0. */
+/* Take the logarithm of both sums, or of the intra-channel one. Equal pixels give the same value as the size of their
+ * window does, so that I is exactly 0. */
 INLINE vf log_of_sums(int half, vf within, vf across) { return log_positive(half ? within * within * across : within); }
 
 INLINE int64_t bytes_to_next(const sia_map *map, int axis)
@@ -46,7 +46,7 @@ INLINE int64_t bytes_to_next(const sia_map *map, int axis)
     return map->stride[3] * size_of(map->dtype) * (axis == 3 ? VL : 1);
 }
 
-/* A stream along the pixels (axis 3) of a channel's row, or along the channels (axis 1) of its pixels. */
+/* Open a stream along the pixels of a row (axis 3), or along the channels of a pixel (axis 1). */
 INLINE stream open_stream(const forward_call *call, int mode, int axis, int64_t n, int64_t k, int64_t row, int64_t lanes)
 {
     const plan *p = &call->p;
@@ -81,7 +81,7 @@ INLINE vf add_channel(int mode, vf sum, vf d, vf exponent)
     return sum + (mode == DENSITIES ? exp2_of(d * exponent * d) : mode == SQUARES ? d * d : d);
 }
 
-/* I from the sums of densities within the channel and across, and the logarithm of the window's size. */
+/* Compute I from the intra- and inter-channel sums of densities and the logarithm of the window size. */
 INLINE vf information_of(const stream *s, int half, vf within, vf size, vf across)
 {
     const vf info = at_least(0, size - log_of_sums(half, within, across));
@@ -90,7 +90,7 @@ INLINE vf information_of(const stream *s, int half, vf within, vf size, vf acros
     return s->neighbours ? info + s->weight * at_least(0, s->log_count - log_positive(across)) : info;
 }
 
-/* Combines what came from within the channel and from the following channels, uses it, and moves on. */
+/* Combine the intra- and inter-channel sums, use the result, and advance the stream. */
 INLINE void take(stream *s, int mode, vf x, vf within, vf size, vf sum, int64_t count, int dtype)
 {
     vf value = within, extra = sum;
@@ -106,7 +106,7 @@ INLINE void take(stream *s, int mode, vf x, vf within, vf size, vf sum, int64_t 
         }
         value = choose(finite, value, splat(0));
         extra = choose(finite, splat(1), splat(0));
-    } else if (mode != SQUARES) {
+    } else {
         if (mode == DIFFERENCES)
             value *= s->scale;
         if (s->info)
@@ -124,29 +124,41 @@ INLINE void take(stream *s, int mode, vf x, vf within, vf size, vf sum, int64_t 
     }
 }
 
-/* The sums across channels of `count` of a vector's pixels. */
+/* Compute the inter-channel sums of the first `count` pixels of a vector. */
 INLINE vf sum_following(int mode, const char *x, const int64_t *to_channel, int64_t neighbours, vf exponent, int64_t count,
                         int64_t stride, int dtype)
 {
     const vf here = load_some(x, stride, count, dtype);
     vf sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
+#pragma GCC unroll 5
     for (int64_t step = 0; step < neighbours; step++)
         sum = add_channel(mode, sum, here - load_some(x + to_channel[step], stride, count, dtype), exponent);
     return sum;
 }
 
-/* The same for all of a lane's pixels; constants let the compiler unroll. */
-INLINE void sum_across(int mode, const char *x, const int64_t *to_channel, int64_t neighbours, vf exponent, float *across,
-                       int64_t pixels, int64_t stride, int dtype)
+/* Do so for all pixels of a lane: return the total of SQUARES, store the others. Constants let the compiler unroll. */
+INLINE vf sum_across(int mode, const char *x, const int64_t *to_channel, int64_t neighbours, vf exponent, float *across,
+                     int64_t pixels, int64_t stride, int dtype)
 {
+    vf total = splat(0), sum;
     int64_t i = 0;
-    for (; stride == 1 && i + VL <= pixels; i += VL, x += VL * size_of(dtype))
-        store(across + i, sum_following(mode, x, to_channel, neighbours, exponent, VL, 1, dtype));
-    for (; i < pixels; i += VL, x += VL * stride * size_of(dtype))
-        store(across + i, sum_following(mode, x, to_channel, neighbours, exponent, smaller(VL, pixels - i), stride, dtype));
+#define TAKE(count, stride)                                                                                            \
+    sum = sum_following(mode, x, to_channel, neighbours, exponent, count, stride, dtype);                              \
+    if (mode == SQUARES)                                                                                               \
+        total += sum;                                                                                                  \
+    else                                                                                                               \
+        store(across + i, sum)
+    for (; stride == 1 && i + VL <= pixels; i += VL, x += VL * size_of(dtype)) {
+        TAKE(VL, 1);
+    }
+    for (; i < pixels; i += VL, x += VL * stride * size_of(dtype)) {
+        TAKE(smaller(VL, pixels - i), stride);
+    }
+#undef TAKE
+    return total;
 }
 
-/* The loops below are functions of their own, so that each has all registers for its constants. */
+/* The loops below are separate functions, so that each has all registers for its constants. */
 #define FOR_EACH_DTYPE(dtype, call)                                                                                    \
     do {                                                                                                               \
         if ((dtype) == SIA_FLOAT32)                                                                                    \
@@ -157,16 +169,18 @@ INLINE void sum_across(int mode, const char *x, const int64_t *to_channel, int64
             call(SIA_FLOAT16);                                                                                         \
     } while (0)
 
-#define FIVE(dtype) sum_across(MODE, x, to_channel, 5, *exponent, across, pixels, stride, dtype)
-#define ANY(dtype) sum_across(MODE, x, to_channel, neighbours, *exponent, across, pixels, stride, dtype)
+#define FIVE(dtype) total = sum_across(MODE, x, to_channel, 5, *exponent, across, pixels, stride, dtype)
+#define ANY(dtype) total = sum_across(MODE, x, to_channel, neighbours, *exponent, across, pixels, stride, dtype)
 #define ACROSS(name)                                                                                                   \
-    static NOINLINE void name(const char *x, const int64_t *to_channel, int64_t neighbours, const vf *exponent,        \
-                              float *across, int64_t pixels, int64_t stride, int dtype)                                \
+    static NOINLINE float name(const char *x, const int64_t *to_channel, int64_t neighbours, const vf *exponent,       \
+                               float *across, int64_t pixels, int64_t stride, int dtype)                               \
     {                                                                                                                  \
+        vf total;                                                                                                      \
         if (neighbours == 5)                                                                                           \
             FOR_EACH_DTYPE(dtype, FIVE);                                                                               \
         else                                                                                                           \
             FOR_EACH_DTYPE(dtype, ANY);                                                                                \
+        return MODE == SQUARES ? sum_of(total) : 0;                                                                    \
     }
 #define MODE DENSITIES
 ACROSS(densities_across)
@@ -181,7 +195,13 @@ ACROSS(differences_across)
 #undef FIVE
 #undef ANY
 
-/* I of whole vectors of a lane's pixels where nothing else is asked for and they are neighbours; how many pixels. */
+/* Tell whether I is the only output, with its next VL values adjacent in memory. */
+INLINE int is_plain(const stream *s, int mode)
+{
+    return mode == DENSITIES && s->info && !s->gated && s->info_stride == 1 && s->channel == SIA_NO_MEAN;
+}
+
+/* Write I for as many whole vectors of pixels as there are, if is_plain(). Return the number of pixels. */
 INLINE int64_t information_as(const stream *s, int half, const float *within, const float *size, const float *across, int64_t pixels,
                               int dtype)
 {
@@ -210,7 +230,7 @@ static NOINLINE int64_t take_information(stream *s, const float *within, const f
 }
 #undef FOR_EACH_DTYPE
 
-/* A lane's finished pixels; without values from within the channel only what lies across counts. */
+/* Finish the pixels of a lane; for SQUARES, only the inter-channel sum remains. */
 INLINE void take_pixels(const forward_call *call, int mode, const tile *t, int64_t lane, int64_t row, int64_t pixels,
                         const float *within, int dtype)
 {
@@ -221,28 +241,30 @@ INLINE void take_pixels(const forward_call *call, int mode, const tile *t, int64
     stream s = open_stream(call, mode, 3, t->sample, k, row, 1);
     for (int64_t step = 0; step < neighbours; step++)
         t->to_channel[step] = (k + step + 1 < p->c ? step + 1 : step + 1 - p->c) * call->x->stride[1] * size_of(dtype);
-    if (mode == SQUARES)
-        squares_across(x, t->to_channel, neighbours, &s.exponent, t->across, pixels, stride, dtype);
-    else if (mode == DIFFERENCES)
+    if (mode == SQUARES) {
+        t->sums[lane][1] += squares_across(x, t->to_channel, neighbours, &s.exponent, NULL, pixels, stride, dtype);
+        return;
+    }
+    if (mode == DIFFERENCES)
         differences_across(x, t->to_channel, neighbours, &s.exponent, t->across, pixels, stride, dtype);
     else if (neighbours)
         densities_across(x, t->to_channel, neighbours, &s.exponent, t->across, pixels, stride, dtype);
     int64_t i = 0;
-    if (mode == DENSITIES && !s.gated && s.info && s.info_stride == 1 && s.channel == SIA_NO_MEAN)
+    if (is_plain(&s, mode))
         i = take_information(&s, within, size, t->across, pixels, dtype);
     for (; stride == 1 && i + VL <= pixels; i += VL)
-        take(&s, mode, load_as(x + i * size_of(dtype), dtype), within ? load(within + i) : splat(0), load(size + i),
+        take(&s, mode, load_as(x + i * size_of(dtype), dtype), load(within + i), load(size + i),
              load(t->across + i), VL, dtype);
     for (; i < pixels; i += VL) {
         const int64_t count = smaller(VL, pixels - i);
-        take(&s, mode, load_some(x + i * stride * size_of(dtype), stride, count, dtype), within ? load(within + i) : splat(0),
+        take(&s, mode, load_some(x + i * stride * size_of(dtype), stride, count, dtype), load(within + i),
              load(size + i), load(t->across + i), count, dtype);
     }
     t->sums[lane][0] += sum_of(s.totals[0]);
     t->sums[lane][1] += sum_of(s.totals[1]);
 }
 
-/* Lays out pixels' channels, from the tile's first on, with those that follow, cyclically, as floats. */
+/* Copy the channels of some pixels as floats: the tile's own and the S that follow, cyclically. */
 INLINE void lay_out_channels(const tile *t, const char *x, int64_t bytes, int64_t pixels, int64_t reach, int dtype)
 {
     const int64_t c = t->p->c, wanted = t->count + t->p->neighbours, direct = smaller(wanted, c - t->first), size = size_of(dtype);
@@ -255,7 +277,7 @@ INLINE void lay_out_channels(const tile *t, const char *x, int64_t bytes, int64_
     }
 }
 
-/* The same for by_channel: a vector is a pixel's lanes; constants for the neighbours and the count of lanes. */
+/* take_pixels for by_channel, where a vector holds the lanes of one pixel. Constants let the compiler unroll. */
 INLINE void take_channels(const forward_call *call, int mode, const tile *t, int64_t row, int64_t pixels, const float *within,
                           int64_t neighbours, int64_t count, int dtype)
 {
@@ -270,12 +292,20 @@ INLINE void take_channels(const forward_call *call, int mode, const tile *t, int
         lay_out_channels(t, x, bytes, pixels, reach, dtype);
     }
     stream s = open_stream(call, mode, 1, t->sample, t->first, row, count);
+    const int plain = is_plain(&s, mode);
     for (int64_t i = 0; i < pixels; i++, channels += reach) {
         const vf here = load(channels);
         vf sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
         for (int64_t step = 1; step <= neighbours; step++)
             sum = add_channel(mode, sum, here - load(channels + step), s.exponent);
-        take(&s, mode, here, within ? load(within + i * VL) : splat(0), size ? splat(size[i]) : here, sum, count, dtype);
+        if (mode == SQUARES) {
+            s.totals[1] += sum;
+        } else if (plain) {
+            store_some(s.info, 1, count, information_of(&s, s.half, load(within + i * VL), splat(size[i]), sum), dtype);
+            s.info += s.info_step;
+        } else {
+            take(&s, mode, here, load(within + i * VL), size ? splat(size[i]) : here, sum, count, dtype);
+        }
     }
     for (int64_t l = 0; l < count; l++) {
         t->sums[l][0] += s.totals[0][l];

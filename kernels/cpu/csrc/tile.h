@@ -1,44 +1,44 @@
-/* A tile: VL planes (or strips of planes) side by side, pixel by pixel, so that one vector holds the same pixel of
- * each and a shift in the map is a shift by whole vectors: no lane is lost at a border or on a small map. */
+/* A tile: VL planes (or strips of planes), interleaved pixel by pixel. One vector holds the same pixel of each plane, and
+ * a shift within the map is a shift by whole vectors, so no lane is wasted at borders or on small maps. */
 #ifndef SIA_TILE_H
 #define SIA_TILE_H
 
 #include "vector.h"
 
-/* Pixels that are loaded, and later finished, together: enough to spread the cost of starting, few enough for the cache. */
+/* Pixels that are loaded, and later finished, together: enough to amortise the start-up cost, few enough for the cache. */
 #define CHUNK_PIXELS 512
 
-/* Largest plane that is held whole, so that its pixels are loaded once for the scale and for the map. */
+/* Largest plane that is kept whole, so that its pixels are loaded once for both the scale and the map. */
 #define KEPT_PIXELS 4096
 
 typedef struct {
     const sia_options *options;
     int64_t n, c, h, w;
     int64_t radius;
-    int64_t strips, strip_rows; /* a plane is cut into strips of rows where there are few planes */
-    int64_t lanes, groups;      /* strips of all planes of a sample, and the groups of VL that they make */
-    int64_t halo, pad;          /* rows and columns beyond the strip that the tile holds as well */
+    int64_t strips, strip_rows; /* planes are cut into strips of rows if there are few of them */
+    int64_t lanes, groups;      /* strips of all planes of a sample, and groups of VL of them */
+    int64_t halo, pad;          /* rows and columns around the strip that the tile also holds */
     int64_t rows, width;        /* of the tile, halo and pad included */
     int64_t chunk;              /* rows that are loaded, and later finished, together */
-    int64_t kept;               /* rows of pixels that are held at a time: two chunks, or all */
+    int64_t kept;               /* rows of pixels held at a time: two chunks, or all */
     int64_t neighbours;         /* S of the inter-channel term */
-    int by_channel;             /* lanes are neighbouring channels in memory (channels_last) */
+    int by_channel;             /* the lanes are adjacent in memory (channels_last) */
 } plan;
 
 typedef struct {
     const plan *p;
     int64_t sample, first, count; /* lanes first .. first + count - 1 of the sample */
-    int64_t plane[VL], start[VL]; /* of every lane: its channel, and the plane's row where its strip starts */
-    float *x, *e, *u;             /* rings of rows: pixels, sums, and weights of the backward pass */
+    int64_t plane[VL], start[VL]; /* of every lane: its channel, and the first row of its strip */
+    float *x, *e, *u;             /* ring buffers of rows: pixels, sums, and weights of the backward pass */
     int64_t loaded;               /* rows of pixels loaded so far */
-    float *mask;                  /* (rows, VL) of a ragged tile: 0 where the strip's row lies beyond the plane, else 1 */
-    int64_t *to_channel;          /* (S): from a channel to those that follow, in bytes */
+    float *mask;                  /* (rows, VL) of a ragged tile: 0 if the row lies beyond the plane, else 1 */
+    int64_t *to_channel;          /* (S): distances to the following channels, in bytes */
     char *whole;                  /* (rows): no lane of the row is masked */
     float *scratch;               /* (VL, chunk * width + VL), or (chunk * width, VL + S) */
     float *across;                /* (chunk * width + VL): a lane's sums across channels */
-    int64_t *offset, *x_offset;   /* (radius + 1): where a row and those below start in the rings; in that of pixels */
+    int64_t *offset, *x_offset;   /* (radius + 1): offsets of a row and those below in the rings of sums and of pixels */
     float exponent[VL];           /* -scale log2(e) of every lane, within channels */
-    double (*sums)[2];            /* the pass's two sums of every lane */
+    double (*sums)[2];            /* the two sums of the pass, for every lane */
     void *memory;
 } tile;
 
@@ -47,8 +47,9 @@ INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 INLINE int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
-/* How many strips to cut a plane into: few lost lanes, little halo, and enough groups of lanes for many threads where
- * that is nearly free. It depends on the sample's shape alone, so that its result depends on neither batch nor threads. */
+/* Choose the number of strips per plane: few wasted lanes, little halo, and enough groups for many threads where that is
+ * nearly free. The choice depends on the shape of the sample alone, so results depend neither on the batch nor on the
+ * number of threads. */
 static int64_t choose_strips(int64_t c, int64_t h, int64_t w, int64_t radius)
 {
     const int64_t most = larger(1, h / larger(8, 4 * radius));
@@ -91,7 +92,7 @@ static plan make_plan(const sia_options *options, const sia_map *x, int backward
 static int open_tile(tile *t, const plan *p, int64_t sample, int64_t group, int weights)
 {
     const int64_t row = p->width * VL, x_ring = p->kept * row, ring = smaller(p->rows, 2 * p->chunk) * row;
-    const int64_t ragged = p->strips > 1 && p->pad == 0; /* a lane's rows may lie beyond its plane */
+    const int64_t ragged = p->strips > 1 && p->pad == 0; /* a lane may have rows beyond its plane */
     const int64_t masks = ragged ? p->rows * VL : 0, offsets = 2 * (p->radius + 1) + p->neighbours;
     int64_t scratch = larger(VL * (p->chunk * p->width + VL), p->chunk * p->width * (VL + p->neighbours) + VL);
     scratch = round_up(scratch, VL);
@@ -125,22 +126,22 @@ static int open_tile(tile *t, const plan *p, int64_t sample, int64_t group, int 
     return SIA_OK;
 }
 
-/* Where a row of the tile starts in its rings of sums and weights, which hold two chunks, and in that of pixels. */
+/* Offset of a row in the rings of sums and weights, which hold two chunks, and in the ring of pixels. */
 INLINE int64_t ring_offset(const tile *t, int64_t row) { return row % (2 * t->p->chunk) * t->p->width * VL; }
 INLINE int64_t x_ring_offset(const tile *t, int64_t row) { return row % t->p->kept * t->p->width * VL; }
 
 INLINE int in_strip(const plan *p, int64_t row) { return row >= p->halo && row < p->halo + p->strip_rows; }
 
-/* The address of a pixel in column 0, or NULL in an absent map. */
+/* Return the address of the pixel in column 0, or NULL for an absent map. */
 INLINE char *pixel(const sia_map *map, int64_t n, int64_t c, int64_t h)
 {
     return !map->data ? NULL : (char *)map->data + (n * map->stride[0] + c * map->stride[1] + h * map->stride[2]) * size_of(map->dtype);
 }
 
-/* Whether consecutive rows of the map follow each other without a gap, so that they can be walked as one. */
+/* Tell whether the rows of the map follow each other without gaps, so that they can be walked as one. */
 INLINE int is_flat(const sia_map *map, int64_t width) { return !map->data || map->stride[2] == width * map->stride[3]; }
 
-/* The pixel of a row (or column) of `size` behind a position beyond its border, or -1 where nothing or 0 is there. */
+/* Map a position in a row (or column) of `size` to the pixel that padding puts there; -1 for nothing or zero. */
 INLINE int64_t source_index(const plan *p, int64_t position, int64_t size)
 {
     if (position >= 0 && position < size)
@@ -157,14 +158,14 @@ INLINE float value_at(const sia_map *map, int64_t n, int64_t c, int64_t h, int64
     return load_some(pixel(map, n, c, h) + w * map->stride[3] * size_of(map->dtype), 1, 1, map->dtype)[0];
 }
 
-/* The address `columns` further in a row that starts at `row`, which may be NULL. */
+/* Return the address `columns` further along a row that starts at `row`, which may be NULL. */
 INLINE char *column(const sia_map *map, char *row, int64_t columns)
 {
     return row ? row + columns * map->stride[3] * size_of(map->dtype) : NULL;
 }
 
-/* `pixels` pixels of `count` lanes, `stride` elements apart, from src[lane] on (NULL: zeros), to to[pixel][lane]; what
- * the lanes behind `count` take is of no account. */
+/* Load `pixels` pixels of `count` lanes, `stride` elements apart, starting at src[lane] (NULL: zeros), to to[pixel][lane].
+ * The values of the lanes after `count` do not matter. */
 INLINE void load_lanes(float *to, const char *const src[VL], int64_t pixels, int64_t stride, int64_t count,
                        int by_channel, int dtype)
 {
@@ -200,7 +201,7 @@ INLINE void load_lanes(float *to, const char *const src[VL], int64_t pixels, int
     }
 }
 
-/* Fills the columns beyond the left and right border of one row of the tile. */
+/* Fill the columns beyond the left and right borders of a row of the tile. */
 INLINE void pad_columns(const plan *p, float *row)
 {
     for (int64_t i = 0; i < p->pad; i++) {
@@ -218,7 +219,7 @@ INLINE void pad_columns(const plan *p, float *row)
     }
 }
 
-/* Whether rows from .. to - 1 of the tile follow each other in every lane's plane, with nothing beyond its border. */
+/* Tell whether rows from .. to - 1 of the tile are consecutive rows of the plane, in every lane and without padding. */
 INLINE int all_whole(const tile *t, int64_t from, int64_t to)
 {
     const plan *p = t->p;
@@ -230,7 +231,7 @@ INLINE int all_whole(const tile *t, int64_t from, int64_t to)
     return 1;
 }
 
-/* Loads rows from .. to - 1 of the tile. */
+/* Load rows from .. to - 1 of the tile. */
 INLINE void load_rows_as(tile *t, const sia_map *map, int64_t from, int64_t to, int dtype)
 {
     const plan *p = t->p;
@@ -258,8 +259,8 @@ static void load_rows(tile *t, const sia_map *map, int64_t from, int64_t to)
         load_rows_as(t, map, from, to, SIA_FLOAT16);
 }
 
-/* From pixels of lanes to lanes of pixels, to[lane * length + pixel]; what follows the last pixel, up to the next
- * multiple of VL, is of no account. */
+/* Transpose from[pixel][lane] to to[lane * length + pixel]. The values after the last pixel, up to the next multiple of
+ * VL, do not matter. */
 static void lanes_to_rows(float *to, int64_t length, const float *from, int64_t pixels)
 {
     for (int64_t i = 0; i < pixels; i += VL) {
@@ -276,7 +277,7 @@ static void lanes_to_rows(float *to, int64_t length, const float *from, int64_t 
     }
 }
 
-/* Threads worth waking for the work at hand. */
+/* Return how many threads are worth waking for this amount of work. */
 static int useful_threads(const plan *p)
 {
     const double window = (double)p->options->kernel_size * p->options->kernel_size / 2 + (double)p->neighbours;

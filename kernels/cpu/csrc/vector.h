@@ -35,7 +35,7 @@ INLINE vf load(const float *p) { return *(const vf_memory *)p; }
 INLINE void store(float *p, vf a) { *(vf_memory *)p = a; }
 INLINE vf choose(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 
-/* The larger of the two; NaN in `a` stays NaN. */
+/* Return the larger of the two; NaN in `a` stays NaN. */
 INLINE vf at_least(float bound, vf a)
 {
 #if VL == 16 && defined(__x86_64__)
@@ -130,7 +130,7 @@ INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp_minus(x)); }
 INLINE vf sign(vf a) { return choose(a > splat(0), splat(1), choose(a < splat(0), splat(-1), a)); }
 INLINE vf absolute(vf a) { return (vf)((vi)a & 0x7fffffff); }
 
-/* Which of a vector's elements are among the first `count`. */
+/* Return a mask of the first `count` elements. */
 INLINE vi among_first(int64_t count)
 {
     vi index;
@@ -185,7 +185,7 @@ INLINE vh float_to_half(vf a)
 #endif
 }
 
-/* VL neighbouring elements of a map, as floats. */
+/* Load VL adjacent elements of a map as floats. */
 INLINE vf load_as(const char *p, int dtype)
 {
     if (dtype == SIA_FLOAT32)
@@ -204,7 +204,7 @@ INLINE void store_as(char *p, vf a, int dtype)
 
 INLINE int64_t size_of(int dtype) { return dtype == SIA_FLOAT32 ? 4 : 2; }
 
-/* The first `count` of VL neighbouring elements, without touching the others; those are 0. */
+/* Load the first `count` of VL adjacent elements, without touching the others, which become 0. */
 INLINE vf load_first(const char *p, int64_t count, int dtype)
 {
 #if VL == 16 && defined(__x86_64__)
@@ -237,7 +237,7 @@ INLINE void store_first(char *p, int64_t count, vf a, int dtype)
 #endif
 }
 
-/* The first `count` of VL elements `stride` elements apart; the others are 0. */
+/* Load the first `count` of VL elements that lie `stride` elements apart; the others become 0. */
 INLINE vf load_some(const char *p, int64_t stride, int64_t count, int dtype)
 {
     if (stride == 1)
@@ -270,7 +270,7 @@ INLINE float sum_of(vf a)
     return total;
 }
 
-/* Transpose VL vectors in place: first the 4x4 blocks, then the blocks among each other. */
+/* Transpose VL vectors in place: first within 4x4 blocks, then the blocks. */
 #if VL == 4
 #define UNPACK_LOW 0, 4, 1, 5
 #define UNPACK_HIGH 2, 6, 3, 7

@@ -20,7 +20,7 @@ for module in ("scipy", "sklearn", "tqdm"):
 from drawn_faces import drawn_face, read_rows, same, sides_of, write_faces, write_rows  # noqa: E402
 
 from benchmarks.reproduction import data  # noqa: E402
-from benchmarks.reproduction.data import faces, landmarked, manipulate, sheet  # noqa: E402
+from benchmarks.reproduction.data import faces, landmarked, manipulate  # noqa: E402
 
 PHOTOGRAPHS = os.environ.get("SIA_FACES")
 needs_photographs = pytest.mark.skipif(not PHOTOGRAPHS, reason="SIA_FACES is not set to a folder of landmarked faces")
@@ -231,16 +231,6 @@ def test_load_refuses_wrong_arguments(folder, arguments, message):
 def test_load_refuses_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         data.load("landmarked", tmp_path / "nowhere", size=64)
-
-
-def test_a_sheet_shows_real_pictures_forgeries_and_masks(folder):
-    train = data.load("landmarked", folder, size=32).train
-    drawn = sheet.sheet(train, people=2)
-    assert drawn.shape == (2 * 32, 9 * 32, 3) and drawn.dtype == np.uint8
-    assert np.array_equal(drawn[:32, :32], train.images[0].permute(1, 2, 0).numpy())
-    assert (drawn[:, 5 * 32 :] == sheet.OUTLINE).all(2).any() and not (drawn[:, : 5 * 32] == sheet.OUTLINE).all(2).any()
-    with pytest.raises(ValueError, match="has no face swap"):
-        sheet.sheet(train.take([0, 6, 7]))
 
 
 # The cache

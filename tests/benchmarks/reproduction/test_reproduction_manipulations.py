@@ -1,6 +1,5 @@
 """The four manipulations, and the pipeline that real and fake pictures pass alike."""
 
-import io
 import os
 from pathlib import Path
 
@@ -16,13 +15,8 @@ for module in ("scipy", "sklearn", "tqdm"):
     pytest.importorskip(module, reason=EXTRA)
 
 from drawn_faces import drawn_face, forge, write_faces  # noqa: E402
-from sklearn.linear_model import LogisticRegression  # noqa: E402
-from sklearn.metrics import roc_auc_score  # noqa: E402
-from sklearn.model_selection import GroupKFold, cross_val_predict  # noqa: E402
-from sklearn.pipeline import make_pipeline  # noqa: E402
-from sklearn.preprocessing import StandardScaler  # noqa: E402
 
-from benchmarks.reproduction import data  # noqa: E402
+from benchmarks.reproduction import data, giveaways  # noqa: E402
 from benchmarks.reproduction.data import landmarks, manipulate, pipeline  # noqa: E402
 
 PHOTOGRAPHS = os.environ.get("SIA_FACES")
@@ -145,32 +139,6 @@ def test_lower_quality_is_a_smaller_file_that_is_further_off():
     assert errors["HQ"] < errors["LQ"]
 
 
-def file_statistics(files):
-    """What can be told of a file without looking at the picture: (N, features)."""
-    rows = []
-    for file in files:
-        with Image.open(io.BytesIO(file)) as image:
-            tables = [value for table in image.quantization.values() for value in table]
-            known = [len(image.info), len(image.getexif()), len(image.getbands()), image.layers]
-            rows.append([len(file), image.width, image.height, *known, *tables])
-    return np.array(rows, dtype=float)
-
-
-def told_apart(files, labels, people):
-    """AUC of a classifier on file statistics, on people that it has not been trained on."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
-    folds = GroupKFold(6)
-    found = cross_val_predict(model, file_statistics(files), labels, groups=people, cv=folds, method="predict_proba")
-    return roc_auc_score(labels, found[:, 1])
-
-
-def margin(labels):
-    """Two standard errors of the AUC of chance (Hanley and McNeil, 1982, with no separation)."""
-    fake = int(np.sum(labels))
-    real = len(labels) - fake
-    return 2 * ((real + fake + 1) / (12 * real * fake)) ** 0.5
-
-
 def files_of(monkeypatch, root, quality, size):
     """The JPEG file of each picture, as the pipeline writes it."""
     files, encode = [], pipeline.encode
@@ -189,10 +157,8 @@ def files_of(monkeypatch, root, quality, size):
 def check_file_statistics(files, kinds, people):
     """Of each kind, and of all of them together."""
     for some in (*((kind,) for kind in data.MANIPULATIONS), data.MANIPULATIONS):
-        chosen = [index for index, each in enumerate(kinds) if each in ("real", *some)]
-        labels = np.array([kinds[index] != "real" for index in chosen], dtype=int)
-        found = told_apart([files[index] for index in chosen], labels, [people[index] for index in chosen])
-        assert abs(found - 0.5) < margin(labels), f"{some}: AUC {found:.3f} from file statistics"
+        found = giveaways.auc_of(files, kinds, people, some)
+        assert abs(found["file"] - 0.5) < found["margin"], f"{some}: AUC {found['file']:.3f} from file statistics"
 
 
 @pytest.mark.parametrize("quality", data.QUALITIES)
@@ -205,8 +171,26 @@ def test_file_statistics_tell_nothing(tmp_path, monkeypatch, quality):
 def test_file_statistics_would_tell_if_there_were_something_to_tell():
     pictures = [drawn_face(seed)[0] for seed in range(30)]
     files = [pipeline.encode(picture, quality) for picture in pictures for quality in (90, 88)]
-    found = told_apart(files, np.tile([0, 1], 30), np.repeat(np.arange(30), 2))
+    found = giveaways.told_apart(
+        giveaways.file_statistics(files), [0, 1] * 30, [str(index // 2) for index in range(60)]
+    )
     assert found > 0.95
+
+
+def test_the_spread_of_colours_would_tell_tinted_forgeries_of_grey_faces():
+    found = []
+    for grey_stays in (True, False):
+        files = []
+        for seed in range(24):
+            picture, points = drawn_face(seed)
+            grey = manipulate.without_colour(picture)
+            made, _ = forge("self-blending", (grey, points), None, seed)
+            files += [
+                pipeline.encode(each, 90) for each in (grey, manipulate.without_colour(made) if grey_stays else made)
+            ]
+        people = [str(index // 2) for index in range(48)]
+        found.append(giveaways.auc_of(files, ["real", "fake"] * 24, people, ["fake"])["colour"])
+    assert found[0] == 0.5 and found[1] > 0.95
 
 
 # The photographs

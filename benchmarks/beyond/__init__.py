@@ -1,0 +1,1 @@
+"""Tasks beyond face forgery that hang on faint, abnormal clues: manipulation localisation, camouflage, spoofing."""

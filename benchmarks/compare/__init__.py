@@ -1,0 +1,1 @@
+"""Does attention help on your own pictures? ``python -m benchmarks.compare --help``."""

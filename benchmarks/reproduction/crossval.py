@@ -1,0 +1,380 @@
+"""Train networks so that every person is tested once, and keep what they say of each picture.
+
+``python -m benchmarks.reproduction.crossval pilot|study|recipe|chosen|kinds|datasets|toys --data PATH [--budget N]``
+runs; ``python -m benchmarks.reproduction.crossval report`` writes docs/reproduction.md from the rows that there are.
+
+The people are dealt into eight folds; a network is trained on six of them and tested on one. Every run is a row of a
+``_runs.csv`` file in the results, which is written as soon as the run is done: a call that is stopped, on this machine
+or another, goes on with the first run that has no row. ``--budget`` begins no run that would not end within it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final
+
+import torch
+
+from benchmarks import harness, timing
+from benchmarks.reproduction import data, evidence, plan, training
+from benchmarks.reproduction.data.faces import Faces, Parts
+from benchmarks.reproduction.experiments.table4 import LAYERS, OPTIONS, self_information
+from benchmarks.reproduction.ledger import Ledger
+from benchmarks.reproduction.measures import LOCATED, MEASURED, MEASURED_FOLDS, localisation, robustness
+from benchmarks.reproduction.networks.recipes import RECIPES
+from benchmarks.reproduction.plan import GROUPS, KEYS, Task
+from benchmarks.reproduction.scores import Predictions, accuracy, auc
+from benchmarks.reproduction.study import Pictures, Source, facts
+from benchmarks.reproduction.training import Run, Settings
+
+ROOT: Final = Path(__file__).parents[2]
+RESULTS: Final = ROOT / "benchmarks/results/reproduction/crossval"
+SIZE, EPOCHS, BATCH, RATE = 96, 3, 16, 1e-3
+TOY_SIZE, TOY_EPOCHS, TOY_BATCH = 64, 4, 8
+
+
+@dataclass
+class Bench:
+    """The data, the folders, and how much time there is.
+
+    Attributes:
+        source: of the pictures.
+        work: folder of weights and checkpoints.
+        results: folder of the tables.
+        minutes: that all may take; None for no limit.
+        pretrained: begin from ImageNet weights.
+        size: side of the pictures in pixels.
+        epochs: of every run.
+        toy_size: side of the pictures of the toy networks, in pixels.
+        toy_epochs: of the toy networks.
+    """
+
+    source: Source
+    work: Path
+    results: Path
+    minutes: float | None = None
+    pretrained: bool = True
+    size: int = SIZE
+    epochs: int = EPOCHS
+    toy_size: int = TOY_SIZE
+    toy_epochs: int = TOY_EPOCHS
+    began: float = field(default_factory=time.monotonic)
+
+    def ledger(self, name: str, keys: Sequence[str] = KEYS) -> Ledger:
+        """A table of the results."""
+        return Ledger(self.results / f"{name}.csv", keys)
+
+    def left(self) -> float:
+        """Seconds that are left of the budget."""
+        return float("inf") if self.minutes is None else 60 * self.minutes - (time.monotonic() - self.began)
+
+    def pictures(self, fold: int, network: str = "") -> Pictures:
+        """The pictures of a fold, of the size that a network takes."""
+        return Pictures(self.toy_size if network.startswith("toy ") else self.size, "HQ", fold)
+
+    def settings(self, task: Task) -> Settings:
+        """The settings of a run."""
+        pictures = self.pictures(task.fold, task.network)
+        known = facts(self.source, pictures)
+        family, _, name = task.network.partition(" ")
+        return Settings(
+            network=task.network,
+            kinds=task.kinds or tuple(kind for kind in known.kinds if kind not in task.test_kinds),
+            source=self.source.name,
+            data=known.fingerprint,
+            quality=pictures.quality,
+            size=pictures.size,
+            seed=task.fold,
+            epochs=self.toy_epochs if family == "toy" else self.epochs,
+            batch=TOY_BATCH if family == "toy" else BATCH,
+            learning_rate=RATE,
+            pretrained=self.pretrained,
+            test_kinds=task.test_kinds,
+            repeat=task.repeat,
+            gain_rate=RECIPES[name].gain_rate if family == "recipe" else training.GAIN_RATE,
+        )
+
+    def train(self, task: Task, chosen: Callable[[Parts], Parts] = lambda parts: parts, label: str = "") -> Run:
+        """Train a network, or read it where that was done in this work folder.
+
+        Args:
+            task: what to train.
+            chosen: takes the parts of the fold and gives those to use.
+            label: of the choice, in the name of the run's folder.
+        """
+        settings = self.settings(task)
+        parts = chosen(self.source.parts(self.pictures(task.fold, task.network)))
+        return training.train(settings, parts, self.work / "runs" / f"{label}{settings.key}")
+
+
+def row(task: Task, run: Run, found: Predictions, **more: Any) -> dict[str, Any]:
+    """What is written down of a run.
+
+    Args:
+        task: that it did.
+        run: that is done.
+        found: of the pictures that its scores are of.
+        **more: further columns.
+    """
+    record, settings = run.record, run.settings
+    pictures = settings.epochs * 2 * record["train_reals"]
+    return {
+        **dict(zip(KEYS, task.key, strict=True)),
+        "seed": settings.seed,
+        "ACC": round(accuracy(found), 5),
+        "AUC": round(auc(found), 5),
+        **{f"AUC {kind}": round(auc(found.of(kind)), 5) for kind in dict.fromkeys(found.kinds) if kind != "real"},
+        **more,
+        "test people": len(set(found.people)),
+        **{name: getattr(settings, name) for name in ("data", "quality", "size", "epochs", "batch", "learning_rate")},
+        "trained on": ", ".join(settings.kinds),
+        **{key: record[key] for key in ("parameters", "gains", "train_people", "core seconds")},
+        "pictures a second": round(pictures / max(record["core seconds"], 1e-9), 1),
+        **{key: record[key] for key in ("machine", "threads", "versions", "commit", "date")},
+    }
+
+
+def work_off(bench: Bench, ledger: Ledger, tasks: Sequence[Task], do: Callable[[Task], None]) -> bool:
+    """Do the tasks that have no row yet, in their order, as far as the budget goes.
+
+    Returns:
+        Whether all are done.
+    """
+    todo = [task for task in tasks if task.key not in ledger]
+    print(f"{ledger.path.name}: {len(tasks) - len(todo)} of {len(tasks)} runs are there", flush=True)
+    longest = 0.0
+    for count, task in enumerate(todo):
+        if bench.left() < longest or bench.left() <= 0:
+            print(f"the budget is spent; {len(todo) - count} runs are left, the same command goes on", flush=True)
+            return False
+        began = time.monotonic()
+        do(task)
+        longest = max(longest, time.monotonic() - began)
+        held = next(
+            each for each in reversed(ledger.rows) if tuple(each[name] for name in KEYS) == tuple(map(str, task.key))
+        )
+        told = f"AUC {100 * float(held['AUC']):.1f}, {held['pictures a second']} pictures/s"
+        print(
+            f"[{count + 1} of {len(todo)}] {task.network}, fold {task.fold}, repeat {task.repeat}"
+            f"{' '.join(('', *task.test_kinds))}: {told}, {time.monotonic() - began:.0f} s; at most about "
+            f"{longest * (len(todo) - count - 1) / 60:.0f} minutes left",
+            flush=True,
+        )
+    return True
+
+
+# ---- the study
+
+
+def study(bench: Bench, tasks: Sequence[Task]) -> bool:
+    """Run tasks of the study: study_runs.csv, study_scores.csv, fig1_runs.csv and localise_runs.csv grow."""
+    runs = bench.ledger("study_runs")
+
+    def do(task: Task) -> None:
+        run = bench.train(task)
+        scores = evidence.score_rows(evidence.label(task.network, task.repeat), run.test, fold=task.fold)
+        bench.ledger("study_scores", evidence.SCORE_KEYS).add(scores)
+        if task.network in MEASURED and task.fold in MEASURED_FOLDS and not task.repeat:
+            test = bench.source.parts(bench.pictures(task.fold)).test
+            what = {"network": task.network, "fold": task.fold, "commit": run.record["commit"]}
+            found = [{**what, **each} for each in robustness(run, test)]
+            bench.ledger("fig1_runs", ("network", "fold", "corruption", "severity")).add(found)
+            if task.network in LOCATED:
+                found = [{**what, **each} for each in localisation(run, test)]
+                bench.ledger("localise_runs", ("network", "fold", "map", "kinds")).add(found)
+        runs.add([row(task, run, run.test, **{"validation AUC": round(auc(run.validation), 5)})])
+
+    return work_off(bench, runs, tasks, do)
+
+
+# ---- the recipe
+
+
+def recipe(bench: Bench) -> bool:
+    """Search for the recipe on validation people alone: recipe_runs.csv grows, whose scores are theirs."""
+    ledger = bench.ledger("recipe_runs")
+
+    def do(task: Task) -> None:
+        run = bench.train(task)
+        ledger.add([row(task, run, run.validation)])
+
+    return all(work_off(bench, ledger, plan.recipe_tasks(ledger), do) for _ in range(2))
+
+
+# ---- other manipulations and other pictures than in training
+
+
+def across_kinds(bench: Bench) -> bool:
+    """Test on a manipulation that was not trained on: kinds_runs.csv and kinds_scores.csv grow."""
+    ledger = bench.ledger("kinds_runs")
+    kinds = facts(bench.source, bench.pictures(0)).kinds
+
+    def do(task: Task) -> None:
+        run = bench.train(task)
+        (held_out,) = task.test_kinds
+        scores = evidence.score_rows(evidence.label(task.network), run.test, fold=task.fold, **{"held out": held_out})
+        bench.ledger("kinds_scores", (*evidence.SCORE_KEYS, "held out")).add(scores)
+        ledger.add([row(task, run, run.test)])
+
+    return work_off(bench, ledger, plan.kind_tasks(kinds), do)
+
+
+def joined(faces: Sequence[Faces]) -> Faces:
+    """All pictures of several in one."""
+    return Faces(
+        *(torch.cat([getattr(each, name) for each in faces]) for name in ("images", "labels", "masks")),
+        *(tuple(value for each in faces for value in getattr(each, name)) for name in ("people", "kinds")),
+    )
+
+
+def from_to(parts: Parts, train: str, test: str) -> Parts:
+    """Training and validation people of one folder, and everybody of another as test people."""
+
+    def of(faces: Faces, folder: str) -> Faces:
+        return faces.among({person for person in faces.people if person.startswith(f"{folder}/")})
+
+    return Parts(of(parts.train, train), of(parts.validation, train), joined([of(part, test) for part in parts]))
+
+
+def across_data_sets(bench: Bench) -> bool:
+    """Train on portraits, test on all London faces: datasets_runs.csv and datasets_scores.csv grow."""
+    ledger = bench.ledger("datasets_runs")
+    chosen = partial(from_to, train="portraits", test="london_faces")
+
+    def do(task: Task) -> None:
+        run = bench.train(task, chosen, "portraits-to-london-")
+        scores = evidence.score_rows(evidence.label(task.network), run.test, fold=task.fold)
+        bench.ledger("datasets_scores", evidence.SCORE_KEYS).add(scores)
+        ledger.add([row(task, run, run.test)])
+
+    return work_off(bench, ledger, plan.study_tasks(plan.TRANSFERRED, range(plan.DATA_SET_FOLDS)), do)
+
+
+# ---- the toy networks of Tables 2 to 4
+
+
+def toys(bench: Bench) -> bool:
+    """Train the toy networks, and measure their self-information: toys_runs.csv grows."""
+    ledger = bench.ledger("toys_runs")
+
+    def do(task: Task) -> None:
+        run = bench.train(task)
+        measured = self_information(run, bench.source, OPTIONS)
+        information = {
+            f"{each['state']}, behind the {each['behind']}": round(fmean(each[layer] for layer in LAYERS), 5)
+            for each in measured
+            if each["reduction"] == "mean"
+        }
+        ledger.add([row(task, run, run.test, **information)])
+
+    bench.source.prepare([bench.pictures(0, "toy ")], 1)
+    return work_off(bench, ledger, plan.toy_tasks(), do)
+
+
+# ---- the command line
+
+
+def write_people(bench: Bench) -> None:
+    """Write people.csv: in which subset each person is, by the person's running number."""
+    people = data.people_of(bench.source.name, bench.source.root).values()
+    named = {name: inside for name, inside in data.SUBSETS.items() if name != "all"}
+    harness.write(
+        bench.results / "people.csv",
+        [
+            {"person": person.name, "subset": next((name for name, inside in named.items() if inside(person)), "other")}
+            for person in people
+        ],
+    )
+
+
+def keep_memory() -> None:
+    """Let glibc keep what is freed: giving it back to the system, step by step, takes a tenth of the time on a CPU."""
+    trim_threshold, mmap_threshold = -1, -3  # of its mallopt
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # other C libraries have none
+            for option in (trim_threshold, mmap_threshold):
+                ctypes.CDLL(None).mallopt(option, 1 << 30)
+
+
+def _report(results: Path) -> int:
+    from benchmarks.reproduction import crossval_report, report
+
+    page = ROOT / "docs/reproduction.md"
+    page.write_text(report.put(page.read_text(), crossval_report.sections(results, results.parent / "full")))
+    print(f"written: {page}")
+    return 0
+
+
+def _pilot(bench: Bench, given: argparse.Namespace) -> bool:
+    done = study(bench, plan.pilot_tasks())
+    if done:
+        evidence.write_power(bench.results)
+    return done
+
+
+def _study(bench: Bench, given: argparse.Namespace) -> bool:
+    return study(bench, [task for group in given.groups or GROUPS for task in plan.group_tasks(group)])
+
+
+def _chosen(bench: Bench, given: argparse.Namespace) -> bool:
+    search = bench.ledger("recipe_runs")
+    if plan.chosen_recipe(search) is None:
+        print("the search for a recipe is not finished; run recipe first")
+        return False
+    return study(bench, plan.chosen_tasks(search))
+
+
+COMMANDS: Final[dict[str, Callable[[Bench, argparse.Namespace], bool]]] = {
+    "pilot": _pilot,
+    "study": _study,
+    "recipe": lambda bench, given: recipe(bench),
+    "chosen": _chosen,
+    "kinds": lambda bench, given: across_kinds(bench),
+    "datasets": lambda bench, given: across_data_sets(bench),
+    "toys": lambda bench, given: toys(bench),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is asked for; the exit code is 0 if all of it is done, 3 if the budget was spent, 130 if stopped."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reproduction.crossval", description=(__doc__ or "").partition("\n")[0]
+    )
+    add = parser.add_argument
+    add("what", choices=(*COMMANDS, "report"), help="what to run")
+    add("--data", type=Path, metavar="PATH", help="folder that holds portraits and london_faces")
+    add("--budget", type=float, metavar="MINUTES", help="begin no run that would not end within so much time")
+    add("--groups", nargs="+", choices=GROUPS, metavar="GROUP", help=f"of the study: {', '.join(GROUPS)} (all)")
+    add("--work", type=Path, default=Path(".reproduction"), metavar="FOLDER", help="pictures and weights (%(default)s)")
+    add("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the CSV files are and go")
+    given = parser.parse_args(arguments)
+    if given.what == "report":
+        return _report(given.results)
+    if given.data is None or not given.data.is_dir():
+        parser.error(f"--data {given.data} is not a folder; give the one that holds portraits and london_faces")
+    torch.set_num_threads(1)
+    keep_memory()
+    timing.machine(training.CPU)  # the commit that runs is the one that is there now
+    source = Source("portraits", given.data, None, given.work / "pictures")
+    bench = Bench(source, given.work, given.results, given.budget)
+    source.prepare([bench.pictures(0)], 1)
+    write_people(bench)
+    try:
+        done = COMMANDS[given.what](bench, given)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0 if done else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""What the rows of :mod:`benchmarks.reproduction.crossval` say: scores and differences with intervals, and power."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import harness
+from benchmarks.reproduction.data.faces import FOLDS, REAL
+from benchmarks.reproduction.power import POWER, pilot, smallest_difference
+from benchmarks.reproduction.scores import (
+    Interval,
+    Predictions,
+    Score,
+    cross_validated,
+    drawn,
+    weighted_accuracy,
+    weighted_auc,
+)
+
+SCORE_KEYS: Final = ("fold", "person", "kind")
+SCORES: Final[dict[str, Score]] = {"ACC": weighted_accuracy, "AUC": weighted_auc}
+Row = Mapping[str, str]
+Part = Callable[[Predictions], Predictions]
+
+
+def label(network: str, repeat: int = 0) -> str:
+    """The column of a network's scores: its name, without the family unless that is of a recipe."""
+    family, _, name = network.partition(" ")
+    return (network if family == "recipe" else name) + (f" again {repeat}" if repeat else "")
+
+
+def score_rows(column: str, found: Predictions, **more: Any) -> list[dict[str, Any]]:
+    """A row for each picture: whose it is, of what kind, and its logit.
+
+    Args:
+        column: what the logits are called.
+        found: of a run.
+        **more: columns that all rows share.
+    """
+    return [
+        {**more, "person": person, "kind": kind, column: f"{logit:.5g}"}
+        for person, kind, logit in zip(found.people, found.kinds, found.logits.tolist(), strict=True)
+    ]
+
+
+def predictions(rows: Sequence[Row], column: str) -> dict[int, Predictions]:
+    """What a network said, by fold; folds that it was not tested on, or not whole, are missing."""
+    folds: dict[int, list[Row]] = {}
+    for row in rows:
+        folds.setdefault(int(row["fold"]), []).append(row)
+    return {
+        fold: Predictions(
+            np.asarray([int(row["kind"] != REAL) for row in held]),
+            np.asarray([float(row[column]) for row in held], np.float32),
+            tuple(row["person"] for row in held),
+            tuple(row["kind"] for row in held),
+        )
+        for fold, held in sorted(folds.items())
+        if all(row.get(column) for row in held)
+    }
+
+
+@dataclass
+class Evidence:
+    """The scores of all networks, by fold, and which of the pictures count.
+
+    Attributes:
+        rows: of a table of scores.
+        parts: ways to choose pictures, by name; ``"all"`` is one of them.
+    """
+
+    rows: Sequence[Row]
+    parts: Mapping[str, Part]
+    _found: dict[str, dict[int, Predictions]] = field(default_factory=dict)
+    _columns: dict[tuple[str, int, str, str], NDArray[np.float64]] = field(default_factory=dict)
+
+    def folds(self, *networks: str, part: str = "all") -> list[int]:
+        """The folds that all of some networks were tested on, and that hold real and fake pictures of a part."""
+        for name in networks:
+            if name not in self._found:
+                self._found[name] = predictions(self.rows, name)
+        shared = [fold for fold in self._found[networks[0]] if all(fold in self._found[name] for name in networks)]
+        return [fold for fold in shared if len(set(self.parts[part](self._found[networks[0]][fold]).labels)) == 2]
+
+    def score(self, network: str, score: str = "AUC", part: str = "all") -> Interval | None:
+        """The mean over the folds of a network's score; None for fewer than two folds."""
+        folds = self.folds(network, part=part)
+        if len(folds) < 2:
+            return None
+        return cross_validated([self._column(network, fold, part, score) for fold in folds]).clipped(0, 1)
+
+    def difference(self, network: str, other: str, score: str = "AUC", part: str = "all") -> Interval | None:
+        """How much more a network scores than another, on the folds of both; None for fewer than two.
+
+        Raises:
+            ValueError: the two were not tested on the same pictures.
+        """
+        folds = self.folds(network, other, part=part)
+        if len(folds) < 2:
+            return None
+        pairs = [[self._column(name, fold, part, score) for name in (network, other)] for fold in folds]
+        return cross_validated([one - another for one, another in pairs])
+
+    def _column(self, network: str, fold: int, part: str, score: str) -> NDArray[np.float64]:
+        key = (network, fold, part, score)
+        if key not in self._columns:
+            self._columns[key] = drawn(self.parts[part](self._found[network][fold]), SCORES[score])
+        return self._columns[key]
+
+
+def among(people: Collection[str]) -> Part:
+    """The pictures that are of some people."""
+    return lambda found: found.among(people)
+
+
+def of_kind(kind: str) -> Part:
+    """The real pictures and those of a manipulation."""
+    return lambda found: found.of(kind)
+
+
+def write_power(results: Path) -> list[dict[str, Any]]:
+    """Write power.csv, and print it: the smallest difference that the design tells, from the pilot's folds."""
+    rows = harness.read(results / "study_scores.csv")
+    first, again = (predictions(rows, name) for name in ("bare", label("lite bare", 1)))
+    folds = [fold for fold in first if fold in again]
+    made = []
+    for name, score in SCORES.items():
+        found = pilot([first[fold] for fold in folds], [again[fold] for fold in folds], score)
+        smallest = smallest_difference(found.deviation, FOLDS)
+        made.append(
+            {
+                "score": name,
+                "pilot folds": " ".join(map(str, folds)),
+                "deviation of runs": round(found.runs, 5),
+                "deviation of people": round(found.people, 5),
+                "folds": FOLDS,
+                "power": POWER,
+                "smallest difference": round(smallest, 5),
+            }
+        )
+        print(told_power(made[-1]))
+    harness.write(results / "power.csv", made)
+    return made
+
+
+def told_power(row: Mapping[str, Any]) -> str:
+    """A row of power.csv as a sentence."""
+    deviation = max(float(row["deviation of runs"]), float(row["deviation of people"]))
+    return (
+        f"{row['score']}: with {row['folds']} folds a true difference of {100 * float(row['smallest difference']):.1f} "
+        f"points is told {100 * float(row['power']):.0f} % of the time (where there is none, a fold's difference "
+        f"deviates by {100 * deviation:.1f} points, in a pilot of folds {row['pilot folds']})."
+    )

@@ -1,0 +1,93 @@
+"""What is measured on a network as soon as it is trained, since its weights are not kept: Figure 1 and localisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any, Final
+
+from benchmarks.reproduction.corruptions import SEVERITIES, STRENGTHS, corrupted
+from benchmarks.reproduction.data.faces import REAL, Faces
+from benchmarks.reproduction.experiments.localise import (
+    centred,
+    computed,
+    gradient,
+    information,
+    pairs,
+    pixel_auc,
+    site_maps,
+)
+from benchmarks.reproduction.scores import Predictions, auc
+from benchmarks.reproduction.training import Run, create, predict
+
+MEASURED: Final = ("lite bare", "lite SIA", "lite not identity at first")
+LOCATED: Final = ("lite SIA", "lite not identity at first")
+MEASURED_FOLDS: Final = range(4)
+Row = dict[str, Any]
+
+
+def one_fake_each(faces: Faces) -> Faces:
+    """Every real picture, and one fake of each person, whose kind goes round from person to person."""
+    kinds = [kind for kind in dict.fromkeys(faces.kinds) if kind != REAL]
+    turn = {person: kinds[place % len(kinds)] for place, person in enumerate(sorted(set(faces.people)))}
+    return faces.take(
+        [
+            index
+            for index, (person, kind) in enumerate(zip(faces.people, faces.kinds, strict=True))
+            if kind in (REAL, turn[person])
+        ]
+    )
+
+
+def robustness(run: Run, test: Faces) -> list[Row]:
+    """AUC of a run's test pictures under every corruption and severity; severity 0 is none.
+
+    Args:
+        run: that is done.
+        test: the pictures; one fake of each person is taken.
+    """
+    faces, detector = one_fake_each(test), run.detector()
+    labels, rows = faces.labels.numpy(), list[Row]()
+    for name in STRENGTHS:
+        for severity in (0, *SEVERITIES):
+            logits = predict(detector, corrupted(faces.images, name, severity)).numpy()
+            score = auc(Predictions(labels, logits, faces.people, faces.kinds))
+            rows.append(
+                {"corruption": name, "severity": severity, "people": len(set(faces.people)), "AUC": round(score, 5)}
+            )
+    return rows
+
+
+def localisation(run: Run, test: Faces) -> list[Row]:
+    """Pixel AUC of maps on one fake of each person, and on the real picture under the same mask.
+
+    Args:
+        run: of a network that holds SIA.
+        test: the pictures; those with a mask are taken.
+    """
+    fakes, reals = pairs(one_fake_each(test))
+    size = fakes.images.shape[-1]
+    maps = {
+        "self-information, K=3": lambda x: information(x, 3),
+        "self-information, K=7": lambda x: information(x, 7),
+        "gradient magnitude": gradient,
+        "centred Gaussian": centred,
+        **{f"before training, {name}": each for name, each in site_maps(create(run.settings).eval()).items()},
+        **{f"trained, {name}": each for name, each in site_maps(run.detector()).items()},
+    }
+    rows: list[Row] = []
+    for name, make in maps.items():
+        fake, real = (computed(make, faces.images) for faces in (fakes, reals))
+        found = [
+            (kind, pixel_auc(mask, fake[index]), pixel_auc(mask, real[index]))
+            for index, (kind, mask) in enumerate(zip(fakes.kinds, fakes.masks, strict=True))
+        ]
+        for kind in ("all", *dict.fromkeys(fakes.kinds)):
+            rows.append({"map": name, "kinds": kind, "size": size, **_means(found, kind)})
+    return rows
+
+
+def _means(found: Sequence[tuple[str, float, float]], kind: str) -> Row:
+    held = [each for each in found if kind in ("all", each[0])]
+    fake, real = (fmean(each[place] for each in held) for place in (1, 2))
+    return {"pictures": len(held), "AUC": round(fake, 5), "real": round(real, 5), "fake - real": round(fake - real, 5)}

@@ -1,0 +1,146 @@
+"""MAT: several attention maps, each of which looks at one region's texture.
+
+Zhao et al., "Multi-attentional Deepfake Detection" (CVPR 2021):
+
+- Attention maps (its section 3.2): a convolution makes M maps from a middle layer.
+- Texture enhancement (3.3): what a shallow layer has beyond its local mean, through a densely connected block.
+- Bilinear attention pooling (3.2): the enhanced features under each map, pooled to a vector of unit length; and the
+  deep features under all maps together.
+- Region independence loss (3.4): the deep features under a map shall lie near the map's own centre, which moves on with
+  the batches and is the same for both classes, and the centres shall lie apart.
+
+The network is EfficientNet-Lite0: textures come from its second stage, at a quarter of the picture, and attention from
+its fifth, at a sixteenth. What is chosen or left out here: the dense block and the two branches are narrow, the centres
+move by a fixed share, and the paper's augmentation, which blurs or crops by a map, is left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.reproduction.networks.detector import BackboneDetector, cross_entropy, normalised
+from benchmarks.reproduction.networks.lite import lite0
+
+TEXTURE_STAGE: Final = 1  # from 0
+ATTENTION_STAGE: Final = 4
+MAPS: Final = 4
+TEXTURE_CHANNELS: Final = 64
+HIDDEN: Final = 128  # of either branch
+INNER_MARGIN: Final = (0.05, 0.1)  # of real and of fake pictures, around a centre
+OUTER_MARGIN: Final = 0.2  # between two centres
+MOVED: Final = 0.05  # share of the way to a batch's mean that a centre goes
+INDEPENDENCE_WEIGHT: Final = 1.0
+
+
+class TextureEnhancement(nn.Module):
+    """A map less its local mean, through three convolutions, each of which sees all that came before it.
+
+    Args:
+        channels: of the map.
+
+    Shape:
+        (N, C, H, W) to (N, 64, H, W).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [_convolution((1 + count) * channels, channels, 3) for count in range(2)]
+            + [_convolution(3 * channels, TEXTURE_CHANNELS, 3)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The enhanced texture."""
+        known = x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+        for layer in self.layers[:-1]:
+            known = torch.cat([known, layer(known)], 1)
+        enhanced: Tensor = self.layers[-1](known)
+        return enhanced
+
+
+class MAT(BackboneDetector):
+    """The detector. The centres are part of its state dict.
+
+    Args:
+        pretrained: start from the ImageNet weights.
+
+    Attributes:
+        backbone: the network, without its classifier.
+        centres: (M, C) where the deep features under each map lie.
+    """
+
+    def __init__(self, pretrained: bool = True) -> None:
+        super().__init__()
+        self.backbone = lite0(pretrained=pretrained)
+        stages: Any = self.backbone.blocks
+        textured, attended = (stages[at][-1].conv_pwl.out_channels for at in (TEXTURE_STAGE, ATTENTION_STAGE))
+        deep = self.backbone.num_features
+        self.attention = _convolution(attended, MAPS, 1)
+        self.texture = TextureEnhancement(textured)
+        self.local = nn.Sequential(nn.Linear(MAPS * TEXTURE_CHANNELS, HIDDEN), nn.ReLU())
+        self.overall = nn.Sequential(nn.Linear(deep, HIDDEN), nn.ReLU())
+        self.fc = nn.Linear(2 * HIDDEN, 1)
+        self.centres: Tensor
+        self.register_buffer("centres", torch.zeros(MAPS, deep))
+
+    @property
+    def backbones(self) -> list[nn.Module]:
+        """The one that there is."""
+        return [self.backbone]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logit of each picture."""
+        logits, _ = self._seen(x)
+        return logits
+
+    def loss(self, x: Tensor, labels: Tensor, masks: Tensor | None = None) -> Tensor:
+        """Cross-entropy; in training also region independence, and a step of the centres."""
+        logits, regions = self._seen(x)
+        if not self.training:
+            return cross_entropy(logits, labels)
+        return cross_entropy(logits, labels) + INDEPENDENCE_WEIGHT * self._independence(regions, labels.long())
+
+    def _seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N,), and the deep features (N, M, C) under each map."""
+        net: Any = self.backbone
+        features = net.bn1(net.conv_stem(normalised(x)))
+        for stage, block in enumerate(net.blocks):
+            features = block(features)
+            if stage == TEXTURE_STAGE:
+                textures = self.texture(features)
+            if stage == ATTENTION_STAGE:
+                maps = self.attention(features)
+        deep = net.bn2(net.conv_head(features))
+        local = pooled(textures, maps)
+        together = pooled(deep, maps.sum(1, keepdim=True)).squeeze(1)
+        logits = self.fc(torch.cat([self.local(local.flatten(1)), self.overall(together)], 1)).squeeze(1)
+        return logits, pooled(deep, maps)
+
+    def _independence(self, regions: Tensor, labels: Tensor) -> Tensor:
+        """How far regions lie from their centres, and centres near each other, beyond the margins."""
+        with torch.no_grad():
+            self.centres.lerp_(regions.mean(0), MOVED)
+        # The centres move with this batch, so that it is also the batch that is drawn apart by them.
+        centres = self.centres + MOVED * (regions.mean(0) - regions.mean(0).detach())
+        margin = regions.new_tensor(INNER_MARGIN)[labels, None]
+        within = F.relu((regions - self.centres).square().sum(-1) - margin).sum(1).mean()
+        apart = (centres[:, None] - centres).square().sum(-1)
+        others = ~torch.eye(MAPS, dtype=torch.bool, device=apart.device)
+        return within + F.relu(OUTER_MARGIN - apart[others]).mean()
+
+
+def pooled(features: Tensor, maps: Tensor) -> Tensor:
+    """Bilinear attention pooling: features (N, C, H, W) under maps (N, M, h, w), as unit vectors (N, M, C)."""
+    weights = F.interpolate(maps, features.shape[-2:], mode="bilinear")
+    summed = torch.einsum("nmhw,nchw->nmc", weights, features) / weights.shape[-2:].numel()
+    return F.normalize(summed, dim=-1)
+
+
+def _convolution(inputs: int, outputs: int, side: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, side, padding=side // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
