@@ -151,7 +151,7 @@ def test_a_folder_of_photographs_serves_as_well(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("make", "variants"),
-    [(networks.Segmenter, ("bare", "SE", "both")), (networks.classifier, ("SIA", "frequency SIA"))],
+    [(networks.Segmenter, ("bare", "SE", "both")), (networks.classifier, ("frequency SIA",))],
 )
 def test_networks_with_sia_begin_with_the_predictions_of_the_bare_one(
     make: Callable[..., nn.Module], variants: tuple[str, ...]
