@@ -19,7 +19,7 @@ from timm.utils import ModelEmaV3  # noqa: E402
 from benchmarks.compare import models, runs, table  # noqa: E402
 from benchmarks.compare.__main__ import main  # noqa: E402
 from benchmarks.compare.variants import VARIANTS, chosen  # noqa: E402
-from benchmarks.reproduction.scores import Interval  # noqa: E402
+from benchmarks.reproduction.scores import Interval, Predictions  # noqa: E402
 
 SIZE = 48
 SMALL = ["--model", "test_resnet", "--size", str(SIZE), "--seeds", "2", "--epochs", "2", "--batch", "8"]
@@ -282,6 +282,21 @@ def test_what_a_design_can_tell_it_tells_four_times_in_five():
     least = table.detectable(Interval(0.0, -1.959964 * error, 1.959964 * error))
     seen = np.random.default_rng(0).normal(least, error, 200_000) - 1.959964 * error > 0
     assert math.isclose(seen.mean(), 0.8, abs_tol=0.005)
+
+
+@pytest.mark.parametrize(
+    ("auc", "groups", "expected"),
+    [(0.8, 10, []), (0.8, 9, ["only 9 groups"]), (0.55, 12, ["learned next to nothing"]), (0.995, 12, ["nearly all"])],
+)
+def test_figures_that_mean_less_than_they_seem_to_come_with_a_warning(auc, groups, expected):
+    class Held:
+        def said(self, variant, seed):
+            names = [f"g{index}" for index in range(groups)]
+            return Predictions.from_lists([0] * groups, [0.0] * groups, names, ["real"] * groups)
+
+    bare = table.Line("bare", 1, Interval(auc, auc, auc), Interval(auc, auc, auc), None, None)
+    told = table.warnings(Held(), bare, [0])
+    assert len(told) == len(expected) and all(text in one for text, one in zip(expected, told, strict=True))
 
 
 def test_the_last_sentence_is_about_sia_where_it_is_there():

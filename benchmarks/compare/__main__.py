@@ -194,7 +194,7 @@ def _ran(
             cache=None if config.dataset == "folder" else given.out / "pictures",
         )  # fmt: skip
         if bar is None:
-            print(_about(parts, store, place))
+            print(_about(parts, seed, store, place))
             total = sum(map(len, todo.values())) * runs.pictures_of(parts.train, config)
             bar = tqdm(total=total, unit="picture", dynamic_ncols=True)
         for variant in missing:
@@ -204,14 +204,14 @@ def _ran(
         bar.close()
 
 
-def _about(parts: data.Parts, store: runs.Store, place: runs.Place) -> str:
+def _about(parts: data.Parts, seed: int, store: runs.Store, place: runs.Place) -> str:
     counts = ", ".join(
         f"{name} {len(part)} pictures of {len(set(part.people))} groups" for name, part in parts._asdict().items()
     )
     config = store.config
     return (
         f"{config.model}, {config.weights} weights, {config.size} px, {config.epochs} epochs; {place.device}, "
-        f"{config.precision}, {torch.get_num_threads()} threads\n{counts} (with the first seed)"
+        f"{config.precision}, {torch.get_num_threads()} threads\n{counts} (with seed {seed})"
     )
 
 
@@ -221,7 +221,7 @@ def _tell(store: runs.Store, variants: Sequence[str], seeds: Sequence[int], give
     print("in percent, mean over seeds [95% interval over groups of pictures and seeds]; differences are paired")
     for path in (store.folder / runs.RUNS, *table.write(store, made)):
         print(f"written: {path}")
-    if warning := table.warning(store, seeds):
+    for warning in table.warnings(store, made[0], seeds):
         print(f"\n{warning}")
     if given.quick:
         print("\n--quick is a look at whether all of it runs: its figures mean nothing.")

@@ -1,7 +1,8 @@
 """A folder to try the comparison on: tiles of scikit-image's pictures, and the same with a patch made anew.
 
-``python -m benchmarks.compare.example FOLDER``. The patch is a round part of the tile at a lower resolution with grain
-in place of the detail that this lost, as a crude generator would leave it. All tiles of a picture are one group.
+``python -m benchmarks.compare.example FOLDER``. The patch is a round part of the tile at a lower resolution with too
+much grain in place of the detail that this lost, as a crude generator would leave it. All tiles of a picture are one
+group.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ def tiles(picture: Picture) -> Iterator[Picture]:
 
 def forged(tile: Picture, rng: np.random.Generator) -> Picture:
     """Return a tile with a round patch whose coarse part is right and whose fine part is made up."""
-    factor = rng.uniform(1.4, 2.2)
+    factor = rng.uniform(1.5, 2.5)
     small = cv2.resize(tile, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
     coarse = cv2.resize(small, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC).astype(np.float32)
     lost = cv2.GaussianBlur((tile - coarse) ** 2, (0, 0), 3.0).mean(2, keepdims=True) ** 0.5
     grain = cv2.GaussianBlur(rng.standard_normal((SIDE, SIDE, 1)), (0, 0), 0.7)[..., None]
-    made = coarse + lost * grain / grain.std()
+    made = coarse + (1.5 * lost + 4) * grain / grain.std()
     weight = _disc(rng)[..., None]
     return np.round(np.clip(tile + weight * (made - tile), 0, 255)).astype(np.uint8)
 

@@ -16,6 +16,7 @@ from benchmarks.plots import panels_of
 from benchmarks.reproduction.scores import Interval, difference, interval, weighted_accuracy, weighted_auc
 
 FEW: Final = 10  # groups: a bootstrap of fewer gives intervals that are too narrow
+LEARNED, SOLVED = 0.6, 0.99  # AUC of bare: below and above these there is hardly a difference to be seen
 TABLE: Final = "compare.csv"
 PICTURE: Final = "compare.png"
 # A difference d is told with a power of 80 % where d = (1.960 + 0.842) standard errors, of which the interval is
@@ -100,12 +101,19 @@ def spoken_of(variants: Sequence[str]) -> str | None:
     )
 
 
-def warning(store: Store, seeds: Sequence[int]) -> str | None:
-    """Return what must be said first where there are too few test groups for intervals."""
-    groups = {person for seed in seeds for person in store.said("bare", seed).people}
-    if len(groups) >= FEW:
-        return None
-    return f"only {len(groups)} groups of test pictures: intervals of so few are too narrow to be trusted"
+def warnings(store: Store, bare: Line, seeds: Sequence[int]) -> list[str]:
+    """Return what must be said before the sentence, where its figures mean less than they seem to."""
+    groups, auc, made = {person for seed in seeds for person in store.said("bare", seed).people}, bare.auc.mean, []
+    if len(groups) < FEW:
+        made.append(f"only {len(groups)} groups of test pictures: intervals of so few are too narrow to be trusted")
+    if auc < LEARNED:
+        made.append(
+            f"bare has learned next to nothing (AUC {100 * auc:.1f}), and networks that guess differ by little: train "
+            "longer, start from trained weights or take more pictures"
+        )
+    if auc > SOLVED:
+        made.append(f"bare tells nearly all (AUC {100 * auc:.1f}), which leaves nothing to gain: take harder pictures")
+    return made
 
 
 def show(made: Sequence[Line]) -> str:
