@@ -39,6 +39,7 @@ def sections(results: Path, earlier: Path) -> dict[str, str]:
     old = {name: _read(earlier, name) for name in ("table3", "table3_differences", "table5")}
     made = {
         "progress": progress(results, held),
+        "giveaways": _giveaways(_read(results.parent / "portraits", "giveaways")),
         "claims": _claims(evidence, held["fig1_runs"], old),
         "power": _power(held["power"]),
         "study": _study(evidence, held["study_runs"]),
@@ -105,6 +106,18 @@ def _time(rows: Sequence[Row], left: int) -> str:
         said += f"; the bare network takes {min(speeds):.0f} to {max(speeds):.0f} pictures a second on one core"
     hours = left * fmean(seconds) / 3600
     return f"\n{said}. {left} runs are left: about {hours:.0f} hours at the mean of those there are.\n"
+
+
+def _giveaways(rows: Sequence[Row]) -> str:
+    """How well files and colours tell fakes without a look at the picture."""
+    shown = [
+        [row["people"], row["count"], row["kinds"], *(f"{100 * float(row[name]):.1f}" for name in ("file", "colour"))]
+        + [f"{100 * float(row['both']):.1f} ± {100 * float(row['margin']):.1f}"]
+        for row in rows
+        if row["quality"] == "HQ" and int(row["size"]) == 96
+    ]
+    columns = ("AUC", "people", "manipulation", "of the file", "of the colours", "of both")
+    return report.table(columns, shown) if shown else ""
 
 
 def _claims(evidence: Evidence, robust: Sequence[Row], old: Mapping[str, list[Row]]) -> str:
