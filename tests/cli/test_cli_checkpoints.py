@@ -310,11 +310,11 @@ def test_what_does_not_belong_to_the_model_is_refused(file: Path) -> None:
 @pytest.mark.parametrize("name", ["model.safetensors.index.json", "model-00001-of-00002.safetensors"])
 def test_parts_of_weights_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("{}")
-    assert "spread over several files" in refused(tmp_path / name, Backbone())
+    assert "one of several files that the weights are spread over" in refused(tmp_path / name, Backbone())
 
 
 def test_folders_are_refused(tmp_path: Path) -> None:
-    assert "it is no file; name the file of weights in it" in refused(tmp_path, Backbone())
+    assert "it is not a file; name the file of weights in it" in refused(tmp_path, Backbone())
 
 
 def test_weights_of_another_library_are_refused(file: Path) -> None:

@@ -251,7 +251,7 @@ REFUSED = {
     "profile --model test_resnet": "the following arguments are required: PHOTO",
     "profile no.png --model test_resnet": "cannot read no.png",
     "profile . --model test_resnet --layers layer9": "no module 'layer9'",
-    "profile empty --model test_resnet": "empty holds no image",
+    "profile empty --model test_resnet": "neither empty nor its subfolders hold a file with the suffix of an image",
     "profile photo.png --model test_resnet --batch-size 0": "batch-size must be 1 or more, got 0",
 }
 
