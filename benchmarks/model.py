@@ -24,6 +24,7 @@ VARIANTS: Final[dict[str, dict[str, object] | None]] = {
     "bare again": None,
     "sia": {},
     "sia, no aggregation": {"aggregate": False},
+    "sia, pooled": {"aggregate": "pooled"},
     "sia, K = 7": {"kernel_size": 7},
 }
 FEW_VARIANTS: Final = ("bare", "bare again", "sia")
