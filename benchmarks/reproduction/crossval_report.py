@@ -119,7 +119,7 @@ def _giveaways(rows: Sequence[Row]) -> str:
         for row in rows
         if row["quality"] == "HQ" and int(row["size"]) == 96
     ]
-    columns = ("AUC of", "people", "manipulation", "the file", "the colours", "both")
+    columns = ("people", "count", "manipulation", "AUC of the file", "of the colours", "of both")
     return report.table(columns, shown) if shown else ""
 
 
