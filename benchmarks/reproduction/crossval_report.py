@@ -111,12 +111,15 @@ def _time(rows: Sequence[Row], left: int) -> str:
 def _giveaways(rows: Sequence[Row]) -> str:
     """How well files and colours tell fakes without a look at the picture."""
     shown = [
-        [row["people"], row["count"], row["kinds"], *(f"{100 * float(row[name]):.1f}" for name in ("file", "colour"))]
-        + [f"{100 * float(row['both']):.1f} ± {100 * float(row['margin']):.1f}"]
+        [
+            *(row[name] for name in ("people", "count", "kinds")),
+            *(f"{100 * float(row[name]):.1f}" for name in ("file", "colour")),
+            f"{100 * float(row['both']):.1f} ± {100 * float(row['margin']):.1f}",
+        ]
         for row in rows
         if row["quality"] == "HQ" and int(row["size"]) == 96
     ]
-    columns = ("AUC", "people", "manipulation", "of the file", "of the colours", "of both")
+    columns = ("people", "count", "manipulation", "AUC of the file", "of the colours", "of both")
     return report.table(columns, shown) if shown else ""
 
 
