@@ -153,7 +153,7 @@ def test_every_kernel(target: str) -> None:
     assert_no_atomics(kernels)
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_75", "gfx90a"])
 def test_half_dtypes_on_the_oldest(target: str) -> None:
     groups = [
@@ -164,6 +164,7 @@ def test_half_dtypes_on_the_oldest(target: str) -> None:
     assert_no_spills(Compiler.run(*groups), {"spread", "finish", "information", "shares", "gather"})
 
 
+@pytest.mark.slow
 def test_every_padding_mode_and_large_windows() -> None:
     functions, names = ("self_information", *BACKWARD), {"spread", "finish", "information", "shares", "gather"}
     assert_fits(Compiler.run(Group(("sm_86", "gfx1100"), functions, 15)), names)

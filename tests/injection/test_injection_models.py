@@ -67,6 +67,7 @@ def picture(case: Case, batch: int = 2) -> Tensor:
     return torch.rand(batch, 3, *case.size)
 
 
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_inject_and_eject(case: Case) -> None:
     model, x = case.make(), picture(case)
