@@ -1,8 +1,8 @@
 """What a call costs beyond its kernels: Python, checks, allocation and the way into C, on one small map.
 
-``python -m benchmarks.overhead [--quick] [--csv FILE]``. Every call is timed twice in inference mode: as it is, and with
-a C function that does nothing in place of each kernel. The smallest of many repetitions counts, because whatever else
-runs on the machine only adds time.
+``python -m benchmarks.overhead [--quick] [--csv FILE]``. Every call is timed twice in inference mode: as it is, and
+with a C function that does nothing in place of each kernel. The smallest of many repetitions counts, because whatever
+else runs on the machine only adds time.
 """
 
 from __future__ import annotations
