@@ -80,18 +80,16 @@ def sentence(line: Line, seeds: int) -> str:
     assert line.more_auc is not None
     mean, low, high = (100 * each for each in line.more_auc)
     figures = f"{line.variant} - bare: {mean:+.1f} points of AUC, 95% interval [{low:+.1f}, {high:+.1f}]"
-    least = f"this design could tell one of {100 * detectable(line.more_auc):.1f} points with 80 % power"
+    least = f"this design could detect one of {100 * detectable(line.more_auc):.1f} points with 80 % power"
     if low == high:
-        return (
-            f"{figures}: every draw of the pictures gives the same, so nothing can be told; take more or harder ones."
-        )
+        return f"{figures}: every resample gives the same value, so nothing was detected; use more or harder pictures."
     if seeds == 1:
-        least += ", but with one seed it cannot tell a variant from the luck of one training"
+        least += ", but with one seed it cannot separate the variant from the luck of one training run"
     if low > 0:
-        return f"{figures}: higher here, by more than these pictures and seeds leave open; {least}."
+        return f"{figures}: higher here, by more than chance over these pictures and seeds explains; {least}."
     if high < 0:
-        return f"{figures}: lower here, by more than these pictures and seeds leave open; {least}."
-    return f"{figures}: no difference can be told; {least}."
+        return f"{figures}: lower here, by more than chance over these pictures and seeds explains; {least}."
+    return f"{figures}: no difference was detected; {least}."
 
 
 def spoken_of(variants: Sequence[str]) -> str | None:
@@ -108,11 +106,14 @@ def warnings(store: Store, bare: Line, seeds: Sequence[int]) -> list[str]:
         made.append(f"only {len(groups)} groups of test pictures: intervals of so few are too narrow to be trusted")
     if auc < LEARNED:
         made.append(
-            f"bare has learned next to nothing (AUC {100 * auc:.1f}), and networks that guess differ by little: train "
-            "longer, start from trained weights or take more pictures"
+            f"bare has learned almost nothing (AUC {100 * auc:.1f}), and networks that guess differ little: train "
+            "longer, start from pretrained weights or use more pictures"
         )
     if auc > SOLVED:
-        made.append(f"bare tells nearly all (AUC {100 * auc:.1f}), which leaves nothing to gain: take harder pictures")
+        made.append(
+            f"bare classifies nearly all correctly (AUC {100 * auc:.1f}), which leaves nothing to gain: use harder "
+            "pictures"
+        )
     return made
 
 

@@ -265,16 +265,16 @@ def line(low, high):
 def test_a_sentence_claims_a_difference_only_where_the_interval_leaves_out_zero(low, width, seeds):
     said = table.sentence(line(low, low + width), seeds)
     assert ("higher here" in said) == (low > 0) and ("lower here" in said) == (low + width < 0)
-    assert ("no difference can be told" in said) == (low <= 0 <= low + width)
+    assert ("no difference was detected" in said) == (low <= 0 <= low + width)
     assert ("one seed" in said) == (seeds == 1)
 
 
 def test_a_sentence_in_full():
     assert table.sentence(line(-0.011, 0.017), 5) == (
-        "sia - bare: +0.3 points of AUC, 95% interval [-1.1, +1.7]: no difference can be told; this design could tell "
-        "one of 2.0 points with 80 % power."
+        "sia - bare: +0.3 points of AUC, 95% interval [-1.1, +1.7]: no difference was detected; this design could "
+        "detect one of 2.0 points with 80 % power."
     )
-    assert "nothing can be told" in table.sentence(line(0.0, 0.0), 5)
+    assert "nothing was detected" in table.sentence(line(0.0, 0.0), 5)
 
 
 def test_what_a_design_can_tell_it_tells_four_times_in_five():
@@ -286,7 +286,7 @@ def test_what_a_design_can_tell_it_tells_four_times_in_five():
 
 @pytest.mark.parametrize(
     ("auc", "groups", "expected"),
-    [(0.8, 10, []), (0.8, 9, ["only 9 groups"]), (0.55, 12, ["learned next to nothing"]), (0.995, 12, ["nearly all"])],
+    [(0.8, 10, []), (0.8, 9, ["only 9 groups"]), (0.55, 12, ["learned almost nothing"]), (0.995, 12, ["nearly all"])],
 )
 def test_figures_that_mean_less_than_they_seem_to_come_with_a_warning(auc, groups, expected):
     class Held:
