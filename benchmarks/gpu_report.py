@@ -1,4 +1,4 @@
-"""The cost of the Triton kernels on GPUs that are not at hand: registers, instructions, and the bounds they set.
+"""Report the cost of the Triton kernels on GPUs that are not available: registers, instructions and bounds.
 
 ``python -m benchmarks.gpu_report [--quick] [--targets sm_90 ...] [--csv FILE] [--plot FILE] [--page FILE]`` compiles
 the kernels that the dispatch would launch for a map of SHAPE, counts the instructions per output in the machine code,
@@ -287,11 +287,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report; the exit code is 0 if there is no fault."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_report", description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--quick", action="store_true", help=f"float32 and K = 3 and 7 alone; targets {', '.join(QUICK_TARGETS)}")
+    add("--quick", action="store_true", help=f"only float32 and K = 3 and 7; targets {', '.join(QUICK_TARGETS)}")
     add("--targets", nargs="+", choices=TARGETS, metavar="TARGET", help=f"some of {', '.join(TARGETS)}")
-    add("--csv", type=Path, metavar="FILE", help="write every row there as well")
+    add("--csv", type=Path, metavar="FILE", help="also write every row to this file")
     add("--plot", type=Path, metavar="FILE", help="draw the bound that every pipe sets")
-    add("--page", type=Path, metavar="FILE", help="put the tables between this page's marks")
+    add("--page", type=Path, metavar="FILE", help="insert the tables between the marks of this page")
     given = parser.parse_args(arguments)
     rows = records(given.targets or (QUICK_TARGETS if given.quick else TARGETS), given.quick)
     print(report(rows))

@@ -148,7 +148,7 @@ def test_a_loop_may_run_less_often_where_the_compiler_wrote_out_some_trips() -> 
 
 
 def test_code_that_goes_where_a_register_says_is_refused() -> None:
-    with pytest.raises(ValueError, match="BRX leads to where the code does not say"):
+    with pytest.raises(ValueError, match="BRX branches to a target that the code does not name"):
         parse(SASS.replace("BRA 0xc0", "BRX R2"), amd=False)
 
 
