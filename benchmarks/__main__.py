@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = given.results or ROOT / "benchmarks/results" / ("quick" if given.quick else "full")
     every = [name for name, part in PARTS.items() if part.quick or not given.quick]
     chosen = every if "all" in given.parts else [name for name in PARTS if name in given.parts]
-    failed = [name for name in chosen if not _ran(name, folder, given)]
+    failed = [name for name in chosen if not _run_part(name, folder, given)]
     if given.page.exists():
         given.page.write_text(filled(given.page.read_text(), folder))
         draw(folder, given.page.parent / "images")
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(failed))
 
 
-def _ran(name: str, folder: Path, given: argparse.Namespace) -> bool:
+def _run_part(name: str, folder: Path, given: argparse.Namespace) -> bool:
     part, path = PARTS[name], folder / f"{name}.csv"
     if path.exists() and not given.fresh:
         print(f"=== {name}: {path} is there already")

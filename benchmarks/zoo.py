@@ -83,7 +83,7 @@ def examine(job: tuple[str, str]) -> dict[str, Any]:
         row["family"] = type(model).__module__.rpartition(".")[2]
         if library == "transformers":  # its models add their own hooks in their first forward pass
             with contextlib.suppress(Exception):  # a model that needs more than pictures is refused below
-                _ran(model)
+                _run(model)
         before = _shape_of(model)
         try:
             sites = find_sites(model)
@@ -124,7 +124,7 @@ def _check_injected(model: nn.Module, names: list[str], keys: list[str]) -> None
 
     handles = [module.register_forward_hook(counted(name)) for name, module in sia_modules(model).items()]
     try:
-        output = _ran(model)
+        output = _run(model)
     finally:
         for handle in handles:
             handle.remove()
@@ -136,7 +136,7 @@ def _check_injected(model: nn.Module, names: list[str], keys: list[str]) -> None
     _require(not missed, f"no gradient reaches {missed[:2]}")
 
 
-def _ran(model: nn.Module) -> Any:
+def _run(model: nn.Module) -> Any:
     """Run the model in evaluation mode on an input that it declares."""
     modes = [(module, module.training) for module in model.modules()]
     try:

@@ -1,4 +1,4 @@
-"""Figures of the results, from the CSV files alone."""
+"""Draw figures of the results, from the CSV files alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AVERAGE: Final = "all five"
 
 
 def draw(results: Path, images: Path) -> list[Path]:
-    """Draw every figure whose CSV is there; where they went."""
+    """Draw every figure whose CSV exists; return the paths."""
     made = []
     for name, (file, function) in FIGURES.items():
         if (results / f"{file}.csv").exists():
@@ -30,7 +30,7 @@ def draw(results: Path, images: Path) -> list[Path]:
 
 
 def differences(rows: Sequence[CsvRow]) -> Figure:
-    """AUC of every variant less that of the bare network, with its interval."""
+    """Draw the difference in AUC of every variant from the bare network, with its interval."""
     shown = [row for row in rows if row["kinds"] == "all" and row.get("AUC - bare")][::-1]
     figure, (ax,) = panels_of(1, width=6.4, height=0.8 + 0.28 * len(shown))
     _points(ax, [row["network"] for row in shown], shown, "AUC - bare")
@@ -40,7 +40,7 @@ def differences(rows: Sequence[CsvRow]) -> Figure:
 
 
 def self_information(rows: Sequence[CsvRow]) -> Figure:
-    """Accuracy over average self-information: a panel for each manipulation, a point for each trained network."""
+    """Draw accuracy over average self-information: a panel per manipulation, a point per trained network."""
     trained = [row for row in rows if (row["state"], row["behind"]) == ("trained", "layer")]
     kinds = list(dict.fromkeys(row["kinds"] for row in trained))
     figure, axes = panels_of(len(kinds), most=2)
@@ -57,7 +57,7 @@ def self_information(rows: Sequence[CsvRow]) -> Figure:
 
 
 def robustness(rows: Sequence[CsvRow]) -> Figure:
-    """AUC over the severity of each corruption, a curve for each network."""
+    """Draw AUC over the severity of each corruption, with a curve per network."""
     corruptions = list(dict.fromkeys(row["corruption"] for row in rows))
     figure, axes = panels_of(len(corruptions), most=2)
     for ax, corruption in zip(axes, corruptions, strict=True):
@@ -78,7 +78,7 @@ def robustness(rows: Sequence[CsvRow]) -> Figure:
 
 
 def bars(rows: Sequence[CsvRow]) -> Figure:
-    """The paper's Figure 1: bare and SIA side by side under every corruption, the mean of the five severities."""
+    """Draw the paper's Figure 1: bare and SIA side by side under every corruption, as means over five severities."""
     held = [row for row in rows if row["severity"] == AVERAGE and row["network"] in ("bare", "SIA")]
     corruptions = list(dict.fromkeys(row["corruption"] for row in held))
     figure, (ax,) = panels_of(1, width=6.4)
@@ -96,7 +96,7 @@ def bars(rows: Sequence[CsvRow]) -> Figure:
 
 
 def localisation(rows: Sequence[CsvRow]) -> Figure:
-    """Pixel AUC of every map on the fakes and on the real pictures under the same masks."""
+    """Draw the pixel AUC of every map on the fakes, and on the real pictures with the same masks."""
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     panels = [[row for row in rows if (row["size"], row["kinds"]) == (size, "all")][::-1] for size in sizes]
     figure, axes = panels_of(len(sizes), width=5.6, most=2, height=0.9 + 0.3 * max(map(len, panels)))
@@ -123,7 +123,7 @@ def _points(
     ax: Axes, names: Sequence[str], rows: Sequence[CsvRow], column: str, color: str = "C0", label: str | None = None,
     shift: float = 0.0,
 ) -> None:  # fmt: skip
-    """Means with their intervals, one line below the other."""
+    """Draw means with their intervals, one line below the other."""
     places = [index + shift for index in range(len(names))]
     means = [float(row[column]) for row in rows]
     ax.errorbar(means, places, xerr=_errors(rows, column), fmt="o", color=color, markersize=4, capsize=2, label=label)
@@ -131,7 +131,7 @@ def _points(
 
 
 def _errors(rows: Sequence[CsvRow], column: str) -> tuple[list[float], list[float]]:
-    """How far an interval reaches below and above its mean, which it need not hold where seeds differ much."""
+    """Return the distances from the mean to the ends of the interval, which may exclude the mean if seeds vary much."""
     low = [max(0.0, float(row[column]) - float(row[f"{column} low"])) for row in rows]
     high = [max(0.0, float(row[f"{column} high"]) - float(row[column])) for row in rows]
     return low, high

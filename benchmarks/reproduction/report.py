@@ -1,7 +1,7 @@
-"""docs/reproduction.md: its tables, and what may be said of them, from the CSV files alone.
+"""Write the tables of docs/reproduction.md and the statements that they support, from the CSV files alone.
 
-The page holds a pair of marks for each section, and its prose between them and around them. Sentences that say whether
-something helps are made here from the interval of a paired difference, in the same words whichever way it went.
+The page has a pair of marks for each section, and prose between and around them. The sentences that say whether
+something helps are generated here from the interval of a paired difference, with the same words in either direction.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COMPARED: Final = ("bare", "SE", "CBAM", "SIA")
 
 
 def filled(page: str, folder: Path) -> str:
-    """The page with every section whose results are there put between its marks.
+    """Insert every section that has results between its marks on the page.
 
     Raises:
         ValueError: a mark is missing, or they are in the wrong order.
@@ -28,7 +28,7 @@ def filled(page: str, folder: Path) -> str:
 
 
 def put(page: str, sections: Mapping[str, str | None]) -> str:
-    """The page with sections between their marks; those that are None stay as they are.
+    """Insert sections between their marks on the page; a section that is None leaves the page unchanged.
 
     Raises:
         ValueError: a mark is missing, or they are in the wrong order.
@@ -44,7 +44,7 @@ def put(page: str, sections: Mapping[str, str | None]) -> str:
 
 
 def verdict(what: str, mean: float, low: float, high: float, unit: str = "points of AUC") -> str:
-    """What a paired difference, with its 95 % interval, allows to be said; all three in one unit."""
+    """Return the statement that a paired difference with its 95 % interval supports; all three have one unit."""
     figures = f"{what}: {mean:+.1f} {unit} [{low:+.1f}, {high:+.1f}]"
     if low > 0:
         return f"{figures}: higher here, by more than these people and seeds leave open."
@@ -54,7 +54,7 @@ def verdict(what: str, mean: float, low: float, high: float, unit: str = "points
 
 
 def told(row: CsvRow, name: str) -> str:
-    """An interval of a row in percent, such as ``74.9 [68.2, 80.9]``; differences carry their sign."""
+    """Format an interval of a row in percent, such as ``74.9 [68.2, 80.9]``; differences have a sign."""
     if not row.get(name):
         return ""
     sign = "+" if " - " in name else ""
@@ -63,13 +63,13 @@ def told(row: CsvRow, name: str) -> str:
 
 
 def percent(row: CsvRow, name: str) -> tuple[float, float, float]:
-    """Mean, low and high of a row, in percent."""
+    """Return the mean and the ends of an interval of a row, in percent."""
     mean, low, high = (100 * float(row[f"{name}{end}"]) for end in ("", " low", " high"))
     return mean, low, high
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Format a table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -107,7 +107,7 @@ def _table1(folder: Path) -> str:
 
 
 def _gains(path: Path, networks: Sequence[str]) -> list[str]:
-    """How far the gains of SIA came, and could come."""
+    """Return sentences on how far SIA's gains moved, and how far they could move."""
     made = []
     for network in networks:
         runs = [row for row in harness.read(path) if row["network"] == network]
@@ -168,7 +168,7 @@ def _table3(folder: Path) -> str:
 
 
 def _ranking(rows: Sequence[CsvRow]) -> str:
-    """How often each network has the highest mean accuracy."""
+    """Return a sentence on how often each network has the highest mean accuracy."""
     cells: dict[tuple[str, str], list[CsvRow]] = {}
     for row in rows:
         cells.setdefault((row["kinds"], row["quality"]), []).append(row)
@@ -212,7 +212,7 @@ def _order(figures: Mapping[str, float]) -> str:
 
 
 def _correlation(row: CsvRow) -> str:
-    """A rank correlation: over all runs a description, within manipulation and seed with what it allows to be said."""
+    """Return a rank correlation: a description over all runs, and a conclusion within manipulation and seed."""
     what = f"Self-information behind the {row['behind']} and {row['score']}, over {row['over']}"
     if not row.get("rho") or row["rho"] == "nan":
         return f"{what}: nothing to rank."
@@ -313,7 +313,7 @@ SECTIONS: Final[dict[str, tuple[str, Callable[[Path], str]]]] = {
 
 
 def _setting(rows: Sequence[CsvRow], folder: Path, name: str) -> str:
-    """What the figures below were measured with, as the records of the runs have it."""
+    """Return a line on the settings of the figures below it, from the records of the runs."""
     runs = harness.read(folder / f"{name}_runs.csv")
     told = ("; ".join(sorted({row[f"run's {key}"] for row in runs})) for key in ("machine", "versions"))
     commits, dates = (sorted({row[f"run's {key}"] for row in runs}) for key in ("commit", "date"))
@@ -327,7 +327,7 @@ def _budget(rows: Sequence[CsvRow]) -> str:
 
 
 def listed(sentences: Iterable[str]) -> str:
-    """Sentences as a list in Markdown."""
+    """Format sentences as a list in Markdown."""
     return "".join(f"- {sentence}\n" for sentence in sentences)
 
 
@@ -337,7 +337,7 @@ def _differs(row: CsvRow, name: str) -> bool:
 
 
 def _printed(row: CsvRow) -> tuple[str, str]:
-    """The manipulation of the paper that is most like a row's, and what it prints for it."""
+    """Return the paper's manipulation that is most similar to a row's, and the figure that it prints."""
     nearest = paper.NEAREST.get(row["kinds"])
     if nearest is None:
         return "none", ""
@@ -350,5 +350,5 @@ def _deviation(row: CsvRow, name: str) -> str:
 
 
 def millions(count: str) -> str:
-    """A count such as ``3.37M``."""
+    """Format a count in millions, such as ``3.37M``."""
     return f"{int(count) / 1e6:.2f}M"

@@ -140,7 +140,7 @@ def test_photographs_are_split_and_neither_part_lacks_colour() -> None:
 
 
 def test_a_folder_of_photographs_serves_as_well(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="holds 0 photographs"):
+    with pytest.raises(FileNotFoundError, match="has 0 readable photographs"):
         photographs.photographs(tmp_path)
     for index in range(4):
         cv2.imwrite(str(tmp_path / f"{index}.png"), np.full((170, 180, 3), index, np.uint8))

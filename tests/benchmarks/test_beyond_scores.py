@@ -175,7 +175,7 @@ def test_the_collections_of_camouflage(tmp_path: Path) -> None:
     assert found == {("train", tmp_path.name), ("test", "CAMO"), ("test", "CHAMELEON")}
 
 
-def told(root: Path) -> set[tuple[str, str, str, str | None]]:
+def described(root: Path) -> set[tuple[str, str, str, str | None]]:
     return {
         (each.file.relative_to(root).as_posix(), each.kind, each.person, each.part)
         for each in trees.spoofing_files(root)
@@ -209,7 +209,7 @@ def test_what_the_folders_of_anti_spoofing_say(
     file.parent.mkdir(parents=True)
     file.touch()
     (tmp_path / "readme.png").touch()  # nothing says what it is
-    assert told(tmp_path) == {(path, kind, person, part)}
+    assert described(tmp_path) == {(path, kind, person, part)}
 
 
 @pytest.mark.parametrize("named", [("train", "dev", "test"), ("train", "test"), ()])

@@ -289,20 +289,20 @@ def test_what_a_design_can_tell_it_tells_four_times_in_five():
     [(0.8, 10, []), (0.8, 9, ["only 9 groups"]), (0.55, 12, ["learned almost nothing"]), (0.995, 12, ["nearly all"])],
 )
 def test_figures_that_mean_less_than_they_seem_to_come_with_a_warning(auc, groups, expected):
-    class Held:
-        def said(self, variant, seed):
+    class Stub:
+        def load_predictions(self, variant, seed):
             names = [f"g{index}" for index in range(groups)]
             return Predictions.from_lists([0] * groups, [0.0] * groups, names, ["real"] * groups)
 
     bare = table.Line("bare", 1, Interval(auc, auc, auc), Interval(auc, auc, auc), None, None)
-    told = table.warnings(Held(), bare, [0])
-    assert len(told) == len(expected) and all(text in one for text, one in zip(expected, told, strict=True))
+    warnings = table.warnings(Stub(), bare, [0])
+    assert len(warnings) == len(expected) and all(text in one for text, one in zip(expected, warnings, strict=True))
 
 
 def test_the_last_sentence_is_about_sia_where_it_is_there():
-    assert table.spoken_of(["bare", "se", "sia-pooled", "sia"]) == "sia-pooled"
-    assert table.spoken_of(["bare", "se"]) == "se"
-    assert table.spoken_of(["bare"]) is None
+    assert table.headline(["bare", "se", "sia-pooled", "sia"]) == "sia-pooled"
+    assert table.headline(["bare", "se"]) == "se"
+    assert table.headline(["bare"]) is None
 
 
 # The example

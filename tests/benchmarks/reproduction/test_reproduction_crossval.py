@@ -265,5 +265,5 @@ def test_a_pilot_takes_the_larger_deviation() -> None:
     assert Pilot(0.01, 0.03).deviation == 0.03
     found = pilot([made(0, 1.0)], [made(0, 1.0, seed=1)], weighted_auc)
     assert found.runs > 0 and found.people > 0
-    with pytest.raises(ValueError, match="one fold or more"):
+    with pytest.raises(ValueError, match="at least one fold"):
         pilot([], [], weighted_auc)
