@@ -8,7 +8,7 @@ from typing import Final
 
 from benchmarks import harness
 from benchmarks.beyond.networks import VARIANTS
-from benchmarks.reproduction.report import CsvRow, percent, table, told, verdict
+from benchmarks.reproduction.report import CsvRow, cell, percent, table, verdict
 
 FEWEST: Final = 5  # seeds below which differences are not judged
 
@@ -88,9 +88,9 @@ def _wide(
     heads = [case, *(name.replace(" - ", " − ") for name in columns), *([] if beside is None else [beside[0]])]
     lines = []
     for name, row in _of(rows, case).items():
-        line = [name, *(told(row, column) for column in columns)]
+        line = [name, *(cell(row, column) for column in columns)]
         if beside is not None:
-            line.append(told(beside[1][name], beside[0]) if name in beside[1] else "")
+            line.append(cell(beside[1][name], beside[0]) if name in beside[1] else "")
         lines.append(line)
     return table(heads, lines)
 
@@ -99,7 +99,7 @@ def _across(rows: Sequence[CsvRow], cases: Sequence[str], measure: str) -> str:
     """Format a table of one measure, with networks as rows and cases as columns."""
     found = {case: _of(rows, case) for case in cases}
     names = [name for name in VARIANTS if any(name in of for of in found.values())]
-    lines = [[name, *(told(of[name], measure) if name in of else "" for of in found.values())] for name in names]
+    lines = [[name, *(cell(of[name], measure) if name in of else "" for of in found.values())] for name in names]
     return table([measure, *cases], lines)
 
 

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)  # results must not depend on the number of threads
     began = time.monotonic()
     try:
-        failed = _ran(_study(given), given)
+        failed = _run_experiments(_study(given), given)
     except KeyboardInterrupt:
         how = "the same command without --fresh" if given.fresh else "the same command"
         print(f"\nstopped; {how} goes on from here", file=sys.stderr)
@@ -108,7 +108,7 @@ def _setting(given: argparse.Namespace) -> str:
     return f"{data_set}{'quick' if given.quick else 'full'}{'' if given.seeds == SEEDS else f'-{given.seeds}-seeds'}"
 
 
-def _ran(study: Study, given: argparse.Namespace) -> list[str]:
+def _run_experiments(study: Study, given: argparse.Namespace) -> list[str]:
     """Run the experiments; return the names of those that failed."""
     chosen = {
         name: each for name, each in EXPERIMENTS.items() if "all" in given.experiments or name in given.experiments

@@ -56,13 +56,13 @@ def predictions(rows: Sequence[Row], column: str) -> dict[int, Predictions]:
         folds.setdefault(int(row["fold"]), []).append(row)
     return {
         fold: Predictions(
-            np.asarray([int(row["kind"] != REAL) for row in held]),
-            np.asarray([float(row[column]) for row in held], np.float32),
-            tuple(row["person"] for row in held),
-            tuple(row["kind"] for row in held),
+            np.asarray([int(row["kind"] != REAL) for row in members]),
+            np.asarray([float(row[column]) for row in members], np.float32),
+            tuple(row["person"] for row in members),
+            tuple(row["kind"] for row in members),
         )
-        for fold, held in sorted(folds.items())
-        if all(row.get(column) for row in held)
+        for fold, members in sorted(folds.items())
+        if all(row.get(column) for row in members)
     }
 
 

@@ -46,8 +46,8 @@ def self_information(rows: Sequence[CsvRow]) -> Figure:
     figure, axes = panels_of(len(kinds), most=2)
     for ax, kind in zip(axes, kinds, strict=True):
         for name in dict.fromkeys(row["network"] for row in trained):
-            held = [row for row in trained if (row["kinds"], row["network"]) == (kind, name)]
-            ax.scatter([float(row["AVG"]) for row in held], [float(row["ACC"]) for row in held],
+            selected = [row for row in trained if (row["kinds"], row["network"]) == (kind, name)]
+            ax.scatter([float(row["AVG"]) for row in selected], [float(row["ACC"]) for row in selected],
                        color=COLORS[name], label=name)  # fmt: skip
         ax.set_title(kind, fontsize=9)
         ax.set_xlabel("average self-information, nats", fontsize=9)
@@ -62,14 +62,14 @@ def robustness(rows: Sequence[CsvRow]) -> Figure:
     figure, axes = panels_of(len(corruptions), most=2)
     for ax, corruption in zip(axes, corruptions, strict=True):
         for name in dict.fromkeys(row["network"] for row in rows):
-            held = [row for row in rows if (row["corruption"], row["network"]) == (corruption, name)
+            selected = [row for row in rows if (row["corruption"], row["network"]) == (corruption, name)
                     and row["severity"] != AVERAGE]  # fmt: skip
-            places = [int(row["severity"]) for row in held]
-            ax.plot(places, [float(row["AUC"]) for row in held], marker="o", color=COLORS[name], label=name)
+            places = [int(row["severity"]) for row in selected]
+            ax.plot(places, [float(row["AUC"]) for row in selected], marker="o", color=COLORS[name], label=name)
             if name in ("bare", "SIA"):
-                low, high = ([float(row[f"AUC {end}"]) for row in held] for end in ("low", "high"))
+                low, high = ([float(row[f"AUC {end}"]) for row in selected] for end in ("low", "high"))
                 ax.fill_between(places, low, high, color=COLORS[name], alpha=0.15, linewidth=0)
-        strengths = [row["strength"] for row in held]
+        strengths = [row["strength"] for row in selected]
         ax.set_xticks(places, [strength or "clean" for strength in strengths], fontsize=8)
         ax.set_title(corruption, fontsize=9)
         ax.set_ylabel("AUC", fontsize=9)
@@ -79,11 +79,11 @@ def robustness(rows: Sequence[CsvRow]) -> Figure:
 
 def bars(rows: Sequence[CsvRow]) -> Figure:
     """Draw the paper's Figure 1: bare and SIA side by side under every corruption, as means over five severities."""
-    held = [row for row in rows if row["severity"] == AVERAGE and row["network"] in ("bare", "SIA")]
-    corruptions = list(dict.fromkeys(row["corruption"] for row in held))
+    selected = [row for row in rows if row["severity"] == AVERAGE and row["network"] in ("bare", "SIA")]
+    corruptions = list(dict.fromkeys(row["corruption"] for row in selected))
     figure, (ax,) = panels_of(1, width=6.4)
     for side, name in ((-0.2, "bare"), (0.2, "SIA")):
-        of = {row["corruption"]: row for row in held if row["network"] == name}
+        of = {row["corruption"]: row for row in selected if row["network"] == name}
         places = [index + side for index in range(len(corruptions))]
         drawn = ax.bar(places, [float(of[each]["AUC"]) for each in corruptions], 0.4, color=COLORS[name], label=name,
                        yerr=_errors([of[each] for each in corruptions], "AUC"), capsize=3)  # fmt: skip
@@ -100,10 +100,10 @@ def localisation(rows: Sequence[CsvRow]) -> Figure:
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     panels = [[row for row in rows if (row["size"], row["kinds"]) == (size, "all")][::-1] for size in sizes]
     figure, axes = panels_of(len(sizes), width=5.6, most=2, height=0.9 + 0.3 * max(map(len, panels)))
-    for ax, size, held in zip(axes, sizes, panels, strict=True):
-        names = [row["map"] for row in held]
-        _points(ax, names, held, "real", color="0.55", label="real picture, same mask", shift=-0.15)
-        _points(ax, names, held, "AUC", color="C0", label="fake", shift=0.15)
+    for ax, size, selected in zip(axes, sizes, panels, strict=True):
+        names = [row["map"] for row in selected]
+        _points(ax, names, selected, "real", color="0.55", label="real picture, same mask", shift=-0.15)
+        _points(ax, names, selected, "AUC", color="C0", label="fake", shift=0.15)
         ax.axvline(0.5, color="black", linewidth=0.8)
         ax.set_xlabel(f"pixel AUC at {size} pixels; chance is 0.5", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)

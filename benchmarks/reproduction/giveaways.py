@@ -55,7 +55,7 @@ def colour_spread(files: Sequence[bytes]) -> Features:
     return np.array(rows)
 
 
-def told_apart(features: Features, labels: Sequence[int], people: Sequence[str]) -> float:
+def linear_auc(features: Features, labels: Sequence[int], people: Sequence[str]) -> float:
     """Return the AUC of a linear classifier on people that it was not trained on."""
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     found = cross_val_predict(model, features, labels, groups=people, cv=GroupKFold(6), method="predict_proba")
@@ -85,7 +85,7 @@ def auc_of(
     labels = [int(kinds[index] != REAL) for index in chosen]
     file, colour = file_statistics(some), colour_spread(some)
     features = {"file": file, "colour": colour, "both": np.hstack([file, colour])}
-    return {name: told_apart(each, labels, names) for name, each in features.items()} | {"margin": margin(labels)}
+    return {name: linear_auc(each, labels, names) for name, each in features.items()} | {"margin": margin(labels)}
 
 
 def rows_of(root: Path, size: int, quality: str, people: int | None, cache: Path) -> list[dict[str, Any]]:
@@ -97,9 +97,9 @@ def rows_of(root: Path, size: int, quality: str, people: int | None, cache: Path
         chosen = [index for index, name in enumerate(names) if holds(table[name])]
         some = [[each[index] for index in chosen] for each in (files, kinds, names)]
         for forgeries in (*((kind,) for kind in data.MANIPULATIONS), data.MANIPULATIONS):
-            told = auc_of(*some, forgeries)
+            aucs = auc_of(*some, forgeries)
             kind = forgeries[0] if len(forgeries) == 1 else "all"
-            rows.append({"quality": quality, "people": subset, "count": len(set(some[2])), "kinds": kind, **told})
+            rows.append({"quality": quality, "people": subset, "count": len(set(some[2])), "kinds": kind, **aucs})
     return rows
 
 

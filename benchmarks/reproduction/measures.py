@@ -88,6 +88,11 @@ def localisation(run: Run, test: Faces) -> list[Row]:
 
 
 def _means(found: Sequence[tuple[str, float, float]], kind: str) -> Row:
-    held = [each for each in found if kind in ("all", each[0])]
-    fake, real = (fmean(each[place] for each in held) for place in (1, 2))
-    return {"pictures": len(held), "AUC": round(fake, 5), "real": round(real, 5), "fake - real": round(fake - real, 5)}
+    selected = [each for each in found if kind in ("all", each[0])]
+    fake, real = (fmean(each[place] for each in selected) for place in (1, 2))
+    return {
+        "pictures": len(selected),
+        "AUC": round(fake, 5),
+        "real": round(real, 5),
+        "fake - real": round(fake - real, 5),
+    }

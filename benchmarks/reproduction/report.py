@@ -53,7 +53,7 @@ def verdict(what: str, mean: float, low: float, high: float, unit: str = "points
     return f"{figures}: no difference can be told from this."
 
 
-def told(row: CsvRow, name: str) -> str:
+def cell(row: CsvRow, name: str) -> str:
     """Format an interval of a row in percent, such as ``74.9 [68.2, 80.9]``; differences have a sign."""
     if not row.get(name):
         return ""
@@ -89,21 +89,22 @@ def _table1(folder: Path) -> str:
         ("network", "parameters", "ACC", "AUC", "ACC − bare", "AUC − bare"),
         [
             [name, millions(of[name, "all"]["parameters"]),
-             *(told(of[name, "all"], score) for score in ("ACC", "AUC", "ACC - bare", "AUC - bare"))]
+             *(cell(of[name, "all"], score) for score in ("ACC", "AUC", "ACC - bare", "AUC - bare"))]
             for name in COMPARED
         ],
     )  # fmt: skip
     by_kind = table(
-        ("AUC by manipulation", *kinds), [[name, *(told(of[name, kind], "AUC") for kind in kinds)] for name in COMPARED]
+        ("AUC by manipulation", *kinds),
+        [[name, *(cell(of[name, kind], "AUC") for kind in kinds)] for name in COMPARED],
     )
-    said = [verdict(f"{name} − bare", *percent(of[name, "all"], "AUC - bare")) for name in COMPARED[1:]]
+    verdicts = [verdict(f"{name} − bare", *percent(of[name, "all"], "AUC - bare")) for name in COMPARED[1:]]
     (bare_acc, bare_auc), (acc, auc) = paper.TABLE1["EfficientNet-b4"], paper.TABLE1["Ours"]
     printed = (
         f"The paper's Table 1 (DFDC, EfficientNet-B4): ACC {bare_acc} to {acc} ({acc - bare_acc:+.2f}), "
         f"AUC {bare_auc} to {auc} ({auc - bare_auc:+.2f}); one figure each, without spread."
     )
     gains = _gains(folder / "table1_runs.csv", ["lite SIA"])
-    return _setting(rows, folder, "table1") + f"{scores}\n{by_kind}\n{listed([*said, *gains])}\n{printed}\n"
+    return _setting(rows, folder, "table1") + f"{scores}\n{by_kind}\n{listed([*verdicts, *gains])}\n{printed}\n"
 
 
 def _gains(path: Path, networks: Sequence[str]) -> list[str]:
@@ -112,8 +113,8 @@ def _gains(path: Path, networks: Sequence[str]) -> list[str]:
     for network in networks:
         runs = [row for row in harness.read(path) if row["network"] == network]
         sites = zip(*(map(float, row["run's gains"].split()) for row in runs), strict=True)
-        told = ", ".join(f"{min(site):+.2f} to {max(site):+.2f}" for site in sites)
-        made.append(f"Gains of {network.partition(' ')[2]} after training, site by site over the seeds: {told}.")
+        ranges = ", ".join(f"{min(site):+.2f} to {max(site):+.2f}" for site in sites)
+        made.append(f"Gains of {network.partition(' ')[2]} after training, site by site over the seeds: {ranges}.")
     limit = max(float(row["gains at most about"]) for row in runs)
     short = "; short of 1, SIA acts damped in these networks" if limit < 1 else ""
     return [
@@ -127,16 +128,16 @@ def _ablations(folder: Path) -> str:
     rows = [row for row in harness.read(folder / "table1.csv") if row["kinds"] == "all" and row.get("AUC - SIA")]
     shown = table(
         ("ablation", "what it is", "ACC", "AUC", "AUC − SIA", "AUC − bare"),
-        [[row["network"], row["about"], *(told(row, name) for name in ("ACC", "AUC", "AUC - SIA", "AUC - bare"))]
+        [[row["network"], row["about"], *(cell(row, name) for name in ("ACC", "AUC", "AUC - SIA", "AUC - bare"))]
          for row in rows],
     )  # fmt: skip
     apart = [row["network"] for row in rows if _differs(row, "AUC - SIA")]
     names = f": {', '.join(apart)}" if apart else ""
-    said = (
+    statement = (
         f"Of the {len(rows)} intervals of AUC − SIA, {len(apart)} leave out zero{names}. All of them share SIA's runs, "
         "so they are not independent, and none is widened for there being many."
     )
-    return _setting(rows, folder, "table1") + f"{shown}\n{said}\n"
+    return _setting(rows, folder, "table1") + f"{shown}\n{statement}\n"
 
 
 def _table3(folder: Path) -> str:
@@ -144,7 +145,7 @@ def _table3(folder: Path) -> str:
     shown = table(
         ("network", "manipulation", "quality", "ACC", "± seeds", "AUC", "± seeds", "nearest in the paper", "its ACC"),
         [
-            [row["network"], row["kinds"], row["quality"], told(row, "ACC"), _deviation(row, "ACC"), told(row, "AUC"),
+            [row["network"], row["kinds"], row["quality"], cell(row, "ACC"), _deviation(row, "ACC"), cell(row, "AUC"),
              _deviation(row, "AUC"), *_printed(row)]
             for row in rows
         ],
@@ -155,7 +156,7 @@ def _table3(folder: Path) -> str:
         [[name, millions(row["convolution weights"]), paper.PARAMETERS[name]] for name, row in first.items()],
     )
     learned = sum(percent(row, "AUC")[1] > 50 for row in rows)
-    said = (
+    statement = (
         f"In {learned} of {len(rows)} cases the interval of AUC lies above 50: in the others it cannot be told that "
         "the network learned anything, and which of them is ahead says nothing."
     )
@@ -164,7 +165,7 @@ def _table3(folder: Path) -> str:
                 *percent(row, f"{score} - Norm"), f"points of {score}")
         for row in harness.read(folder / "table3_differences.csv") for score in ("ACC", "AUC")
     ]  # fmt: skip
-    return _setting(rows, folder, "table3") + f"{shown}\n{weights}\n{listed([said, *differences, _ranking(rows)])}"
+    return _setting(rows, folder, "table3") + f"{shown}\n{weights}\n{listed([statement, *differences, _ranking(rows)])}"
 
 
 def _ranking(rows: Sequence[CsvRow]) -> str:
@@ -240,13 +241,13 @@ def _fig1(folder: Path) -> str:
     names = [name for name in COMPARED if (name, corruptions[0]) in of]
     shown = table(
         ("mean AUC of five severities", *corruptions),
-        [[name, *(told(of[name, corruption], "AUC") for corruption in corruptions)] for name in names],
+        [[name, *(cell(of[name, corruption], "AUC") for corruption in corruptions)] for name in names],
     )
-    said = [
+    statements = [
         verdict(f"SIA − bare, {corruption}", *percent(of["SIA", corruption], "AUC - bare"))
         for corruption in corruptions
     ]
-    return _setting(rows, folder, "fig1") + f"{shown}\n{listed(said)}"
+    return _setting(rows, folder, "fig1") + f"{shown}\n{listed(statements)}"
 
 
 def _table5(folder: Path) -> str:
@@ -254,19 +255,19 @@ def _table5(folder: Path) -> str:
     shown = table(
         ("method", "parameters", "ACC", "AUC", "AUC − bare", "paper: DFDC ACC, AUC", "paper: WildDeepfake ACC, AUC"),
         [
-            [row["network"], millions(row["parameters"]), *(told(row, name) for name in ("ACC", "AUC", "AUC - bare")),
+            [row["network"], millions(row["parameters"]), *(cell(row, name) for name in ("ACC", "AUC", "AUC - bare")),
              *("{:.2f}, {:.2f}".format(*paper.TABLE5[row["network"]][part : part + 2]) for part in (0, 2))]
             for row in rows
         ],
     )  # fmt: skip
-    said = [
+    statements = [
         verdict(f"{row['network']} − {row['network'].removesuffix('+SIA')}", *percent(row, "AUC - bare"))
         for row in rows
         if row.get("AUC - bare")
     ]
     injected = [f"method {row['network']}" for row in rows if row["network"].endswith("+SIA")]
     gains = _gains(folder / "table5_runs.csv", injected)
-    return _setting(rows, folder, "table5") + f"{shown}\n{listed([*said, *gains])}"
+    return _setting(rows, folder, "table5") + f"{shown}\n{listed([*statements, *gains])}"
 
 
 def _localise(folder: Path) -> str:
@@ -278,13 +279,13 @@ def _localise(folder: Path) -> str:
     shown = table(
         ("map", "size", "AUC on fakes", "on real, same mask", "fake − real", *each),
         [
-            [name, size, *(told(of[name, size, "all"], column) for column in ("AUC", "real", "fake - real")),
+            [name, size, *(cell(of[name, size, "all"], column) for column in ("AUC", "real", "fake - real")),
              *(f"{percent(of[name, size, kind], 'AUC')[0]:.1f}, {percent(of[name, size, kind], 'fake - real')[0]:+.1f}"
                for kind in kinds)]
             for name, size in cases
         ],
     )  # fmt: skip
-    said = [
+    statements = [
         verdict(f"{name} at {size} pixels, fake − real", *percent(of[name, size, "all"], "fake - real"))
         for name, size in cases
         if "self-information" in name or "SIA network, trained" in name
@@ -292,12 +293,12 @@ def _localise(folder: Path) -> str:
     best, size = max(
         (case for case in cases if "centred" not in case[0]), key=lambda case: float(of[(*case, "all")]["AUC"])
     )
-    said.append(
+    statements.append(
         f"The highest AUC on fakes of {len(cases)} maps, picked here on the test part, which flatters it, is that of "
-        f"{best} at {size} pixels: {told(of[best, size, 'all'], 'AUC')}. "
-        f"The centred Gaussian, which looks at no picture, has {told(of['centred Gaussian', size, 'all'], 'AUC')}."
+        f"{best} at {size} pixels: {cell(of[best, size, 'all'], 'AUC')}. "
+        f"The centred Gaussian, which looks at no picture, has {cell(of['centred Gaussian', size, 'all'], 'AUC')}."
     )
-    return _setting(rows, folder, "localise") + f"{shown}\n{listed(said)}"
+    return _setting(rows, folder, "localise") + f"{shown}\n{listed(statements)}"
 
 
 SECTIONS: Final[dict[str, tuple[str, Callable[[Path], str]]]] = {
@@ -315,10 +316,10 @@ SECTIONS: Final[dict[str, tuple[str, Callable[[Path], str]]]] = {
 def _setting(rows: Sequence[CsvRow], folder: Path, name: str) -> str:
     """Return a line on the settings of the figures below it, from the records of the runs."""
     runs = harness.read(folder / f"{name}_runs.csv")
-    told = ("; ".join(sorted({row[f"run's {key}"] for row in runs})) for key in ("machine", "versions"))
+    details = ("; ".join(sorted({row[f"run's {key}"] for row in runs})) for key in ("machine", "versions"))
     commits, dates = (sorted({row[f"run's {key}"] for row in runs}) for key in ("commit", "date"))
     trained = f"trained at {', '.join(commits)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
-    return f"{_budget(rows)}; {'; '.join(told)}; {trained}\n\n"
+    return f"{_budget(rows)}; {'; '.join(details)}; {trained}\n\n"
 
 
 def _budget(rows: Sequence[CsvRow]) -> str:

@@ -52,15 +52,15 @@ class Predictions(NamedTuple):
 
     def of(self, kind: str) -> Predictions:
         """Select the real pictures and those of one manipulation."""
-        held = [index for index, found in enumerate(self.kinds) if found in ("real", kind)]
-        people, kinds = (tuple(values[index] for index in held) for values in (self.people, self.kinds))
-        return Predictions(self.labels[held], self.logits[held], people, kinds)
+        selected = [index for index, found in enumerate(self.kinds) if found in ("real", kind)]
+        people, kinds = (tuple(values[index] for index in selected) for values in (self.people, self.kinds))
+        return Predictions(self.labels[selected], self.logits[selected], people, kinds)
 
     def among(self, wanted: Collection[str]) -> Predictions:
         """Select the pictures of some people."""
-        held = [index for index, person in enumerate(self.people) if person in wanted]
-        people, kinds = (tuple(values[index] for index in held) for values in (self.people, self.kinds))
-        return Predictions(self.labels[held], self.logits[held], people, kinds)
+        selected = [index for index, person in enumerate(self.people) if person in wanted]
+        people, kinds = (tuple(values[index] for index in selected) for values in (self.people, self.kinds))
+        return Predictions(self.labels[selected], self.logits[selected], people, kinds)
 
 
 class Interval(NamedTuple):
@@ -233,9 +233,9 @@ def _bootstrapped(columns: Sequence[Array]) -> Interval:
     seeds = table.shape[1]
     counts = np.random.default_rng(seeds).multinomial(seeds, np.full(seeds, 1 / seeds), len(table) - 1)
     drawn = table[1:]
-    held = np.isfinite(drawn)
-    weights = counts * held
+    finite = np.isfinite(drawn)
+    weights = counts * finite
     with np.errstate(invalid="ignore"):
-        means = (weights * np.where(held, drawn, 0)).sum(1) / weights.sum(1)
+        means = (weights * np.where(finite, drawn, 0)).sum(1) / weights.sum(1)
     low, high = np.nanquantile(means, (0.025, 0.975))
     return Interval(float(table[0].mean()), float(low), float(high))

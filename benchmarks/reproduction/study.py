@@ -248,8 +248,8 @@ class Study:
     def measured(self, measurement: Measurement) -> list[Row] | None:
         """Return the rows of a measurement; None if it is missing or was made with other options."""
         path = self.folder(measurement.settings) / f"{measurement.name}.json"
-        held = json.loads(path.read_text()) if path.exists() else {}
-        return held["rows"] if held.get("options") == _as_json(measurement.options) else None
+        saved = json.loads(path.read_text()) if path.exists() else {}
+        return saved["rows"] if saved.get("options") == _as_json(measurement.options) else None
 
     def folder(self, settings: Settings) -> Path:
         """Return the folder of a run."""
@@ -270,12 +270,12 @@ class Study:
         """
         print(f"\n{name}")
         table = harness.Table(training.CPU, columns or {})
-        told = {"data set": self.source.name, "seeds": " ".join(map(str, self.seeds)), "budget": self._spent()}
+        setting = {"data set": self.source.name, "seeds": " ".join(map(str, self.seeds)), "budget": self._spent()}
         for row in rows:
             if columns is None:
-                table.rows.append({**row, **told})
+                table.rows.append({**row, **setting})
             else:
-                table.add(**row, **told)
+                table.add(**row, **setting)
         table.write(self.results / f"{name}.csv")
 
     def about(self, run: Run) -> Row:
@@ -308,9 +308,9 @@ class Study:
         Pictures that an earlier call recorded for other experiments are kept.
         """
         path, rows = self.results / "data.csv", {}
-        for held in harness.read(path) if path.exists() else []:
-            if (held["data set"], held["budget"]) == (self.source.name, self._spent()):
-                rows[int(held["size"]), held["quality"], int(held["seed"])] = dict(held)
+        for row in harness.read(path) if path.exists() else []:
+            if (row["data set"], row["budget"]) == (self.source.name, self._spent()):
+                rows[int(row["size"]), row["quality"], int(row["seed"])] = dict(row)
         for pictures, known in self.known.items():
             rows[pictures] = {
                 **pictures._asdict(),
@@ -339,8 +339,8 @@ def train(settings: Settings, source: Source, folder: Path) -> None:
 def measure(measurement: Measurement, source: Source, folder: Path) -> None:
     """Make a measurement in any process, and write its rows to the run's folder."""
     rows = measurement.function(training.load(folder), source, measurement.options)
-    held = {"options": measurement.options, "rows": rows, **timing.machine(training.CPU)}
-    harness.replace(folder / f"{measurement.name}.json", lambda path: path.write_text(json.dumps(held)))
+    result = {"options": measurement.options, "rows": rows, **timing.machine(training.CPU)}
+    harness.replace(folder / f"{measurement.name}.json", lambda path: path.write_text(json.dumps(result)))
 
 
 def _as_json(value: Row) -> Row:

@@ -197,12 +197,12 @@ def deal(classes: Mapping[str, str], folds: int, seed: int) -> dict[str, int]:
     Raises:
         ValueError: if a class has only one person, or if a fold stays empty.
     """
-    held: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
     for person in sorted(classes):
-        held.setdefault(classes[person], []).append(person)
+        members.setdefault(classes[person], []).append(person)
     generator, filled = np.random.default_rng(seed), [0] * folds
     dealt: dict[str, int] = {}
-    for name, people in sorted(held.items(), key=lambda item: (-len(item[1]), item[0])):
+    for name, people in sorted(members.items(), key=lambda item: (-len(item[1]), item[0])):
         if len(people) < FEWEST:
             raise ValueError(f"{people[0]} is the only one of {name!r}; a class needs {FEWEST} people or more")
         emptiest = sorted(range(folds), key=filled.__getitem__)[: len(people) // FEWEST]

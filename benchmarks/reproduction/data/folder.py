@@ -119,7 +119,7 @@ class Folder(Source):
         parts: dict[str, set[str]] = {}
         for entry in entries:
             parts.setdefault(entry.group, set()).add(entry.part or "")
-        if leaked := [group for group, held in parts.items() if len(held) > 1]:
+        if leaked := [group for group, assigned in parts.items() if len(assigned) > 1]:
             raise ValueError(
                 f"{len(leaked)} groups of {self.root / TABLE} are in more than one of the folders "
                 f"{', '.join(PART_OF)}: {_some(leaked)}; move each into one"
@@ -224,9 +224,9 @@ def _classes(entries: Iterable[Entry]) -> list[list[str]]:
     for entry in entries:
         labels.setdefault(entry.group, set()).add(entry.label)
     found: dict[tuple[str, ...], list[str]] = {}
-    for group, held in labels.items():
-        found.setdefault(tuple(sorted(held)), []).append(group)
-    return [found[held] for held in sorted(found)]
+    for group, classes in labels.items():
+        found.setdefault(tuple(sorted(classes)), []).append(group)
+    return [found[classes] for classes in sorted(found)]
 
 
 def _some(names: Iterable[str]) -> str:

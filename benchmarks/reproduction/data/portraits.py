@@ -96,8 +96,8 @@ class Portraits(Source):
         digest = hashlib.sha256()
         for name, folder in self.folders.items():
             table = folder.root / TABLE
-            told = table.read_text(encoding="utf-8-sig") if table.is_file() else None
-            digest.update(json.dumps([name, folder.fingerprint(quality), told]).encode())
+            text = table.read_text(encoding="utf-8-sig") if table.is_file() else None
+            digest.update(json.dumps([name, folder.fingerprint(quality), text]).encode())
         return digest.hexdigest()
 
     @functools.cached_property
@@ -109,12 +109,12 @@ class Portraits(Source):
         """
         return {
             person.name: person
-            for name, (pictures, points) in self._held.items()
+            for name, (pictures, points) in self._contents.items()
             for person in _people(name, self.folders[name].root, sorted({*pictures, *points}))
         }
 
     @functools.cached_property
-    def _held(self) -> dict[str, tuple[dict[str, Path], dict[str, Points | str]]]:
+    def _contents(self) -> dict[str, tuple[dict[str, Path], dict[str, Points | str]]]:
         """The pictures and landmarks of every folder."""
         return {name: (folder.pictures(), folder.landmarks()) for name, folder in self.folders.items()}
 
@@ -170,7 +170,7 @@ class Portraits(Source):
         """Read the photographs of people, or say why they are unusable."""
         found = dict[str, Face | Skipped]()
         for name in people:
-            pictures, points = self._held[self.people[name].source]
+            pictures, points = self._contents[self.people[name].source]
             stem = name.partition("/")[2]
             face = read_face(name, pictures.get(stem), points.get(stem, "no row in landmarks.csv"))
             if isinstance(face, Face) and not self.people[name].colour:
@@ -181,8 +181,8 @@ class Portraits(Source):
     def _dealt(self, recipe: Recipe, folder: Path) -> Dealt:
         """Read each person's fold from the folder, or deal people and write the result there."""
         if (folder / INDEX).exists():
-            held = json.loads((folder / INDEX).read_text())
-            return Dealt(held["folds"], tuple(Skipped(*each) for each in held["skipped"]))
+            saved = json.loads((folder / INDEX).read_text())
+            return Dealt(saved["folds"], tuple(Skipped(*each) for each in saved["skipped"]))
         found = self.faces(self.people)
         skipped = [each for each in found.values() if isinstance(each, Skipped)]
         strata: dict[str, list[str]] = {}
@@ -213,7 +213,7 @@ def _people(source: str, root: Path, images: Sequence[str]) -> list[Person]:
         rows = list(reader)
     if missing := [name for name in ("image", "colour", "era") if name not in (reader.fieldnames or ())]:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
-    told: dict[str, Person] = {}
+    found: dict[str, Person] = {}
     for row in rows:
         stem, colour, era = Path(row["image"]).stem, row["colour"], row["era"]
         if colour not in ("yes", "no") or era not in ERAS:
@@ -221,10 +221,10 @@ def _people(source: str, root: Path, images: Sequence[str]) -> list[Person]:
                 f"{path}: colour must be yes or no and era one of {', '.join(ERAS)}, got {colour!r} and {era!r} for "
                 f"{row['image']}"
             )
-        told[stem] = Person(f"{source}/{stem}", source, era, colour == "yes")
-    if unknown := [image for image in images if image not in told]:
+        found[stem] = Person(f"{source}/{stem}", source, era, colour == "yes")
+    if unknown := [image for image in images if image not in found]:
         raise ValueError(f"{path} has no row for {len(unknown)} pictures, the first is {unknown[0]}")
-    return [told[image] for image in images]
+    return [found[image] for image in images]
 
 
 def _limited(strata: dict[str, list[str]], recipe: Recipe) -> dict[str, list[str]]:
@@ -260,12 +260,12 @@ def _write(made: Sequence[tuple[str, bytes, np.ndarray]], path: Path) -> None:
 
 def read_files(folder: Path, person: str) -> dict[str, bytes]:
     """Return the stored JPEG files of a person, by kind."""
-    with np.load(_file(folder, person)) as held:
-        return {kind: held[kind].tobytes() for kind in held.files if kind != "masks"}
+    with np.load(_file(folder, person)) as stored:
+        return {kind: stored[kind].tobytes() for kind in stored.files if kind != "masks"}
 
 
 def _read(folder: Path, person: str, size: int) -> list[Sample]:
-    with np.load(_file(folder, person)) as held:
-        masks = np.unpackbits(held["masks"], axis=-1, count=size).astype(bool)
+    with np.load(_file(folder, person)) as stored:
+        masks = np.unpackbits(stored["masks"], axis=-1, count=size).astype(bool)
     files = read_files(folder, person)
     return [Sample(decode(file), mask, person, kind) for (kind, file), mask in zip(files.items(), masks, strict=True)]

@@ -205,29 +205,29 @@ def draw(faces: Faces, run: Run, path: Path, rows: int = 6) -> None:
 
 def _means(name: str, size: int, kind: str | None, rows: list[Row]) -> Row:
     """Return the means over the pictures of one run, under names that do not clash with the run's own columns."""
-    held = [row for row in rows if (row["map"], row["size"]) == (name, size) and kind in (None, row["kinds"])]
-    auc, real = (fmean(row[column] for row in held) for column in ("AUC", "real"))
-    return {"map": name, "map size": size, "map kinds": kind or "all", "pictures": len(held), "map AUC": auc,
+    selected = [row for row in rows if (row["map"], row["size"]) == (name, size) and kind in (None, row["kinds"])]
+    auc, real = (fmean(row[column] for row in selected) for column in ("AUC", "real"))
+    return {"map": name, "map size": size, "map kinds": kind or "all", "pictures": len(selected), "map AUC": auc,
             "map real": real, "map fake - real": auc - real}  # fmt: skip
 
 
 def _row(name: str, size: int, kind: str | None, found: list[list[Row]]) -> Row:
     """Return the mean of one map over pictures and seeds, for one manipulation or for all."""
-    held = [
+    selected = [
         [row for row in rows if (row["map"], row["size"]) == (name, size) and kind in (None, row["kinds"])]
         for rows in found
     ]
-    people = [[row["person"] for row in rows] for rows in held]
+    people = [[row["person"] for row in rows] for rows in selected]
 
     def mean(figure: Callable[[Row], float], column: str, lowest: float = 0.0) -> Row:
-        values = [[figure(row) for row in rows] for rows in held]
+        values = [[figure(row) for row in rows] for rows in selected]
         return mean_interval(values, people).clipped(lowest, 1.0).as_row(column)
 
     return {
         "map": name,
         "size": size,
         "kinds": kind or "all",
-        "pictures": sum(map(len, held)),
+        "pictures": sum(map(len, selected)),
         **mean(lambda row: row["AUC"], "AUC"),
         **mean(lambda row: row["real"], "real"),
         **mean(lambda row: row["AUC"] - row["real"], "fake - real", -1.0),

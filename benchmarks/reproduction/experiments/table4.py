@@ -120,10 +120,10 @@ def correlations(rows: list[Row]) -> list[Row]:
     for score in ("ACC", "AUC"):
         everything = {"over": "all networks, manipulations and seeds", "points": len(rows), "rho": _ranked(rows, score)}
         found = [[_ranked(cell, score) for cell in of_seed.values()] for of_seed in cells.values()]
-        told = [held for held in ([rho for rho in each if np.isfinite(rho)] for each in found) if held]
-        within: Row = {"over": "the networks, within manipulation and seed", "points": sum(map(len, told))}
-        if told:
-            within |= student([fmean(each) for each in told]).clipped(-1, 1).as_row("rho")
+        by_seed = [defined for defined in ([rho for rho in each if np.isfinite(rho)] for each in found) if defined]
+        within: Row = {"over": "the networks, within manipulation and seed", "points": sum(map(len, by_seed))}
+        if by_seed:
+            within |= student([fmean(each) for each in by_seed]).clipped(-1, 1).as_row("rho")
         made += [{"score": score, **everything}, {"score": score, **within}]
     return made
 
@@ -154,7 +154,7 @@ def _rows(study: Study, measurement: Measurement) -> list[Row]:
 
 def _mean(rows: list[Row]) -> Row:
     """Return the mean over the runs of a network, and the spread of the seeds' means."""
-    held = {name: fmean(row[name] for row in rows) for name in (*LAYERS, "AVG", "AVG sum")}
+    means = {name: fmean(row[name] for row in rows) for name in (*LAYERS, "AVG", "AVG sum")}
     by_seed = [fmean(row["AVG"] for row in rows if row["seed"] == seed) for seed in {row["seed"] for row in rows}]
     what = {name: rows[0][name] for name in ("network", "state", "behind")}
-    return {**what, "runs": len(rows), **held, "AVG deviation": table3.deviation(by_seed)}
+    return {**what, "runs": len(rows), **means, "AVG deviation": table3.deviation(by_seed)}

@@ -417,7 +417,7 @@ def test_ctrl_c_stops_and_goes_on(
     assert run(tmp_path, "table5") == 130
     assert "the same command goes on from here" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr(command, "_ran", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(command, "_run_experiments", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(tmp_path, "table5", "--fresh") == 130
     assert "the same command without --fresh goes on from here" in capsys.readouterr().err
     monkeypatch.setattr(training, "train", lambda settings, *rest: (done.append(settings.key), right(settings, *rest)))
