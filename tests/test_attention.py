@@ -1,4 +1,4 @@
-"""SIAttention and SIAggregation: their formulas, their two paths, what flows back, how they live as modules."""
+"""SIAttention and SIAggregation: their formulas, both code paths, gradients, and their behaviour as modules."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def made(gates: tuple[bool, str | None], *, seed: int = 0, **keywords: Any) -> S
 
 
 def defined(layer: SIAttention, x: Tensor, aggregate: Tensor | None = None) -> Tensor:
-    """The layer by its formulas, in the operations of PyTorch."""
+    """Compute the layer by its formulas, in PyTorch operations."""
     source = x if aggregate is None else x + aggregate
     info = self_information(source, backend="reference")
     info = info.detach() if layer.detach else info
@@ -115,7 +115,7 @@ def test_a_sample_alone_and_in_a_batch() -> None:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
-    """Names of the backend's functions, in the order in which they will be called."""
+    """Return a list that records the names of the backend's functions in the order of their calls."""
     kernels = backends.load(backends.select(torch.zeros(1, 1, 1, 1)))
     called: list[str] = []
 
@@ -279,7 +279,7 @@ def test_names_of_the_parameters() -> None:
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("parameter", [False, True])
 def test_checkpoints_whose_gain_has_no_dimension(assign: bool, parameter: bool) -> None:
-    """So were they saved once; strict loading takes them, and leaves the caller's dict as it was."""
+    """Earlier versions saved them so; strict loading accepts them and does not change the caller's dict."""
     model = nn.Sequential(made(GATES[0], gain=0.5), copy.deepcopy(made(GATES[1], gain=0.5)).requires_grad_(False))
     model = pickle.loads(pickle.dumps(model))
     old: dict[str, Tensor] = {**model.state_dict(), "0.gain": torch.tensor(0.25), "1.gain": torch.tensor(0.75)}
@@ -297,7 +297,7 @@ def test_checkpoints_whose_gain_has_no_dimension(assign: bool, parameter: bool) 
 
 
 def test_sharding_takes_every_parameter() -> None:
-    """FSDP refuses those without dimensions."""
+    """FSDP refuses parameters without dimensions."""
     modules = nn.ModuleList([made(GATES[0], gain=0.0), SIAggregation([3], CHANNELS)])
     assert all(parameter.dim() for parameter in modules.parameters())
 
@@ -443,7 +443,7 @@ def test_an_identity_at_the_start_keeps_timms_predictions(name: str, slot: str) 
 
 
 def test_wrappers_are_used_by_the_module() -> None:
-    """The module's maps are those of the functions, gate by gate."""
+    """The module's maps are those of the functions, for each gate."""
     layer, x = made((True, "mean")), torch.randn(SIZE)
     y, info = layer.attend(x)
     mean = ops.channel_mean(info, "mean")

@@ -1,4 +1,4 @@
-"""The functions and their module twin: what they return, and what they refuse. (The values: test_reference.py.)"""
+"""The functions and their module: what they return and what they refuse. (test_reference.py tests the values.)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Capture and profile: the right maps, the right numbers, and no trace left in the model."""
+"""Capture and profile: the right maps, the right numbers, and an unchanged model."""
 
 from __future__ import annotations
 

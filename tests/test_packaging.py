@@ -1,4 +1,4 @@
-"""What is installed, and that every place which names a version or a dependency names the same."""
+"""The installed files, and consistent versions and dependencies wherever they are named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METADATA = importlib.metadata.metadata("sia-layers")
 
 
 def project() -> dict[str, dict[str, object]]:
-    """pyproject.toml."""
+    """Return the contents of pyproject.toml."""
     tomllib = pytest.importorskip("tomllib")
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""What a release needs: the scripts that try one, and that there is one home for what it is made of."""
+"""Releases: the scripts that check one, and the single definition of each fact that it contains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not TOOLS.exists(), reason="runs from a checkout
 
 
 def tool(name: str) -> ModuleType:
-    """A script of tools/ as a module."""
+    """Import a script of tools/ as a module."""
     pytest.importorskip("tomllib")
     spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
     assert spec is not None and spec.loader is not None
@@ -28,7 +28,7 @@ def tool(name: str) -> ModuleType:
 
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
-    """The files that a release is checked by, ready for one."""
+    """Copy the files that the release check reads, with everything ready for a release."""
     for name in ("pyproject.toml", "CHANGELOG.md"):
         shutil.copy(ROOT / name, tmp_path / name)
     rewrite(tmp_path / "CHANGELOG.md", r"\] - (Unreleased|\d{4}-\d\d-\d\d)", "] - 2030-01-31")

@@ -1,4 +1,4 @@
-"""The benchmarks: that they run, refuse to print a figure for a wrong result, and go on where they stopped."""
+"""The benchmarks: they run, refuse to print a figure for a wrong result, and resume where they stopped."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_slope() -> None:
 
 def test_work_is_that_of_the_pairs() -> None:
     work = limit.work_of((2, 3, 5, 4), Options(3, inter_channels=2))
-    # 5 x 3 along rows, 4 x 4 down, twice 4 x 3 across; and two channels for each of 20 pixels.
+    # 5 x 3 along rows, 4 x 4 along columns, twice 4 x 3 across; and two channels for each of 20 pixels.
     assert work.exponentials == 6 * (15 + 16 + 24 + 40)
     assert work.bytes == 2 * 4 * 2 * 3 * 5 * 4
 
@@ -142,7 +142,7 @@ def test_peak_memory_is_that_of_the_run() -> None:
         case = op.Case("m", (4, 32, 64, 64), Options(7)._asdict(), "float32", False, "forward")
         found[name] = harness.peak_memory("benchmarks.op", "for_memory", [name, case, "cpu"], CPU)
     size = 4 * 32 * 64 * 64 * 4 / 2**20
-    # One holds its windows, some times over; the other writes its output and little else.
+    # One stores its windows several times over; the other writes little more than its output.
     assert 2 * 49 * size < found["unfold"] < 10 * 49 * size
     assert 0.5 * size < found["cpu"] < 10 * size
 

@@ -1,4 +1,4 @@
-"""Tasks beyond face forgery: pictures are what they are called, figures are right, and a stopped study goes on."""
+"""Tasks beyond face forgery: pictures match their labels, figures are right, and an interrupted study resumes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def squares(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of ten small pictures, one person each."""
+    """Write a folder of ten small pictures, one per person."""
     root = tmp_path_factory.mktemp("faces")
     (root / "faces").mkdir()
     for person in range(10):
@@ -68,7 +68,7 @@ def test_a_blob_is_one_piece_of_about_its_area_off_the_border(seed: int, size: i
     border = np.ones_like(mask)
     border[3:-3, 3:-3] = False
     assert pieces == 2 and not (mask & border).any()
-    assert mask.mean() < 1.3 * area + 4 / size  # its rim counts
+    assert mask.mean() < 1.3 * area + 4 / size  # including its rim
 
 
 @pytest.mark.parametrize("kind", edits.EDITS)
@@ -94,7 +94,7 @@ def test_edits_take_their_content_from_where_they_say() -> None:
             picture, mask = edit(host, other, np.random.default_rng(seed))
             core = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
             inside[kind] = picture[core].astype(int)
-        assert (abs(inside["splice"] - 200) < 8).all()  # the donor, but for its JPEG
+        assert (abs(inside["splice"] - 200) < 8).all()  # the donor, except for JPEG
         assert np.isin(inside["copy-move"], (40, 90)).mean() > 0.8
         assert inside["removal"].max() < 120
 
@@ -110,11 +110,11 @@ def test_contrast_is_the_difference_from_the_surroundings(contrast: int) -> None
         lightness = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[..., 0]
         core = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
         assert abs(abs(lightness[core].mean() - lightness[near].mean()) - contrast) < 5
-        assert np.abs(picture[~near & ~mask].astype(int) - background[~near & ~mask]).mean() < 8  # JPEG alone
+        assert np.abs(picture[~near & ~mask].astype(int) - background[~near & ~mask]).mean() < 8  # only JPEG
 
 
 def fine(light: np.ndarray) -> float:
-    """The spread of what is finer than some pixels."""
+    """Return the spread of the fine detail."""
     return float((light - cv2.GaussianBlur(light, (0, 0), 5)).std())
 
 
@@ -160,7 +160,7 @@ def test_networks_with_sia_begin_with_the_predictions_of_the_bare_one(
     bare = make("bare", pretrained=False).eval()
     for variant in variants:
         made = make(variant, pretrained=False).eval()
-        if variant == "SE":  # whose layers stand behind the hosts, so that keys differ
+        if variant == "SE":  # its layers follow the hosts, so the keys differ
             assert sum(p.numel() for p in made.parameters()) > sum(p.numel() for p in bare.parameters())
             continue
         keys = made.load_state_dict(bare.state_dict(), strict=False)
@@ -190,12 +190,12 @@ def test_parts_hang_on_the_seed_alone_and_share_no_source(name: str, faces: Path
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of 32 pixels, one of each photograph, and networks without pretrained weights."""
+    """Use pictures of 32 pixels, one from each photograph, and networks without pretrained weights."""
     monkeypatch.setattr(command, "QUICK", TINY)
 
 
 class Small(nn.Module):
-    """Two convolutions, with SIA between them if it is not the bare one; a logit a pixel, or a picture."""
+    """Two convolutions, with SIA between them unless bare; one logit per pixel or per picture."""
 
     def __init__(self, variant: str, pretrained: bool, *, pooled: bool = False) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ def test_all_of_it_runs_and_what_is_there_is_not_run_again(
     assert call("localisation", "camouflage", *shared) == 0
     assert (tmp_path / "localisation_runs.csv").read_bytes() == before
     monkeypatch.setitem(TINY, "camouflage", dataclasses.replace(TINY["camouflage"], epochs=3))
-    with pytest.raises(SystemExit):  # which the table there can't hold as well
+    with pytest.raises(SystemExit):  # the table there cannot contain both
         call("camouflage", *shared)
     assert "another epochs" in capsys.readouterr().err
 
@@ -261,7 +261,7 @@ def test_a_stopped_study_goes_on_from_its_rows(tmp_path: Path, tiny: None, monke
 
 def test_the_budget_is_kept(tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "run", lambda *_: pytest.fail("begun"))
-    assert call("camouflage", "--results", tmp_path, "--budget", 0.5) == 3  # the first guess is two minutes
+    assert call("camouflage", "--results", tmp_path, "--budget", 0.5) == 3  # the first estimate is two minutes
 
 
 def test_a_run_that_fails_is_told_and_stops_no_other(
@@ -308,7 +308,7 @@ def test_the_page_is_refused_without_its_marks(tmp_path: Path) -> None:
 
 
 def test_a_task_that_came_to_another_process_is_the_same() -> None:
-    """Or each run there would make its pictures again."""
+    """Otherwise each run in that process would make its pictures again."""
     for name, each in command.TASKS.items():
         again = pickle.loads(pickle.dumps(each))
         assert again == each and hash(again) == hash(each)
@@ -337,5 +337,5 @@ def test_a_table_holds_the_seeds_that_all_networks_have(tmp_path: Path) -> None:
     results.write_table()
     table = harness.read(results.table_file)
     assert {(row["network"], row["seeds"], row["S"]) for row in table} == {("bare", "0", "0.1"), ("SIA", "0", "0.1")}
-    results.add({"network": "bare", "seed": 0, "commit": "other"}, [])  # in place of the one that was there
+    results.add({"network": "bare", "seed": 0, "commit": "other"}, [])  # replaces the previous row
     assert [run["commit"] for run in results.runs()] == ["other", "", ""] and len(results.rows()) == 2

@@ -25,7 +25,7 @@ SCORES = ("S", "E", "weighted F", "MAE")
 
 
 def drawn(seed: int, height: int = 24, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    """A map and a mask that have something to do with each other."""
+    """Return a map and a mask that are correlated."""
     rng = np.random.default_rng(seed)
     smooth = cv2.GaussianBlur(rng.standard_normal((height, width)), (0, 0), 3)
     mask = smooth > np.quantile(smooth, rng.uniform(0.5, 0.9))
@@ -33,7 +33,7 @@ def drawn(seed: int, height: int = 24, width: int = 30) -> tuple[np.ndarray, np.
     return np.round(255 * (found - found.min()) / np.ptp(found)) / 255, mask
 
 
-# By PySODMetrics 1.6.2 on the same maps, which follows the authors' own code.
+# Computed by PySODMetrics 1.6.2, which follows the authors' code, on the same maps.
 GOLDEN = {
     0: [0.3498274502, 0.3439843042, 0.2749059713, 0.5214324619],
     1: [0.8118960282, 0.6196022436, 0.7084226459, 0.2533714597],
@@ -86,7 +86,7 @@ def test_an_empty_mask_is_refused() -> None:
 
 def test_errors_of_anti_spoofing_by_hand() -> None:
     kinds = (REAL,) * 4 + ("print",) * 4 + ("screen",) * 2
-    logits = [-1, -2, -3, 1, 1, 1, 1, -1, -1, -1]  # one live face refused, a quarter of prints and all screens pass
+    logits = [-1, -2, -3, 1, 1, 1, 1, -1, -1, -1]  # one live face is rejected; a quarter of prints and all screens pass
     found = Predictions.from_lists([int(k != REAL) for k in kinds], logits, [str(i) for i in range(10)], list(kinds))
     ones = np.ones((1, 10))
     assert spoofing.classification_error(found, ones) == pytest.approx([(0.25 + 1.0) / 2])
@@ -112,7 +112,7 @@ def test_the_threshold_is_that_of_equal_errors(live: list[int], attacks: list[in
 
 
 def test_differences_are_paired_by_photograph_and_seed() -> None:
-    """A photograph that is hard for all makes each figure uncertain, and their difference none the more."""
+    """A photograph that is hard for all networks makes each figure uncertain, but not their difference."""
     rows = [
         {"network": name, "seed": str(seed), "kind": "splice", "condition": "JPEG 75", "group": f"{group}",
          "F1": str(group / 10 + more + 0.01 * seed)}
@@ -160,7 +160,7 @@ def test_the_trees_of_camouflage(tmp_path: Path) -> None:
         ("CAMO-V.1.0-CVIU2019", "test"): 1, ("CHAMELEON", "test"): 1,
     }  # fmt: skip
     parts = trees.camouflage(tmp_path, 24)
-    assert len(parts.train) == 4 and len(parts.test) == 4  # the picture without an object is left out
+    assert len(parts.train) == 4 and len(parts.test) == 4  # the picture without an object is skipped
     assert set(parts.test.conditions) == {"COD10K-v3", "CAMO-V.1.0-CVIU2019", "CHAMELEON"}
     assert parts.test.images.shape == (4, 3, 24, 24)
     assert parts.test.masks.float().mean().item() == pytest.approx(1 / 6, abs=0.03)
@@ -208,7 +208,7 @@ def test_what_the_folders_of_anti_spoofing_say(
     file = tmp_path / path
     file.parent.mkdir(parents=True)
     file.touch()
-    (tmp_path / "readme.png").touch()  # nothing says what it is
+    (tmp_path / "readme.png").touch()  # no folder labels it
     assert described(tmp_path) == {(path, kind, person, part)}
 
 

@@ -1,4 +1,4 @@
-"""The comparison on the user's own pictures: variants, runs that go on where they stopped, and what may be said."""
+"""The comparison on your own pictures: variants, runs that resume where they stopped, and its conclusions."""
 
 import csv
 import math
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(folder, tmp_path_factory):
-    """A comparison that was made in one go."""
+    """Run a comparison without interruption."""
     out = tmp_path_factory.mktemp("done")
     assert compared(folder, out) == 0
     return out
@@ -48,7 +48,7 @@ def rows_of(path):
 
 
 def figures(out):
-    """What does not hang on the clock."""
+    """Return the output that does not depend on the clock."""
     return {path.name: path.read_bytes() for path in (out / "predictions").iterdir()} | {
         "curves": (out / "curves.csv").read_bytes()
     }
@@ -84,7 +84,7 @@ def test_every_variant_trains_and_begins_with_the_same_weights(architecture, var
 
 @pytest.mark.parametrize("variant", ["cbam", "sia"])
 def test_averaged_weights_are_the_averages_own(variant):
-    """A hook that kept the attention of the model it was made for would run that in every copy."""
+    """A hook that captured the attention of its original model would run it in every copy."""
     model = models.make("test_resnet", variant, SIZE, 0, None, False)
     copy = ModelEmaV3(model).module.eval()
     x = torch.rand(1, 3, SIZE, SIZE)
@@ -102,7 +102,7 @@ def test_unknown_variants_are_told_with_those_there_are(folder, tmp_path, capsys
     assert "unknown variants sai; there are bare, se, cbam, eca, sia, sia-from-start," in capsys.readouterr().err
 
 
-# Weights to start from
+# Initial weights
 
 
 def test_a_checkpoint_of_another_number_of_classes_is_taken_but_for_its_classifier(tmp_path):
@@ -252,7 +252,7 @@ def test_mixed_precision_trains(folder, tmp_path, precision):
     assert all(math.isfinite(float(row["loss"])) for row in rows_of(tmp_path / "curves.csv"))
 
 
-# What may be said
+# Conclusions
 
 
 def line(low, high):

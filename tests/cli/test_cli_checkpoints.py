@@ -1,4 +1,4 @@
-"""Checkpoints as training scripts write them: what is found in them, what is ignored, and what is refused."""
+"""Checkpoints as training scripts write them: what is read, what is ignored, and what is refused."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from sia_layers.cli.common import Refusal
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Where a checkpoint may lie."""
+    """Return the path of a checkpoint."""
     return tmp_path / "saved.pth"
 
 
 class Backbone(nn.Module):
-    """A small model, one of whose own names begins as wrappers' do."""
+    """A small model, one of whose names starts like the prefixes of wrappers."""
 
     pretrained_cfg: ClassVar = {"input_size": (3, 16, 16)}
 
@@ -53,7 +53,7 @@ class Backbone(nn.Module):
 
 
 def loaded(path: Path, model: nn.Module) -> Checkpoint:
-    """What the commands do with a file."""
+    """Load a file as the commands do."""
     checkpoint = fitting(read_checkpoints(path), model)
     inject_as_saved(model, checkpoint)
     load(model, checkpoint)
@@ -61,13 +61,13 @@ def loaded(path: Path, model: nn.Module) -> Checkpoint:
 
 
 def same(model: nn.Module, state: dict[str, Tensor]) -> bool:
-    """Whether a model holds those tensors and no others."""
+    """Tell whether a model has exactly these tensors."""
     own = model.state_dict()
     return own.keys() == state.keys() and all(torch.equal(own[key], state[key]) for key in own)
 
 
 def refused(path: Path, model: nn.Module) -> str:
-    """What is said of a file that is refused, the model being left as it was."""
+    """Return the message for a file that is refused, and check that the model is unchanged."""
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(Refusal) as refusal:
         loaded(path, model)
@@ -75,7 +75,7 @@ def refused(path: Path, model: nn.Module) -> str:
     return str(refusal.value)
 
 
-# What lies beside the weights.
+# Objects beside the weights.
 
 
 def beside() -> dict[str, Any]:
@@ -128,7 +128,7 @@ def test_a_state_dict_in_a_mapping_of_another_kind(file: Path) -> None:
 
 
 class DictConfig:
-    """Stands for the class of OmegaConf, which need not be installed."""
+    """A stand-in for the class of OmegaConf, which need not be installed."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         raise AssertionError("not even what is known to be harmless is run")
@@ -151,7 +151,7 @@ def test_objects_of_libraries_that_are_not_installed(file: Path, monkeypatch: py
 
 
 class Evil:
-    """Runs what it is told when it is unpickled."""
+    """An object that runs a given command when it is unpickled."""
 
     def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:
         self.call, self.arguments = call, arguments
@@ -189,7 +189,7 @@ def test_a_whole_model_is_refused_by_the_name_of_its_class(file: Path) -> None:
 
 
 def test_the_names_of_what_is_harmless_are_right() -> None:
-    """What is named by a slip would be refused where it is met."""
+    """A misspelt name would lead to a refusal where the real one occurs."""
     for _, name in weights.HARMLESS:
         module, _, attribute = name.rpartition(".")
         if module.partition(".")[0] in ("argparse", "builtins", "datetime", "decimal", "torch", "types", "uuid"):
@@ -209,7 +209,7 @@ def test_what_is_no_checkpoint(save: Callable[[dict[str, Tensor], Path], None], 
     assert re.search(message, refused(file, Backbone()))
 
 
-# Where the weights lie.
+# The place of the weights.
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_nothing_but_bookkeeping_is_refused(file: Path) -> None:
     assert "lacks 'model.0.weight', which the model has" in refused(file, Backbone())
 
 
-# Parameters of SIA.
+# SIA's parameters.
 
 
 def injected() -> nn.Module:

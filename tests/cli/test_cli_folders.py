@@ -1,4 +1,4 @@
-"""Folders of photographs: what is found in them, what is left out, and what goes on all the same."""
+"""Folders of photographs: what is read, what is skipped, and what continues despite errors."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Image = pytest.importorskip("PIL.Image")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that holds an empty one, ``photos``."""
+    """Change to a folder that contains an empty one, ``photos``, and return it."""
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     return tmp_path
 
 
 def picture(name: str, folder: str = "photos") -> None:
-    """A small picture, another for each name."""
+    """Write a small picture, a different one for each name."""
     path = Path(folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 256, (40, 48, 3), dtype=np.uint8)
@@ -41,7 +41,7 @@ def damaged(name: str) -> None:
 
 
 def read(*paths: str, **options: Any) -> tuple[list[str], Photos]:
-    """The names of what is read, in order."""
+    """Return the names of the files that are read, in order, and the photos."""
     photos = Photos([Path(path) for path in paths], **options)
     return [path.as_posix() for path, _ in photos.read()], photos
 
@@ -61,7 +61,7 @@ def test_hidden_files_are_passed_over() -> None:
         picture(name)
     found, photos = read("photos")
     assert found == ["photos/a.png"] and not photos.left_out
-    assert read("photos/.git")[0] == ["photos/.git/c.png"]  # where it is asked for
+    assert read("photos/.git")[0] == ["photos/.git/c.png"]  # if explicitly named
 
 
 def test_links_lead_to_a_folder_once() -> None:
@@ -106,7 +106,7 @@ def test_what_cannot_be_read_is_left_out_with_the_reason() -> None:
     assert reasons.keys() >= expected.keys() - {"pipe.png"}
     for name, reason in reasons.items():
         assert expected[name] in reason
-    assert len(list(photos.read())) == 1 and len(photos.left_out) == len(reasons)  # again, and counted once
+    assert len(list(photos.read())) == 1 and len(photos.left_out) == len(reasons)  # read twice, but counted once
 
 
 def test_a_folder_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_map_draws_each_photograph_of_a_folder(capsys: pytest.CaptureFixture[str
     for name in ("a.png", "a.jpg", "sub/b.png"):
         picture(name)
     damaged("sub/cut.png")
-    for _ in range(2):  # figures are no photographs
+    for _ in range(2):  # the figures themselves are not read as photographs
         assert main(["map", ".", "--kernel-size", "3", "--dpi", "20"]) == 0
         printed = capsys.readouterr().out
         assert printed.count("nats ") == 3

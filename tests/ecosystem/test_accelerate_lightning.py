@@ -1,4 +1,4 @@
-"""accelerate and Lightning: training, regional compilation, offloading, checkpoints; and sharding by torch itself."""
+"""accelerate and Lightning: training, regional compilation, offloading, checkpoints; and torch's own sharding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""open_clip: the tower that sees pictures, of the whole model and alone."""
+"""open_clip: the visual tower, within the whole model and alone."""
 
 from __future__ import annotations
 

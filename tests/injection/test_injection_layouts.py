@@ -1,4 +1,4 @@
-"""Injection: maps of every layout, said or proved; lists, video, tokens of foreign models; inputs of every form."""
+"""Injection: maps of every layout, given or proved; lists, video, tokens of unknown models; inputs of every form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sia_layers.injection import eject_sia, errors, find_sites, inject_sia, sia_
 
 
 class Maps(nn.Module):
-    """A stem, a block on maps of some layout, and a head; it takes any resolution, or one alone."""
+    """A stem, a block on maps of some layout, and a head, for any resolution or for only one."""
 
     def __init__(self, order: tuple[int, ...], only: int | None = None) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Doubled(nn.Module):
 
 
 NCHW, NHWC, NHCW = (0, 1, 2, 3), (0, 2, 3, 1), (0, 2, 1, 3)
-PICTURE = torch.empty(1, 3, 64, 64)  # whose map has as many rows and columns as channels
+PICTURE = torch.empty(1, 3, 64, 64)  # its map has as many rows and columns as channels
 
 
 @pytest.mark.parametrize(("order", "kind"), [(NCHW, "NCHW"), (NHWC, "NHWC")])
@@ -73,7 +73,7 @@ def test_a_layout_gates_as_the_maps_themselves() -> None:
 
 
 class Tokens(nn.Module):
-    """A plain vision transformer as anybody writes it, with positions for one grid or for none."""
+    """A plain vision transformer, with positions for one grid or for none."""
 
     def __init__(self, prefix: int, name: str = "cls_token", positions: bool = False) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def test_another_aspect_is_gated_in_its_own_grid() -> None:
 
 
 class Branches(nn.Module):
-    """A block of two maps, given as a list, tuple or dict; or one that the output does not need."""
+    """A block that returns two maps as a list, tuple or dict; or one that the output does not depend on."""
 
     def __init__(self, kind: Callable[..., Any], needed: bool = True) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ def test_a_map_that_the_output_does_not_need_is_left_alone() -> None:
 
 
 class Skips(nn.Module):
-    """An encoder whose features reach the output by several ways."""
+    """An encoder whose features reach the output along several paths."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ def test_tokens_in_mask_unit_order_are_read_as_pictures() -> None:
 
 
 class Video(nn.Module):
-    """Maps with a time axis: before the rows, or after the batch; the second stage halves the frames."""
+    """Maps with a time axis before the rows or after the batch; the second stage halves the frames."""
 
     def __init__(self, last: bool) -> None:
         super().__init__()
@@ -287,7 +287,7 @@ def test_every_frame_of_a_video_is_gated_by_itself(last: bool) -> None:
         frames = (2 * model.a(x)).transpose(1, 2).flatten(0, 1)
         gated, info = SIAttention.attend(first, frames)
         later = 2 * model.b(gated.unflatten(0, (2, 4)).transpose(1, 2))
-        info = info.unflatten(0, (2, 2, 2)).amax(2).flatten(0, 1)  # of each pair of frames, the larger
+        info = info.unflatten(0, (2, 2, 2)).amax(2).flatten(0, 1)  # the maximum of each pair of frames
         later = later.transpose(1, 2).flatten(0, 1)
         expected = SIAttention.forward(second, later, second.aggregation([info], size=later.shape[2:]))
         expected = model.head(expected.unflatten(0, (2, 2)).mean((1, 3, 4)))
@@ -307,7 +307,7 @@ def test_torchvisions_video_models() -> None:
 
 
 class ByName(nn.Module):
-    """Models that take a batch dict, keywords, or a list of pictures."""
+    """A model that takes a batch dict, keywords, or a list of pictures."""
 
     def __init__(self, form: str) -> None:
         super().__init__()
@@ -372,7 +372,7 @@ def test_a_model_that_lies_partly_on_meta() -> None:
 
 
 class Heads(nn.Module):
-    """In evaluation mode it needs values, as detectors that decode boxes do; in training mode it does not."""
+    """A head that needs values in evaluation mode, like detectors that decode boxes, but not in training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -391,7 +391,7 @@ def test_a_head_that_needs_values_in_evaluation_mode() -> None:
 
 
 class Patches(nn.Module):
-    """As torch.hub's DINOv2 cuts them."""
+    """Patch embedding like that of torch.hub's DINOv2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -403,7 +403,7 @@ class Patches(nn.Module):
 
 
 class DinoVisionTransformer(nn.Module):
-    """The parts of torch.hub's DINOv2 that tell where its tokens are: a class token and registers come first."""
+    """The parts of torch.hub's DINOv2 that determine its token layout: a class token and registers come first."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The walk over the model zoo: what it writes, that it goes on where it stopped, and that failures do not stop it."""
+"""The walk over the model zoo: it records outcomes, resumes where it stopped, and continues after failures."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_injected_and_refused(
     def refuses(model: nn.Module) -> None:
         raise OutputTypeError("'features.1' gives a list of 2")
 
-    monkeypatch.setitem(zoo["main"].__globals__, "find_sites", refuses)  # no model of timm is refused
+    monkeypatch.setitem(zoo["main"].__globals__, "find_sites", refuses)  # no timm model is refused otherwise
     assert zoo["main"](["--pattern", "selecsls42", "--output", str(output)]) == 0
     found = rows(output)
     assert found["resnet10t"]["outcome"] == "injected" and found["resnet10t"]["hosts"] == "layer1.0 layer2.0 layer3.0"

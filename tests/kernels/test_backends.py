@@ -1,4 +1,4 @@
-"""The choice of a backend, with made-up backends in the places of the real ones."""
+"""The choice of a backend, with stand-ins for the real ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Add = Callable[..., ModuleType]
 
 @pytest.fixture
 def add(monkeypatch: pytest.MonkeyPatch) -> Add:
-    """Put a made-up backend in front of the list; it starts with the reference alone."""
+    """Insert a stand-in backend at the front of the list, which initially has only the reference."""
     monkeypatch.setattr(backends, "BACKENDS", ("reference",))
     backends._announce.cache_clear()
 

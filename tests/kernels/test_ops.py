@@ -1,4 +1,4 @@
-"""The operators: what torch.library asks of one, their gradients of first and second order, and other transforms."""
+"""The operators: the checks of torch.library, gradients of first and second order, and other transforms."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def sample(*size: int, dtype: torch.dtype = torch.float32, grad: bool = False, d
 def gate_inputs(
     present: tuple[bool, ...], dtype: torch.dtype = torch.float32, grad: bool = True, device: Any = None
 ) -> list[Tensor | None]:
-    """x, and those of info, channel_gate, gain and base that are present."""
+    """Return x, and those of info, channel_gate, gain and base that are present."""
     sizes = (SIZE, SIZE, SIZE[:2], (1,), SIZE)
     return [
         sample(*size, dtype=dtype, grad=grad, device=device) if here else None
@@ -50,7 +50,7 @@ def gate_inputs(
 
 @pytest.fixture
 def fast_backend(backend: Backend) -> Backend:
-    """Every backend in turn that compiles its kernels."""
+    """Return every backend in turn that compiles its kernels."""
     if backend.interpreted:
         pytest.skip("interpreted: only test_interpreted_operators, as it is slow")
     return backend
@@ -58,7 +58,7 @@ def fast_backend(backend: Backend) -> Backend:
 
 @pytest.fixture
 def calls(fast_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each function of the backend was called."""
+    """Count the calls of each function of the backend."""
     counted: Counter[str] = Counter()
 
     def counting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -212,7 +212,7 @@ def test_a_gain_with_and_without_a_dimension_are_one(fast_backend: Backend) -> N
 
 @pytest.fixture
 def dispatched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the operators that are called, where others run at once."""
+    """Record the names of the operators that are called through the dispatcher rather than directly."""
     called: list[str] = []
 
     class Noting:
@@ -275,7 +275,7 @@ def test_modes_see_every_operator(mode: type[Watching]) -> None:
 
 
 def test_other_tensors_than_plain_ones_are_dispatched(dispatched: list[str]) -> None:
-    """Gradients, subclasses, shapes without data, and numbers whose sign is still to be turned."""
+    """These are tensors with gradients, subclasses, shapes without data, and lazily negated or conjugated ones."""
 
     class Named(Tensor):
         pass
@@ -312,7 +312,7 @@ def test_gradients_are_the_references(fast_backend: Backend, form: Options) -> N
 
 
 def test_expanded_gradients(fast_backend: Backend) -> None:
-    """What sum() sends back has no memory of its own: strides of 0."""
+    """The gradient of sum() has no memory of its own: its strides are 0."""
     x = sample(*SIZE, grad=True, device=fast_backend.device)
     info = ops.self_information(x, Options(), fast_backend.name)
     mean = ops.channel_mean(info, "mean", fast_backend.name)
@@ -355,14 +355,14 @@ def test_attend_has_no_gradient(fast_backend: Backend) -> None:
 
 
 def second_order(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of a function, and that of the gradient's norm."""
+    """Return the gradient of a function, and the gradient of its norm."""
     (first,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
     return first, torch.autograd.grad(first.square().sum(), x)[0]
 
 
 @pytest.mark.parametrize("form", [Options(), Options(adaptive=False), Options(padding_mode="replicate")], ids=str)
 def test_double_backward(fast_backend: Backend, form: Options) -> None:
-    """A gradient penalty through the kernels is that through the plain reference."""
+    """A gradient penalty through the kernels equals that through the plain reference."""
 
     def through(x: Tensor, name: str | None) -> Tensor:
         if name is None:

@@ -1,4 +1,4 @@
-"""Everybody tested once: rows that a stop leaves whole, power, intervals of folds, and claims told from them."""
+"""Cross-validation: ledgers that survive interruption, power, intervals over folds, and verdicts on claims."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def tiny(variant: str, pretrained: bool = True) -> Tiny:
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folders of drawn people: 16 portraits and 16 London faces, so that every fold has two of each."""
+    """Write two folders of drawn people, 16 portraits and 16 London faces, so that every fold has two of each."""
     root = tmp_path_factory.mktemp("faces")
     write_faces(root / "portraits", 16)
     write_faces(root / "london_faces", 16, first=16)
@@ -106,7 +106,7 @@ def test_a_study_that_is_stopped_goes_on_with_the_next_run(bench: Bench, monkeyp
 def test_scores_that_are_kept_give_the_runs_figures_again(bench: Bench) -> None:
     assert crossval.study(bench, plan.study_tasks(["lite bare", "lite SIA"], [0, 1]))
     kept, runs = bench.ledger("study_scores", evidence.SCORE_KEYS).rows, bench.ledger("study_runs").rows
-    assert len(kept) == 2 * 4 * 5 and len({row["person"] for row in kept}) == 2 * 4  # nobody twice
+    assert len(kept) == 2 * 4 * 5 and len({row["person"] for row in kept}) == 2 * 4  # nobody is there twice
     for row in runs:
         found = evidence.predictions(kept, evidence.label(row["network"]))[int(row["fold"])]
         assert weighted_auc(found, np.ones((1, len(found.labels))))[0] == pytest.approx(float(row["AUC"]), abs=2e-5)
@@ -116,7 +116,7 @@ def test_scores_that_are_kept_give_the_runs_figures_again(bench: Bench) -> None:
     maps = Ledger(located / "localise_runs.csv", ("network", "fold", "map", "kinds"))
     assert {row["network"] for row in maps.rows} == {"lite SIA"}
     same = {row["AUC"] for row in robust.rows if row["severity"] == "0" and row["network"] == "lite bare"}
-    assert len(same) == 1  # severity 0 is no corruption, whichever it is of
+    assert len(same) == 1  # severity 0 is no corruption, whatever the kind
 
 
 def test_a_budget_begins_no_run_that_would_not_end(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +144,7 @@ def test_a_recipe_is_searched_for_on_validation_people_alone(bench: Bench, monke
     assert {row["test people"] for row in rows} == {str(len(set(parts.validation.people)))}
     assert plan.chosen_recipe(bench.ledger("recipe_runs")) in ("recipe default", "recipe gain 1")
     tested = {task.fold for task in plan.chosen_tasks(bench.ledger("recipe_runs"))}
-    assert tested in (set(), set(range(7)))  # never the fold whose people chose
+    assert tested in (set(), set(range(7)))  # never the fold that selected the recipe
     assert parts.validation.people == bench.source.parts(bench.pictures(plan.SEARCH_FOLD + 1)).test.people
 
 
@@ -183,7 +183,7 @@ def test_a_ledger_keeps_rows_apart_and_columns_together(tmp_path: Path) -> None:
 
 
 def made(fold: int, shift: float, seed: int = 0, people: int = 40) -> Predictions:
-    """Scores of a fold; those of fakes are higher by ``shift``."""
+    """Return the scores of a fold in which fakes score higher by ``shift``."""
     rng = np.random.default_rng([fold, seed])
     labels = np.arange(2 * people) % 2
     names = tuple(f"{fold} {index // 2}" for index in range(2 * people))
@@ -201,7 +201,7 @@ def test_intervals_of_folds_hold_the_truth_as_often_as_they_say() -> None:
 
 
 def rows_of(networks: dict[str, list[Predictions]]) -> list[dict[str, str]]:
-    """Networks' scores as a table of them."""
+    """Return a table of the networks' scores."""
     held: dict[tuple[str, ...], dict[str, str]] = {}
     for name, folds in networks.items():
         for fold, found in enumerate(folds):

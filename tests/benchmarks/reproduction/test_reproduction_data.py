@@ -1,4 +1,4 @@
-"""The reproduction's data: the split by person, landmarked photographs, and the cache."""
+"""The reproduction's data: the split by person, photographs with landmarks, and the cache."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""The experiments: a killed run ends as one that was not, figures and intervals are right, and all of it runs."""
+"""The experiments: an interrupted run ends like an uninterrupted one, figures are right, and everything runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SETTINGS = Settings("lite bare", KINDS, "landmarked", "abc", "HQ", 32, 0, 4, 4, 
 
 
 class Tiny(Detector):
-    """Six layers, with a norm and dropout, whose state and random numbers must survive a stop."""
+    """Six layers, with a norm and dropout, whose state and random numbers must survive an interruption."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def tiny_lite(variant: str, pretrained: bool = True) -> Tiny:
 
 
 def faces(people: int, size: int, seed: int, part: str) -> Faces:
-    """A real picture of each person and a fake of each kind, brighter in a square."""
+    """Return a real picture of each person and a fake of each kind, which is brighter in a square."""
     generator = torch.Generator().manual_seed(seed)
     images, labels, masks, names, kinds = [], [], [], [], []
     for person in range(people):
@@ -85,7 +85,7 @@ def parts(size: int = 32, seed: int = 0) -> Parts:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small networks and made-up pictures in place of those that take long."""
+    """Replace slow networks and data by small networks and synthetic pictures."""
     monkeypatch.setattr(networks, "lite", tiny_lite)
     monkeypatch.setattr(networks, "toy", lambda name: Tiny())
     monkeypatch.setattr(
@@ -119,7 +119,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
     def dying(self: Tiny, *arguments: Tensor) -> Tensor:
         nonlocal steps
         steps += 1
-        if steps in (2, 9):  # within the first epoch, before any checkpoint, and within the third
+        if steps in (2, 9):  # in the first epoch, before any checkpoint, and in the third
             raise Killed
         return right(self, *arguments)
 
@@ -127,12 +127,12 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
     for epochs in (0, 2):
         with pytest.raises(Killed):
             training.train(SETTINGS, parts(), folder)
-        torch.rand(5)  # what else drew random numbers meanwhile changes nothing
+        torch.rand(5)  # random numbers drawn elsewhere change nothing
         assert (folder / training.CHECKPOINT).exists() == (epochs > 0)
         assert not (folder / training.RESULT).exists()
     before = steps
     resumed = training.train(SETTINGS, parts(), folder)
-    assert steps - before == 2 * 3 and bits(resumed) == bits(whole)  # the third and the fourth epoch alone
+    assert steps - before == 2 * 3 and bits(resumed) == bits(whole)  # only the third and the fourth epoch
     assert not (folder / training.CHECKPOINT).exists()
 
 
@@ -191,7 +191,7 @@ def test_an_epoch_is_balanced() -> None:
         assert drawn.count("real") == 10 and sum(counts.values()) == 10
         assert all(count in (3, 4) for count in counts.values())
         assert sorted(index for index in indices if kinds[index] == "real") == list(range(10))
-        assert len(list(itertools.groupby(people[index] for index in indices))) == 10  # each person's in one piece
+        assert len(list(itertools.groupby(people[index] for index in indices))) == 10  # each person's pictures together
     assert indices != training.sampled(kinds, people, torch.Generator().manual_seed(1)).tolist()
 
 
@@ -201,7 +201,7 @@ def test_people_of_one_class_are_mixed_in_an_epoch() -> None:
         indices = training.sampled(kinds, people, torch.Generator().manual_seed(seed))
         assert sorted(indices.tolist()) == list(range(80))
         for batch in indices.tensor_split(5):
-            assert {kinds[index] for index in batch} == {"real", "a"}  # person by person a batch would hold one
+            assert {kinds[index] for index in batch} == {"real", "a"}  # sorted by person, a batch would have one kind
 
 
 def test_gains_have_a_rate_of_their_own() -> None:
@@ -209,7 +209,7 @@ def test_gains_have_a_rate_of_their_own() -> None:
     found = {(group["params"][0].ndim, group["lr"], group["weight_decay"]): len(group["params"]) for group in groups}
     rate = SETTINGS.learning_rate
     assert set(found) == {(4, rate, 0.01), (1, rate, 0.0), (1, training.GAIN_RATE * rate, 0.0)}
-    assert found[1, training.GAIN_RATE * rate, 0.0] == 2  # one for each site
+    assert found[1, training.GAIN_RATE * rate, 0.0] == 2  # one per site
     assert len(training.groups(Tiny(), 1e-3, 0.01)) == 2
 
 
@@ -304,7 +304,7 @@ def test_everything_runs_and_is_written(
     clean = [row for row in rows(results / "fig1.csv") if row["severity"] == "0" and row["network"] == "bare"]
     assert {float(row["AUC"]) for row in clean} == {float(bare["AUC"])}
 
-    # A second call trains and measures nothing, and ends with the same files.
+    # A second call trains and measures nothing, and leaves the same files.
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(study, "measure", lambda *_: pytest.fail("measured again"))
     before = {path.name: path.read_bytes() for path in results.glob("*.csv")}
@@ -392,7 +392,7 @@ def test_one_network_that_fails_leaves_the_others(
     told = capsys.readouterr()
     assert "RuntimeError: no such thing here" in told.err and "not done: table1" in told.out
     assert (tmp_path / "results/table5.csv").exists() and not (tmp_path / "results/table1.csv").exists()
-    monkeypatch.setattr(networks, "lite", tiny_lite)  # once it is mended, only what failed is trained
+    monkeypatch.setattr(networks, "lite", tiny_lite)  # once this is fixed, only what failed is trained
     made: list[str] = []
     right = training.train
     monkeypatch.setattr(
@@ -497,7 +497,7 @@ def test_localisation_by_hand() -> None:
     for name, make in localise.of_the_picture(32).items():
         found = make(x)
         assert found.shape == (8, 32, 32), name
-        torch.testing.assert_close(make(x[3:4])[0], found[3])  # of this picture alone
+        torch.testing.assert_close(make(x[3:4])[0], found[3])  # depends on this picture alone
     nothing = dataclasses.replace(parts().test, masks=torch.zeros(12, 32, 32, dtype=torch.bool))
     with pytest.raises(ValueError, match="this data set has no masks"):
         localise.pairs(nothing)
@@ -531,7 +531,7 @@ def test_the_page_has_a_place_for_every_section() -> None:
 
 
 def test_the_paper_improves_in_every_case_of_table_5() -> None:
-    """What the text of the supplement says of the figures that were copied from it."""
+    """The supplement's text says so about the figures that were copied from it."""
     for name in ("SPSL", "F3-Net", "DCL"):
         assert all(more > less for more, less in zip(paper.TABLE5[f"{name}+SIA"], paper.TABLE5[name], strict=True))
     for layers in zip(*paper.TABLE4.values(), strict=True):

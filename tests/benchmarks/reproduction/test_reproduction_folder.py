@@ -1,4 +1,4 @@
-"""The reproduction's data set ``folder``: anybody's own pictures, in real and fake."""
+"""The reproduction's data set ``folder``: your own pictures, real and fake."""
 
 import pytest
 import torch

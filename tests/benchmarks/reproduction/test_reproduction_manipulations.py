@@ -1,4 +1,4 @@
-"""The four manipulations, and the pipeline that real and fake pictures pass alike."""
+"""The four manipulations, and the pipeline that processes real and fake pictures alike."""
 
 import os
 from pathlib import Path
@@ -140,7 +140,7 @@ def test_lower_quality_is_a_smaller_file_that_is_further_off():
 
 
 def files_of(monkeypatch, root, quality, size):
-    """The JPEG file of each picture, as the pipeline writes it."""
+    """Return the JPEG file of each picture as the pipeline writes it."""
     files, encode = [], pipeline.encode
 
     def recorded(picture, jpeg):
@@ -155,7 +155,7 @@ def files_of(monkeypatch, root, quality, size):
 
 
 def check_file_statistics(files, kinds, people):
-    """Of each kind, and of all of them together."""
+    """Check the file statistics of each kind, and of all kinds together."""
     for some in (*((kind,) for kind in data.MANIPULATIONS), data.MANIPULATIONS):
         found = giveaways.auc_of(files, kinds, people, some)
         assert abs(found["file"] - 0.5) < found["margin"], f"{some}: AUC {found['file']:.3f} from file statistics"

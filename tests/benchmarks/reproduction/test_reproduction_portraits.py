@@ -1,4 +1,4 @@
-"""The reproduction's portraits: their people, folds, donors and grey forgeries, and the pictures that are kept."""
+"""The reproduction's portraits: their people, folds, donors and grey forgeries, and the stored pictures."""
 
 import csv
 import os
@@ -27,7 +27,7 @@ needs_portraits = pytest.mark.skipif(not PORTRAITS, reason="SIA_PORTRAITS is not
 
 
 def write_people(root, strata):
-    """people.csv of ``write_faces``' pictures: the era and colour of each."""
+    """Write people.csv for the pictures of ``write_faces``, with the era and colour of each."""
     rows = [[f"p{index:03}.png", colour, era] for index, (era, colour) in enumerate(strata)]
     with (root / "people.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["image", "colour", "era"], *rows])
@@ -38,7 +38,7 @@ STRATA = [("modern", "yes")] * 7 + [("old", "no")] * 8 + [("middle", "yes")] * 1
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two data sets: portraits of three strata, one of whom is alone in hers; and faces without a table."""
+    """Write two data sets: portraits of three strata, one of them with a single person; and faces without a table."""
     root = tmp_path_factory.mktemp("joined")
     write_people(write_faces(root / "portraits", len(STRATA)), STRATA)
     write_faces(root / "plain", 6, first=50)
@@ -218,7 +218,7 @@ def test_what_is_not_in_colour_is_made_grey(made, folder):
         assert coloured == [people[person].colour for person in part.people]
 
 
-# What is kept
+# Stored pictures
 
 
 def test_making_goes_on_where_it_was_stopped(folder, made, tmp_path, monkeypatch):
