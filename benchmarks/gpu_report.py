@@ -277,7 +277,7 @@ def faults(rows: Iterable[Mapping[str, str]]) -> list[str]:
         if int(row["spills"]):
             found.append(f"{name}: {row['spills']} registers spill")
         if row["resolved"] == "False":
-            found.append(f"{name}: the loops were not told apart, or do not compute what the formula needs")
+            found.append(f"{name}: the loops were not resolved, or do not compute what the formula needs")
         if row["K"] and float(row.get("intra exponentials") or 0) > int(row["K"]) ** 2 - 1:
             found.append(f"{name}: {row['intra exponentials']} exponentials an output for the window")
     return found

@@ -23,7 +23,7 @@ sizes = st.integers(1, 40)
 
 
 @given(sizes, sizes, sizes, sizes, st.booleans())
-def test_as_torchs_own_pooling(height: int, width: int, rows: int, columns: int, channels_last: bool) -> None:
+def test_pooling_equals_torchs_own(height: int, width: int, rows: int, columns: int, channels_last: bool) -> None:
     generator = torch.Generator().manual_seed(height * width)
     x = torch.randn(2, 3, height, width, generator=generator)
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
@@ -32,7 +32,7 @@ def test_as_torchs_own_pooling(height: int, width: int, rows: int, columns: int,
     assert torch.equal(_pooled_by_index(x, (rows, columns)), expected)
 
 
-def test_the_gradient_goes_to_the_largest() -> None:
+def test_the_gradient_flows_to_the_maximum() -> None:
     x = torch.randn(2, 3, 19, 25, dtype=torch.float64, requires_grad=True)
     for size in ((10, 7), (19, 5)):
         grad = torch.randn(2, 3, *size, dtype=torch.float64)
@@ -105,7 +105,7 @@ def infos_of(size: tuple[int, int] = (12, 9)) -> list[Tensor]:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("size", [(3, 4), (6, 2), (5, 3), (7, 5)], ids=str)
-def test_aggregation_is_its_formula(form: str, training: bool, size: tuple[int, int]) -> None:
+def test_aggregation_follows_its_formula(form: str, training: bool, size: tuple[int, int]) -> None:
     module, infos = made(form).train(training).double(), [info.double() for info in infos_of()]
     expected = defined(module, infos, *size)
     parameters = list(module.parameters())
@@ -118,7 +118,7 @@ def test_aggregation_is_its_formula(form: str, training: bool, size: tuple[int, 
         torch.testing.assert_close(module(infos, size), expected)
 
 
-def test_training_moves_the_statistics_of_the_large_map() -> None:
+def test_training_updates_the_statistics_of_the_large_map() -> None:
     module, infos = made().train(), infos_of()
     module(infos, (3, 4))
     for info, (conv, norm, _), (_, alone, _) in zip(infos, module.projections, made().projections, strict=True):  # type: ignore[misc]

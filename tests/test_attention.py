@@ -58,7 +58,7 @@ def defined(layer: SIAttention, x: Tensor, aggregate: Tensor | None = None) -> T
 
 
 @given(layers)
-def test_both_paths_are_the_formula(drawn: dict[str, Any]) -> None:
+def test_both_paths_follow_the_formula(drawn: dict[str, Any]) -> None:
     layer = made(drawn["gates"], seed=drawn["seed"], gain=drawn["gain"], detach=drawn["detach"])
     x, aggregate = torch.randn(SIZE), torch.rand(SIZE) if drawn["aggregate"] else None
     expected = defined(layer, x, aggregate)
@@ -145,7 +145,7 @@ def test_detached_no_gradient_flows_through_the_map(monkeypatch: pytest.MonkeyPa
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
-def test_undetached_the_map_learns_too() -> None:
+def test_without_detach_the_map_learns_too() -> None:
     layer, x = made(GATES[0], detach=False), torch.randn(SIZE, requires_grad=True)
     y, info = layer.attend(x)
     assert info.requires_grad
@@ -331,7 +331,7 @@ def test_reset_parameters_starts_anew() -> None:
     assert all(torch.equal(value, first[name]) for name, value in layer.state_dict().items())
 
 
-def test_what_a_layer_says_of_itself() -> None:
+def test_the_repr_of_a_layer() -> None:
     layer = SIAttention(8, 5, bandwidth=0.5, padding_mode="reflect", channel=None, detach=False, gain=0.1)
     assert repr(layer) == (
         "SIAttention(channels=8, kernel_size=5, bandwidth=0.5, padding_mode='reflect', channel=None, "
@@ -450,7 +450,7 @@ def test_wrappers_are_used_by_the_module() -> None:
     assert torch.equal(y, ops.gate(x, info, 1 + mean))
 
 
-def test_half_precision_gives_its_largest_numbers_back_at_a_gain_of_zero() -> None:
+def test_half_precision_keeps_its_largest_numbers_at_a_gain_of_zero() -> None:
     layer = SIAttention(4, gain=0.0).half().eval()
     x = torch.full((1, 4, 5, 5), 60000.0, dtype=torch.float16)
     x[..., 2, 2] = -60000.0

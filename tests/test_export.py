@@ -98,7 +98,7 @@ def test_exported_training_leaves_the_map_detached() -> None:
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
-def test_who_loads_it_needs_nothing_of_this_library(tmp_path: Path) -> None:
+def test_loading_needs_nothing_from_this_library(tmp_path: Path) -> None:
     net, x = Net().eval(), torch.rand(SIZE)
     torch.export.save(torch.export.export(net, (x,)), tmp_path / "net.pt2")
     torch.save((x, net(x).detach()), tmp_path / "expected.pt")

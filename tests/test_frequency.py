@@ -151,7 +151,9 @@ def test_the_order_is_that_of_jpeg() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"estimator": "distance"}, {"kernel_size": 5, "padding_mode": "zeros"}])
 @pytest.mark.parametrize(("transform", "block", "size"), [("dct", 8, (2, 2, 20, 31)), ("haar", 2, (1, 2, 7, 6))])
-def test_information_is_the_formula(transform: str, block: int, size: tuple[int, ...], options: dict[str, Any]) -> None:
+def test_information_follows_the_formula(
+    transform: str, block: int, size: tuple[int, ...], options: dict[str, Any]
+) -> None:
     x = torch.randn(size, dtype=torch.float64)
     expected = information(coefficients(x.numpy(), block), **options)
     info = frequency_self_information(x, block=block, transform=transform, **options)
@@ -178,7 +180,7 @@ def test_neither_factor_nor_offset_changes_it(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("transform", "block"), TRANSFORMS)
-def test_a_constant_map_carries_none(transform: str, block: int, dtype: torch.dtype) -> None:
+def test_a_constant_map_has_no_information(transform: str, block: int, dtype: torch.dtype) -> None:
     x = torch.tensor([3.7, -0.1, 1e3, 0.0], dtype=dtype)[None, :, None, None].expand(2, 4, 21, 18).clone()
     x.requires_grad_()
     info = frequency_self_information(x, block=block, transform=transform)
@@ -204,7 +206,7 @@ def test_batch_mates_change_no_bit(drawn: tuple[str, int], size: tuple[int, ...]
             assert torch.equal(torch.cat([result(one[None]) for one in x]), result(x))
 
 
-def test_a_pixel_that_is_no_number_spoils_the_blocks_around_it_alone() -> None:
+def test_a_nan_pixel_affects_only_the_blocks_around_it() -> None:
     x = torch.randn(1, 2, 40, 40)
     x[0, 0, 3, 3] = torch.nan
     info = frequency_self_information(x).unflatten(1, (2, -1))
@@ -212,7 +214,7 @@ def test_a_pixel_that_is_no_number_spoils_the_blocks_around_it_alone() -> None:
     assert info[0, 0, :, 2:].isfinite().all() and info[0, 0, :, :, 2:].isfinite().all() and info[0, 1].isfinite().all()
 
 
-def test_rounding_is_no_information() -> None:
+def test_rounding_carries_no_information() -> None:
     """Rows that are all equal have no vertical frequencies, and a ramp has no even ones."""
     for x in (
         torch.randn(1, 1, 1, 64).expand(1, 1, 48, 64),
@@ -222,7 +224,7 @@ def test_rounding_is_no_information() -> None:
         assert all(torch.equal(info[k], torch.zeros_like(info[k])) for k, (u, _) in enumerate(zigzag(8)) if u)
 
 
-def test_a_block_unlike_its_neighbours_stands_out() -> None:
+def test_a_block_that_differs_from_its_neighbours_stands_out() -> None:
     x = torch.arange(48.0)[None, None, :, None] + torch.arange(64.0)
     x[:, :, 16:24, 32:40] += torch.randn(8, 8)
     info = frequency_self_information(x).mean(1)[0]
@@ -234,7 +236,7 @@ def test_a_block_unlike_its_neighbours_stands_out() -> None:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("gates", GATES, ids=str)
-def test_both_paths_are_the_formula(gates: tuple[bool, str | None], size: tuple[int, ...]) -> None:
+def test_both_paths_follow_the_formula(gates: tuple[bool, str | None], size: tuple[int, ...]) -> None:
     layer, x, aggregate = made(gates, gain=0.7, detach=False), torch.randn(size), torch.rand(size)
     for extra in (None, aggregate):
         expected = defined(layer, x.double().numpy(), None if extra is None else extra.double().numpy())

@@ -147,7 +147,7 @@ SENSELESS = {
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("case", SENSELESS)
-def test_exif_that_makes_no_sense_turns_nothing(case: str, suffix: str, folder: Path) -> None:
+def test_invalid_exif_rotates_nothing(case: str, suffix: str, folder: Path) -> None:
     image = Image.fromarray(VALUES)
     plain = saved(image, f"plain.{suffix}")
     with warnings.catch_warnings():
@@ -157,7 +157,7 @@ def test_exif_that_makes_no_sense_turns_nothing(case: str, suffix: str, folder: 
 
 
 @given(st.binary(max_size=80), st.sampled_from([b"", b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0", entries(b"")[:14]]))
-def test_no_exif_refuses_a_photograph(content: bytes, head: bytes) -> None:
+def test_exif_never_causes_a_refusal(content: bytes, head: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         photo = saved(Image.fromarray(VALUES), f"{folder}/any.png", exif=head + content)
     ways = [torch.from_numpy(turned.copy()).permute(2, 0, 1)[None] / 255 for turned in UPRIGHT.values()]
@@ -254,7 +254,7 @@ def test_wide_values_are_scaled_by_their_extremes(folder: Path) -> None:
     assert torch.equal(photo.pixels, torch.zeros(1, 1, 2, 3))
 
 
-def test_transparency_is_laid_over_white(folder: Path) -> None:
+def test_transparency_is_composited_over_white(folder: Path) -> None:
     values = np.array([[[200, 0, 100, 255], [200, 0, 100, 0], [0, 0, 0, 51]]], dtype=np.uint8)
     photo = saved(Image.fromarray(values), "clear.png")
     expected = torch.tensor([[200, 0, 100], [255, 255, 255], [204, 204, 204]]).T.reshape(1, 3, 1, 3) / 255

@@ -58,13 +58,13 @@ def test_a_release_that_is_ready(release: Path) -> None:
         ("pyproject.toml", r'version = ".+"', 'version = "9.9.9"', "tag"),
     ],
 )
-def test_what_is_missing_is_said(release: Path, file: str, pattern: str, by: str, complaint: str) -> None:
+def test_missing_requirements_are_named(release: Path, file: str, pattern: str, by: str, complaint: str) -> None:
     tag = f"v{version(release)}"
     rewrite(release / file, pattern, by)
     assert any(complaint in line for line in tool("check_release").missing(tag, release))
 
 
-def test_a_wheel_with_a_name_that_is_not_ours(tmp_path: Path) -> None:
+def test_a_wheel_with_a_foreign_name(tmp_path: Path) -> None:
     wheel = tmp_path / "sia_layers-1-cp310-abi3-any.whl"
     inside = ["py.typed", "kernels/cpu/_sia_cpu.abi3.so", "kernels/reference.py", "kernels/triton/__init__.py"]
     with zipfile.ZipFile(wheel, "w") as file:
@@ -83,7 +83,7 @@ def test_every_workflow_uses_the_scripts_that_ci_uses() -> None:
         assert script in workflows and script in local
 
 
-def test_the_tools_before_a_commit_are_the_ones_of_the_tests() -> None:
+def test_pre_commit_tools_match_those_of_the_tests() -> None:
     hooks = (ROOT / ".pre-commit-config.yaml").read_text("utf-8")
     constraints = (ROOT / "requirements/constraints.txt").read_text("utf-8")
     pinned = set(re.findall(r"ruff==([\d.]+)", constraints))

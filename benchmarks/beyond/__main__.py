@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         failed, left = _run_missing(missing, plans, material, results, given)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; the same command resumes from here", file=sys.stderr)
         return 130
     for each in results.values():
         each.write_table()
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         page.write_text(report.filled(page.read_text(), folder))
         print(f"tables written: {page}")
     if left and not failed:
-        print(f"{left} runs are left; the same command goes on with them")
+        print(f"{left} runs are left; the same command resumes with them")
     return 1 if failed else 3 if left else 0
 
 

@@ -134,7 +134,7 @@ def spoofing(root: Path, size: int, seed: int) -> Parts:
     for part, pictures in made.items():
         if len({picture.kind == REAL for picture in pictures}) < 2:
             raise FileNotFoundError(
-                f"{root} lacks live faces or attacks for the {part} part; it holds {len(found)} files"
+                f"{root} lacks live faces or attacks for the {part} part; it has {len(found)} files"
             )
     return Parts(*(Pictures.stack(made[part]) for part in PARTS))
 

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run_missing(store, variants, range(given.seeds), start, place, given)
     except KeyboardInterrupt:
         print(
-            f"\nstopped; the same command{' without --fresh' if given.fresh else ''} goes on from here", file=sys.stderr
+            f"\nstopped; the same command{' without --fresh' if given.fresh else ''} resumes from here", file=sys.stderr
         )
         return 130
     except (OSError, ValueError, FloatingPointError, InjectionError, Refusal) as error:
@@ -224,7 +224,7 @@ def _report(store: runs.Store, variants: Sequence[str], seeds: Sequence[int], gi
     for warning in table.warnings(store, made[0], seeds):
         print(f"\n{warning}")
     if given.quick:
-        print("\n--quick is a look at whether all of it runs: its figures mean nothing.")
+        print("\n--quick only checks that everything runs: its figures mean nothing.")
     spoken = table.headline(variants)
     if spoken is not None:
         print(f"\n{table.sentence(next(line for line in made if line.variant == spoken), len(seeds))}")

@@ -118,8 +118,8 @@ class Store:
             other = [f"{name} {row.get(name)}, not {value}" for name, value in wanted.items() if row.get(name) != value]
             if other:
                 raise ValueError(
-                    f"{folder / RUNS} holds runs of another configuration: {'; '.join(other)}. "
-                    "Give another --out, or --fresh to throw them away"
+                    f"{folder / RUNS} has runs of another configuration: {'; '.join(other)}. "
+                    "Choose another --out, or discard them with --fresh"
                 )
 
     def has(self, variant: str, seed: int) -> bool:

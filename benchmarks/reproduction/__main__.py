@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.jobs < 1 or given.seeds < 1:
         parser.error(f"--jobs and --seeds must be 1 or more, got {given.jobs} and {given.seeds}")
     if not given.data.is_dir():
-        parser.error(f"--data {given.data} is not a folder; give the one that holds the data set {given.dataset!r}")
+        parser.error(f"--data {given.data} is not a folder; name the folder of the data set {given.dataset!r}")
     if given.page is not None and not given.page.is_file():
         parser.error(f"--page {given.page} is not a file; give a page with the marks of docs/reproduction.md")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = _run_experiments(_study(given), given)
     except KeyboardInterrupt:
         how = "the same command without --fresh" if given.fresh else "the same command"
-        print(f"\nstopped; {how} goes on from here", file=sys.stderr)
+        print(f"\nstopped; {how} resumes from here", file=sys.stderr)
         return 130
     print(f"\n{'done' if not failed else f'not done: {chr(44).join(failed)},'} in {time.monotonic() - began:.0f} s")
     return int(bool(failed))

@@ -35,7 +35,7 @@ def test_providers_compute_what_the_reference_does(name: str, channels_last: boo
 
 @needs_cpu_kernels
 @pytest.mark.parametrize("direction", op.PASSES)
-def test_no_figure_for_what_disagrees(
+def test_no_figure_for_a_wrong_result(
     direction: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right = providers.created
@@ -95,7 +95,7 @@ def test_csv_holds_the_machine(tmp_path: Path) -> None:
     assert rows[0]["machine"] and rows[0]["commit"] and rows[0]["versions"].startswith("torch ")
 
 
-def test_all_goes_on_where_it_stopped_and_fills_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repeated_call_resumes_and_fills_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     page = tmp_path / "page.md"
     marks = "before\n<!-- {0} -->\nstale\n<!-- end of {0} -->\nafter\n"
@@ -161,7 +161,7 @@ def test_peers_agree_with_the_reference(name: str, inter_channels: int) -> None:
     )
 
 
-def test_beside_peers_only_their_forward_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_peers_only_the_forward_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         op.main(["--peers", "--passes", "both"])
     assert "leave --device, --dtype, --passes and --memory out" in capsys.readouterr().err

@@ -61,14 +61,14 @@ def test_the_mask_itself_is_the_best_map_and_its_opposite_the_worst(seed: int) -
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.1, 0.9), st.floats(0.0, 0.1))
-def test_measures_of_camouflage_see_no_scale(seed: int, scale: float, offset: float) -> None:
+def test_measures_of_camouflage_ignore_scale(seed: int, scale: float, offset: float) -> None:
     found, mask = drawn(seed)
     assert maps.camouflage(scale * found + offset, mask) == pytest.approx(maps.camouflage(found, mask), abs=5e-3)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.95))
-def test_figures_of_pixels_are_those_of_the_counts(seed: int, threshold: float) -> None:
+def test_pixel_figures_match_the_counts(seed: int, threshold: float) -> None:
     found, mask = drawn(seed)
     said = found > threshold
     hits, alarms, misses = (said & mask).sum(), (said & ~mask).sum(), (~said & mask).sum()
@@ -136,7 +136,7 @@ def pair(image: Path, mask: Path) -> None:
     picture(mask, mask=True)
 
 
-def test_the_trees_of_camouflage(tmp_path: Path) -> None:
+def test_the_folders_of_camouflage(tmp_path: Path) -> None:
     for part, count in (("Train", 3), ("Test", 2)):
         for index in range(count):
             stem = f"COD10K-CAM-1-Aquatic-1-BatFish-{part}{index}"
@@ -202,9 +202,7 @@ def described(root: Path) -> set[tuple[str, str, str, str | None]]:
         ("LCC_FASD_evaluation/real/real_01.png", REAL, "real_01", None),
     ],
 )  # fmt: skip
-def test_what_the_folders_of_anti_spoofing_say(
-    tmp_path: Path, path: str, kind: str, person: str, part: str | None
-) -> None:
+def test_labels_from_anti_spoofing_folders(tmp_path: Path, path: str, kind: str, person: str, part: str | None) -> None:
     file = tmp_path / path
     file.parent.mkdir(parents=True)
     file.touch()

@@ -63,7 +63,7 @@ def architecture(request):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_trains_and_begins_with_the_same_weights(architecture, variant):
+def test_every_variant_trains_from_the_same_weights(architecture, variant):
     bare, made = (models.make(architecture, name, SIZE, 3, None, False) for name in ("bare", variant))
     own = dict(made.named_parameters())
     assert all(torch.equal(own[name], value) for name, value in bare.named_parameters())
@@ -83,7 +83,7 @@ def test_every_variant_trains_and_begins_with_the_same_weights(architecture, var
 
 
 @pytest.mark.parametrize("variant", ["cbam", "sia"])
-def test_averaged_weights_are_the_averages_own(variant):
+def test_averaged_weights_use_the_averages_own_attention(variant):
     """A hook that captured the attention of its original model would run it in every copy."""
     model = models.make("test_resnet", variant, SIZE, 0, None, False)
     copy = ModelEmaV3(model).module.eval()
@@ -95,7 +95,7 @@ def test_averaged_weights_are_the_averages_own(variant):
     assert torch.equal(copy(x), before)
 
 
-def test_unknown_variants_are_told_with_those_there_are(folder, tmp_path, capsys):
+def test_unknown_variants_list_the_known_ones(folder, tmp_path, capsys):
     assert chosen("sia, cbam,sia") == ["bare", "sia", "cbam"]
     with pytest.raises(SystemExit):
         main(["--data", str(folder), "--out", str(tmp_path), *SMALL, "--variants", "sia,sai"])
@@ -105,7 +105,7 @@ def test_unknown_variants_are_told_with_those_there_are(folder, tmp_path, capsys
 # Initial weights
 
 
-def test_a_checkpoint_of_another_number_of_classes_is_taken_but_for_its_classifier(tmp_path):
+def test_a_checkpoint_with_other_classes_is_loaded_without_its_classifier(tmp_path):
     saved = timm.create_model("test_resnet", num_classes=7)
     torch.save({"state_dict": saved.state_dict()}, tmp_path / "weights.pt")
     made = models.make("test_resnet", "sia", SIZE, 0, tmp_path / "weights.pt", False).model
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, folder, capsys):
         (["--device", "abacus"], "--device abacus"),
     ],
 )
-def test_what_cannot_be_done_is_told_before_anything_is_trained(folder, tmp_path, capsys, more, message):
+def test_invalid_requests_are_refused_before_training(folder, tmp_path, capsys, more, message):
     with pytest.raises(SystemExit) as stopped:
         compared(folder, tmp_path / "out", *more)
     assert stopped.value.code == 2 and message in capsys.readouterr().err
@@ -176,7 +176,7 @@ def test_the_variants_are_trained_on_the_same_pictures_in_the_same_order(folder,
     )
 
 
-def test_what_is_done_is_not_done_again_and_more_may_be_asked_for(folder, done, tmp_path, monkeypatch):
+def test_completed_runs_are_not_repeated_and_more_can_be_added(folder, done, tmp_path, monkeypatch):
     before, trained, train = figures(done), [], runs.train
 
     def recorded(store, variant, seed, *rest):
@@ -196,7 +196,7 @@ def test_what_is_done_is_not_done_again_and_more_may_be_asked_for(folder, done, 
     assert trained[2:] == [("sia", 1)] and before.items() <= {**figures(tmp_path), "curves": before["curves"]}.items()
 
 
-def test_a_comparison_that_was_stopped_ends_as_one_that_was_not(folder, done, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_comparison_ends_like_an_uninterrupted_one(folder, done, tmp_path, monkeypatch, capsys):
     keep, left = runs._Training.keep, 7
 
     def stopped(self, *arguments):
@@ -209,13 +209,13 @@ def test_a_comparison_that_was_stopped_ends_as_one_that_was_not(folder, done, tm
     with monkeypatch.context() as patched:
         patched.setattr(runs._Training, "keep", stopped)
         assert compared(folder, tmp_path) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command resumes from here" in capsys.readouterr().err
     assert len(rows_of(tmp_path / "runs.csv")) == 3 and (tmp_path / "checkpoint.pt").exists()
     assert compared(folder, tmp_path) == 0
     assert figures(tmp_path) == figures(done)
 
 
-def test_rows_of_another_configuration_are_refused_until_thrown_away(folder, done, tmp_path, capsys):
+def test_rows_of_another_configuration_are_refused_until_discarded(folder, done, tmp_path, capsys):
     (tmp_path / "runs.csv").write_bytes((done / "runs.csv").read_bytes())
     with pytest.raises(SystemExit):
         compared(folder, tmp_path, "--epochs", "1", "--lr", "0.01")
@@ -225,7 +225,7 @@ def test_rows_of_another_configuration_are_refused_until_thrown_away(folder, don
     assert {row["epochs"] for row in rows_of(tmp_path / "runs.csv")} == {"1"}
 
 
-def test_changed_pictures_are_another_configuration(done, tmp_path, capsys):
+def test_changed_pictures_change_the_configuration(done, tmp_path, capsys):
     changed = write_pictures(tmp_path / "pictures", {"real": 10, "fake": 10}, SIZE)
     with pytest.raises(SystemExit):
         compared(changed, done)
@@ -262,7 +262,7 @@ def line(low, high):
 
 @settings(max_examples=200, deadline=None)
 @given(st.floats(-0.5, 0.5), st.floats(0.001, 0.5), st.integers(1, 9))
-def test_a_sentence_claims_a_difference_only_where_the_interval_leaves_out_zero(low, width, seeds):
+def test_a_sentence_claims_a_difference_only_if_the_interval_excludes_zero(low, width, seeds):
     said = table.sentence(line(low, low + width), seeds)
     assert ("higher here" in said) == (low > 0) and ("lower here" in said) == (low + width < 0)
     assert ("no difference was detected" in said) == (low <= 0 <= low + width)
@@ -277,7 +277,7 @@ def test_a_sentence_in_full():
     assert "nothing was detected" in table.sentence(line(0.0, 0.0), 5)
 
 
-def test_what_a_design_can_tell_it_tells_four_times_in_five():
+def test_the_detectable_difference_is_detected_four_times_in_five():
     error = 0.02
     least = table.detectable(Interval(0.0, -1.959964 * error, 1.959964 * error))
     seen = np.random.default_rng(0).normal(least, error, 200_000) - 1.959964 * error > 0
@@ -288,7 +288,7 @@ def test_what_a_design_can_tell_it_tells_four_times_in_five():
     ("auc", "groups", "expected"),
     [(0.8, 10, []), (0.8, 9, ["only 9 groups"]), (0.55, 12, ["learned almost nothing"]), (0.995, 12, ["nearly all"])],
 )
-def test_figures_that_mean_less_than_they_seem_to_come_with_a_warning(auc, groups, expected):
+def test_misleading_figures_come_with_a_warning(auc, groups, expected):
     class Stub:
         def load_predictions(self, variant, seed):
             names = [f"g{index}" for index in range(groups)]

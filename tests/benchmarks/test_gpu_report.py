@@ -127,19 +127,19 @@ def test_a_nested_loop_of_amd_assembly_is_counted_as_often_as_it_runs() -> None:
     assert (found.loaded, found.stored) == (14 * 8, 2)
 
 
-def test_what_leads_only_through_a_loop_that_never_runs_is_left_out() -> None:
+def test_code_behind_a_loop_that_never_runs_is_not_counted() -> None:
     code = parse(SASS.replace("@!P1 BRA 0x50", "@!P1 BRA 0x60").replace("/*0050*/", "@P3 BRA 0xa0 ;\n/*0050*/"), False)
     assert resolve(code, (Loop(1), Loop(2), Loop(3))) == []  # two nested loops are not two consecutive ones
     assert count(parse(SASS, False), {4: 0}).kinds["store"] == 0
 
 
-def test_a_loop_that_the_compiler_wrote_out_may_be_missing() -> None:
+def test_an_unrolled_loop_may_be_missing() -> None:
     code = parse(SASS, amd=False)
     ways = resolve(code, (Loop(2, (Loop(3),)), Loop(5, (Loop(7), Loop(9)))))
     assert ways == [{4: 2, 5: 3}, {4: 5, 5: 7}, {4: 5, 5: 9}]
 
 
-def test_a_loop_may_run_less_often_where_the_compiler_wrote_out_some_trips() -> None:
+def test_a_loop_may_run_less_often_if_partly_unrolled() -> None:
     code = parse(SASS, amd=False)
     nested = (Loop(2, (Loop(3),)),)
     assert resolve(code, nested) == [{4: 2, 5: 3}]
@@ -147,7 +147,7 @@ def test_a_loop_may_run_less_often_where_the_compiler_wrote_out_some_trips() -> 
     assert resolve(code, (Loop(0, (Loop(1),)),), fewer=True) == [{4: 0, 5: 1}]
 
 
-def test_code_that_goes_where_a_register_says_is_refused() -> None:
+def test_code_with_an_indirect_branch_is_refused() -> None:
     with pytest.raises(ValueError, match="BRX branches to a target that the code does not name"):
         parse(SASS.replace("BRA 0xc0", "BRX R2"), amd=False)
 

@@ -132,7 +132,7 @@ def test_forward_for_every_target(targets: tuple[str, ...]) -> None:
     assert_no_atomics(kernels)
 
 
-def test_what_ptxas_spills_unless_it_is_told_how_many_registers_there_are() -> None:
+def test_ptxas_spills_without_explicit_register_limits() -> None:
     groups = [
         Group(("sm_90",), ("self_information",), 5, "float32", channels_last=True),
         Group(("sm_90",), BACKWARD, 5, "bfloat16", channels_last=True),

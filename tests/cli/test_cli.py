@@ -135,7 +135,7 @@ def test_figure_replaces_the_older_one(photo_file: Path) -> None:
     assert Path("older.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_names_that_are_no_text(photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_are_not_text(photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = os.fsdecode(b"caf\xe9 \n$x_1$ \xe5\x86\x99.png")
     photo_file.rename(name)
     assert main(["map", name, "-o", f"map of {name}", "--dpi", "50"]) == 0
@@ -252,7 +252,7 @@ def test_missing_extra(
 @pytest.mark.parametrize(
     ("error", "code"), [(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2), (KeyboardInterrupt(), 130)]
 )
-def test_writing_breaks_off(
+def test_an_interrupted_write(
     error: BaseException,
     code: int,
     photo_file: Path,

@@ -96,7 +96,7 @@ def beside() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_harmless_things_beside_the_weights(legacy: bool, file: Path) -> None:
+def test_harmless_objects_beside_the_weights(legacy: bool, file: Path) -> None:
     state = Backbone().state_dict()
     torch.save({**beside(), "state_dict": state}, file, _use_new_zipfile_serialization=not legacy)
     before = set(torch.serialization.get_safe_globals())
@@ -105,7 +105,7 @@ def test_harmless_things_beside_the_weights(legacy: bool, file: Path) -> None:
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-def test_things_of_numpy(file: Path) -> None:
+def test_numpy_objects(file: Path) -> None:
     np = pytest.importorskip("numpy")
     state = Backbone().state_dict()
     things = [np.float64(0.5), np.float32(1), np.int64(3), np.bool_(True), np.dtype("int16"), np.uint8, np.arange(3)]
@@ -188,7 +188,7 @@ def test_a_whole_model_is_refused_by_the_name_of_its_class(file: Path) -> None:
     assert f"would run {__name__}.Backbone" in refused(file, Backbone())
 
 
-def test_the_names_of_what_is_harmless_are_right() -> None:
+def test_the_names_of_harmless_classes_are_correct() -> None:
     """A misspelt name would lead to a refusal where the real one occurs."""
     for _, name in weights.HARMLESS:
         module, _, attribute = name.rpartition(".")
@@ -204,7 +204,9 @@ def test_the_names_of_what_is_harmless_are_right() -> None:
         (lambda state, file: file.touch(), "cannot read .*saved.pth: EOFError"),
     ],
 )
-def test_what_is_no_checkpoint(save: Callable[[dict[str, Tensor], Path], None], message: str, file: Path) -> None:
+def test_files_that_are_not_checkpoints(
+    save: Callable[[dict[str, Tensor], Path], None], message: str, file: Path
+) -> None:
     save(Backbone().state_dict(), file)
     assert re.search(message, refused(file, Backbone()))
 
@@ -230,21 +232,21 @@ def test_places(within: tuple[str, ...], file: Path) -> None:
     assert same(model, state)
 
 
-def test_of_several_places_the_best_known_is_taken(file: Path) -> None:
+def test_of_several_places_the_best_known_is_used(file: Path) -> None:
     raw, averaged = Backbone().state_dict(), Backbone().state_dict()
     torch.save({"model_ema": averaged, "discriminator": {"conv.weight": torch.ones(1)}, "state_dict": raw}, file)
     loaded(file, model := Backbone())
     assert same(model, raw)
 
 
-def test_what_fits_counts_more_than_its_name(file: Path) -> None:
+def test_a_fitting_state_dict_counts_more_than_its_name(file: Path) -> None:
     state = Backbone().state_dict()
     torch.save({"model": nn.Linear(2, 2).state_dict(), "ema": {"module": state}}, file)
     assert loaded(file, model := Backbone()).within == ("ema", "module")
     assert same(model, state)
 
 
-def test_a_dict_that_holds_itself(file: Path) -> None:
+def test_a_dict_that_contains_itself(file: Path) -> None:
     held: dict[str, Any] = {"state_dict": Backbone().state_dict()}
     held["self"] = held
     torch.save(held, file)
@@ -301,7 +303,7 @@ def test_parts_wrapped_in_place(wrapper: str, file: Path) -> None:
     assert same(model, state)
 
 
-def test_what_does_not_belong_to_the_model_is_refused(file: Path) -> None:
+def test_foreign_tensors_are_refused(file: Path) -> None:
     state = {f"model.{key}": value for key, value in Backbone().state_dict().items()}
     torch.save({"state_dict": {**state, "criterion.weight": torch.ones(2)}}, file)
     assert "has 'criterion.weight', which the model does not have" in refused(file, Backbone())
@@ -324,7 +326,7 @@ def test_weights_of_another_library_are_refused(file: Path) -> None:
     )
 
 
-def test_nothing_but_bookkeeping_is_refused(file: Path) -> None:
+def test_a_file_with_only_bookkeeping_is_refused(file: Path) -> None:
     torch.save({"module.n_averaged": torch.tensor(3)}, file)
     assert "lacks 'model.0.weight', which the model has" in refused(file, Backbone())
 
@@ -336,7 +338,7 @@ def injected() -> nn.Module:
     return inject_sia(Backbone(), ["model", "conv"])
 
 
-def test_injected_as_saved(file: Path) -> None:
+def test_injection_with_the_saved_configuration(file: Path) -> None:
     torch.save(WRAPS["lightning"](WRAPS["compiled"](injected().state_dict())), file)
     loaded(file, model := Backbone())
     assert model.state_dict().keys() == injected().state_dict().keys()
@@ -353,7 +355,7 @@ def test_parameters_that_were_never_initialised(ending: str, value: float, file:
         loaded(file, Backbone())
 
 
-def test_what_is_not_of_sia_may_be_anything(file: Path) -> None:
+def test_keys_outside_sia_are_ignored(file: Path) -> None:
     state = Backbone().state_dict()
     state["conv.bias"][0] = float("nan")
     torch.save(state, file)
@@ -372,7 +374,7 @@ def test_gains_of_both_shapes(shape: tuple[int, ...], file: Path) -> None:
     assert len(gains) == 2 and all(gain.item() == 0.5 for gain in gains)
 
 
-def test_what_modules_keep_of_their_own_need_not_fit(file: Path) -> None:
+def test_extra_state_of_modules_need_not_fit(file: Path) -> None:
     state = injected().state_dict()
     host = next(key for key in state if key.endswith(".sia.gain")).removesuffix(".gain")
     torch.save({**state, f"{host}._extra_state": torch.zeros(200, dtype=torch.uint8)}, file)

@@ -76,14 +76,14 @@ def test_links_lead_to_a_folder_once() -> None:
     assert list(photos.left_out) == [Path("photos/a/self")]
 
 
-def test_a_folder_that_is_passed_over() -> None:
+def test_a_folder_that_is_skipped() -> None:
     picture("a.png")
     picture("maps/a.png.png")
     assert read("photos", without=Path("photos/maps"))[0] == ["photos/a.png"]
     assert len(read("photos", without=Path("missing"))[0]) == 2
 
 
-def test_what_cannot_be_read_is_left_out_with_the_reason() -> None:
+def test_unreadable_files_are_skipped_with_the_reason() -> None:
     picture("a.png")
     damaged("sub/cut.png")
     Path("photos/text.jpg").write_text("text")
@@ -109,7 +109,7 @@ def test_what_cannot_be_read_is_left_out_with_the_reason() -> None:
     assert len(list(photos.read())) == 1 and len(photos.left_out) == len(reasons)  # read twice, but counted once
 
 
-def test_a_folder_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_read_permission(monkeypatch: pytest.MonkeyPatch) -> None:
     def listdir(path: Path) -> list[str]:
         if path.name == "locked":
             raise PermissionError(13, "Permission denied")
@@ -149,7 +149,7 @@ def test_nothing_at_all_is_refused() -> None:
 # The commands.
 
 
-def test_profile_goes_on_and_names_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_profile_continues_and_names_what_is_skipped(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("timm")
     for name in ("a.png", "sub/b.png", "sub/d.png"):
         picture(name)
@@ -193,7 +193,7 @@ def test_map_of_a_model_draws_each_photograph_of_a_folder(capsys: pytest.Capture
     assert capsys.readouterr().out.count("timm test_resnet, random weights") == 2
 
 
-def test_no_folder_is_made_for_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_folder_is_created_for_a_refused_command(capsys: pytest.CaptureFixture[str]) -> None:
     Path("photos/a.png").write_text("text")
     assert main(["map", "photos", "-o", "figures"]) == 2
     assert "none of the 1 photographs can be read" in capsys.readouterr().err

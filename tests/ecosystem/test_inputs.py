@@ -48,7 +48,7 @@ def pictures() -> Tensor:
 
 
 @pytest.mark.parametrize("order", [("image", "label"), ("label", "image")])
-def test_a_batch_dict(order: tuple[str, str]) -> None:
+def test_models_that_take_a_batch_dict(order: tuple[str, str]) -> None:
     parts: dict[str, Any] = {"image": pictures(), "label": torch.tensor([0, 1])}
     batch = {**{name: parts[name] for name in order}, "name": ["a", "b"], "mask": None}
     model = BatchDetector().eval()

@@ -28,7 +28,7 @@ def made(decoder: str, encoder: str) -> nn.Module:
         ("DeepLabV3Plus", "resnet18", [64, 128, 512]),  # with stride 16, its last stage has that reduction
     ],
 )
-def test_of_a_segmenter_the_encoder_is_taken(decoder: str, encoder: str, expected: list[int]) -> None:
+def test_a_segmenters_encoder_is_selected(decoder: str, encoder: str, expected: list[int]) -> None:
     model, x = made(decoder, encoder), torch.rand(2, 3, 64, 64)
     sites = check(model, lambda: model(x))
     assert channels(sites) == expected and kinds(sites) == {"NCHW"}

@@ -117,7 +117,7 @@ def pruned(model: nn.Module, ignored: list[nn.Module]) -> nn.Module:
 
 
 @pytest.mark.parametrize("aggregate", [True, False])
-def test_torch_pruning_keeps_the_width_of_sites_that_it_is_told_to_pass_over(aggregate: bool) -> None:
+def test_torch_pruning_keeps_the_width_of_ignored_sites(aggregate: bool) -> None:
     model = injected("resnet10t", aggregate=aggregate)
     sites = [layer for site in sia_modules(model).values() for layer in site.modules()]
     weights = sum(parameter.numel() for parameter in model.parameters())

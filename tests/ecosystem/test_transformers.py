@@ -81,7 +81,7 @@ def pictures() -> Tensor:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_is_known_by_itself(name: str) -> None:
+def test_a_family_is_recognised(name: str) -> None:
     config, kind, expected = FAMILIES[name]
     model, x = made(name, config), pictures()
     sites = check(model, lambda: model(pixel_values=x))
@@ -101,7 +101,7 @@ def test_auto_backbone(backbone: str) -> None:
         assert [site.stage for site in find_sites(model, [8, 16])] == ["encoder.stages.1", "encoder.stages.2"]
 
 
-def test_of_pictures_and_text_the_tower_that_sees_pictures_is_taken() -> None:
+def test_the_visual_tower_of_a_text_image_model_is_selected() -> None:
     text = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
             "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
     model = made("CLIPModel", {"vision_config": VIT, "text_config": text, "projection_dim": 24})
@@ -110,7 +110,7 @@ def test_of_pictures_and_text_the_tower_that_sees_pictures_is_taken() -> None:
     assert all(name.startswith("vision_model.") for name in sites) and len(sites) == 3
 
 
-def test_of_a_detector_the_backbone_is_taken_and_not_the_encoder_of_its_queries() -> None:
+def test_a_detectors_backbone_is_selected_rather_than_its_query_encoder() -> None:
     backbone = T.ResNetConfig(**RESNET, out_features=["stage4"])
     model, x = made("DetrForObjectDetection", {**DETR, "backbone_config": backbone}), pictures()
     sites = check(model, lambda: model(pixel_values=x).logits)

@@ -42,7 +42,7 @@ def injected() -> tuple[nn.Module, Tensor, Tensor]:
         return model, x, model(x)[0]
 
 
-def test_the_backbone_is_taken(injected: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_the_backbone_is_selected(injected: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, _, boxes = injected
     assert list(sia_modules(model)) == ["model.2.sia", "model.4.sia", "model.6.sia"]
     assert channels(sia_modules(model)) == [32, 64, 128] and boxes.shape == (1, 7, 84)

@@ -83,7 +83,7 @@ def gradients(model: nn.Module, losses: Callable[[], Tensor]) -> dict[str, Tenso
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_every_later_site_takes_all_earlier_ones() -> None:
+def test_every_later_site_aggregates_all_earlier_ones() -> None:
     model = injected()
     modules = list(sia_modules(model).values())
     taken = [module.aggregation.in_channels if module.aggregation else [] for module in modules]
@@ -91,7 +91,7 @@ def test_every_later_site_takes_all_earlier_ones() -> None:
     assert all(module.aggregation is None for module in sia_modules(injected(aggregate=False)).values())
 
 
-def test_the_aggregate_is_what_the_parts_give() -> None:
+def test_the_aggregate_combines_its_parts() -> None:
     model = injected().eval()
     first, second, third = sia_modules(model).values()
     x = torch.rand(2, 3, 16, 16)
@@ -130,7 +130,7 @@ def test_two_passes_in_one_checkpoint() -> None:
     assert all(torch.allclose(found[name], gradient, atol=1e-5, rtol=1e-4) for name, gradient in expected.items())
 
 
-def test_a_pass_on_the_output_of_another() -> None:
+def test_a_pass_on_the_output_of_another_pass() -> None:
     model = inject_sia(Same(), "[abc]", example_input=torch.empty(2, 3, 8, 8), identity_init=False)
     x = torch.rand(2, 3, 8, 8)
     found = []
@@ -205,13 +205,13 @@ def test_no_map_outlives_its_pass(grad: bool) -> None:
     assert len(seen) == 2 and not any(reference() is not None for reference in seen)
 
 
-def test_a_pass_that_was_not_from_the_start_is_an_error() -> None:
+def test_a_pass_that_starts_midway_is_an_error() -> None:
     model = injected()
     with pytest.raises(RuntimeError, match="run the model from its input on"):
         model.b(torch.rand(2, 8, 16, 16))
 
 
-def test_threads_do_not_meet() -> None:
+def test_threads_do_not_interfere() -> None:
     model = injected().eval()
     inputs = [torch.rand(2, 3, 16, 16) * (index + 1) for index in range(6)]
     with torch.no_grad():

@@ -273,7 +273,7 @@ def test_sites_that_run_unequally_or_out_of_turn_are_refused() -> None:
     assert [site.host for site in find_sites(Uneven(), "a", example_input=torch.empty(X))] == ["a.1"]
 
 
-def test_disabled_is_bare_for_a_while() -> None:
+def test_disabling_restores_the_bare_model_temporarily() -> None:
     torch.manual_seed(0)
     bare, model, x = Net(), injected(), torch.rand(X)
     with torch.no_grad():

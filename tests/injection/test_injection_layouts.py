@@ -42,12 +42,12 @@ PICTURE = torch.empty(1, 3, 64, 64)  # its map has as many rows and columns as c
 
 
 @pytest.mark.parametrize(("order", "kind"), [(NCHW, "NCHW"), (NHWC, "NHWC")])
-def test_the_axis_that_does_not_change_is_the_channels(order: tuple[int, ...], kind: str) -> None:
+def test_the_axis_of_constant_size_is_the_channels(order: tuple[int, ...], kind: str) -> None:
     (site,) = find_sites(Maps(order), "block", example_input=PICTURE)
     assert (site.layout.kind, site.channels, site.reduction) == (kind, 16, 4)
 
 
-def test_what_stays_a_guess_is_refused_and_may_be_said() -> None:
+def test_ambiguous_layouts_are_refused_unless_given() -> None:
     with pytest.raises(errors.LayoutError, match="nothing proves which axis"):
         find_sites(Maps(NHCW), "block", example_input=PICTURE)
     only = Maps(NHWC, only=64)
@@ -62,7 +62,7 @@ def test_what_stays_a_guess_is_refused_and_may_be_said() -> None:
             find_sites(only, "block", example_input=PICTURE, **wrong)
 
 
-def test_a_layout_gates_as_the_maps_themselves() -> None:
+def test_gating_in_a_layout_equals_gating_the_maps() -> None:
     torch.manual_seed(0)
     model, x = Maps(NHWC).eval(), torch.rand(2, 3, 48, 64)
     inject_sia(model, "block", example_input=PICTURE, identity_init=False)
@@ -121,7 +121,7 @@ def test_tokens_of_one_grid_alone() -> None:
     assert all(parameter.grad is not None for parameter in sia_parameters(model))
 
 
-def test_another_aspect_is_gated_in_its_own_grid() -> None:
+def test_another_aspect_ratio_is_gated_in_its_own_grid() -> None:
     torch.manual_seed(0)
     model, wide = Tokens(1).eval(), torch.rand(1, 3, 16, 64)
     with torch.no_grad():
@@ -275,7 +275,7 @@ class Video(nn.Module):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_every_frame_of_a_video_is_gated_by_itself(last: bool) -> None:
+def test_every_frame_of_a_video_is_gated_separately(last: bool) -> None:
     torch.manual_seed(0)
     model, x = Video(last).eval(), torch.rand(2, 3, 4, 8, 8)
     sites = find_sites(model, ["one", "two"], example_input=x)
@@ -354,7 +354,7 @@ def test_profiles_take_batches_of_every_form() -> None:
         assert found == (expected := expected or found) and found[0][1] == 2
 
 
-def test_examples_without_a_picture_say_what_was_found() -> None:
+def test_examples_without_a_picture_report_what_was_found() -> None:
     with pytest.raises(errors.DryRunError, match=r"got \(2,\) of torch.int64"):
         inject_sia(ByName("dict"), example_input={"label": BATCH["label"]})
     with pytest.raises(TypeError, match="example_kwargs must be a mapping"):
@@ -363,7 +363,7 @@ def test_examples_without_a_picture_say_what_was_found() -> None:
         profile_self_information(ByName("dict"), [BATCH], key="photo", progress=False)
 
 
-def test_a_model_that_lies_partly_on_meta() -> None:
+def test_a_model_that_is_partly_on_meta() -> None:
     model = timm.create_model("resnet10t", num_classes=2)
     model.layer4.to("meta")
     inject_sia(model)

@@ -220,13 +220,13 @@ def test_forward_intermediates_agrees_with_forward(name: str) -> None:
         assert torch.equal(final, model.forward_features(x)) and len(maps) > 2
 
 
-def test_a_way_around_the_hooks_is_an_error_and_no_silent_difference() -> None:
+def test_bypassing_the_hooks_is_an_error_rather_than_a_silent_difference() -> None:
     model = inject_sia(timm.create_model("xception41").eval())  # its blocks have a second forward
     with torch.no_grad(), pytest.raises(RuntimeError, match="run the model from its input on"):
         model.forward_intermediates(torch.rand(1, 3, 64, 64))
 
 
-def test_another_input_size_than_the_configurations() -> None:
+def test_an_input_size_other_than_the_configured_one() -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=(32, 48), in_chans=1)
     assert [site.layout.grid for site in find_sites(model)] == [(2, 3)] * 3
 
@@ -282,7 +282,7 @@ def test_a_detector_with_numbers() -> None:
         assert not torch.equal(model(images)[0]["scores"], expected["scores"])
 
 
-def test_a_class_derived_from_a_librarys_is_known_as_that() -> None:
+def test_a_subclass_of_a_librarys_model_is_recognised() -> None:
     class Mine(torchvision.models.ResNet):
         pass
 

@@ -107,7 +107,7 @@ def test_a_configuration_that_cannot_be_followed_is_refused() -> None:
 
 
 @pytest.mark.parametrize("state", [None, 3, torch.zeros(3), torch.tensor([255, 0], dtype=torch.uint8)])
-def test_what_is_no_configuration_is_none(state: object) -> None:
+def test_an_invalid_configuration_counts_as_none(state: object) -> None:
     assert Config.from_tensor(state) is None
 
 

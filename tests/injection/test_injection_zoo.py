@@ -71,7 +71,7 @@ def test_other_libraries(
     assert row["sites"] == "3"
 
 
-def test_goes_on_where_it_stopped(zoo: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_walk_resumes(zoo: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "coverage.csv"
     zoo["main"](["--pattern", "resnet10t", "--output", str(output)])
     capsys.readouterr()
@@ -81,7 +81,7 @@ def test_goes_on_where_it_stopped(zoo: dict[str, Any], tmp_path: Path, capsys: p
     assert sorted(rows(output)) == ["resnet10t", "resnet14t"]
 
 
-def test_a_failure_is_written_down_and_walked_again(
+def test_a_failure_is_recorded_and_retried(
     zoo: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "coverage.csv"

@@ -45,12 +45,12 @@ def stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @needs_gcc
 @pytest.mark.parametrize("header", sorted(SOURCES.glob("*.h")), ids=lambda path: path.name)
-def test_each_header_opens_by_itself(header: Path) -> None:
+def test_each_header_is_self_contained(header: Path) -> None:
     run(*STRICT, "-fsyntax-only", "-x", "c", header)
 
 
 @needs_gcc
-def test_no_source_makes_the_compiler_warn() -> None:
+def test_the_sources_compile_without_warnings() -> None:
     """This build is not optimised; the sanitizers' build also checks warnings with optimisation."""
     for source in sorted(SOURCES.glob("*.c")):
         run(*STRICT, "-fsyntax-only", source)

@@ -180,7 +180,7 @@ def test_nan_spoils_only_the_windows_that_hold_it(backend: Backend, estimator: s
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("mode", PADDING_MODES)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_bad_pixels_do_what_they_do_in_the_reference(backend: Backend, estimator: str, mode: str, bad: float) -> None:
+def test_bad_pixels_behave_as_in_the_reference(backend: Backend, estimator: str, mode: str, bad: float) -> None:
     for adaptive in (True,) if backend.interpreted else (True, False):
         check_bad_pixels(backend, Options(3, 1.0, adaptive, estimator, 1, 0.5, mode), bad)
 

@@ -141,7 +141,7 @@ def test_interpreted_operators() -> None:
 
 @settings(max_examples=20)
 @given(layout=st.sampled_from(LAYOUTS), dtype=st.sampled_from((*DTYPES, torch.float64)), form=st.sampled_from(FORMS))
-def test_reference_results_lie_as_every_backend_lays_them_out(layout: str, dtype: torch.dtype, form: Options) -> None:
+def test_reference_results_have_the_strides_of_every_backend(layout: str, dtype: torch.dtype, form: Options) -> None:
     x = Map((2, 3, 6, 5), layout=layout).make().to(dtype)
     x = x if x.dtype == dtype else laid_out(x, layout)
     info = ops.self_information(x, form, "reference")
@@ -191,7 +191,7 @@ def test_gate_refuses_other_devices() -> None:
         ops.gate(sample(*SIZE), gain=torch.ones((), device="meta"))
 
 
-def test_a_gain_with_and_without_a_dimension_are_one(fast_backend: Backend) -> None:
+def test_a_gain_with_and_without_a_dimension_is_equivalent(fast_backend: Backend) -> None:
     x, info, _, gain, base = gate_inputs((True,) * 4, device=fast_backend.device)
     assert x is not None and gain is not None
     found = []
@@ -230,7 +230,7 @@ def all_of(x: Tensor, gain: Tensor) -> list[Tensor]:
     return [info, ops.channel_mean(info, "mean"), gated, mean, ops.gate(x, info, mean, gain, x)]
 
 
-def test_plain_calls_go_round_the_dispatcher(dispatched: list[str]) -> None:
+def test_plain_calls_bypass_the_dispatcher(dispatched: list[str]) -> None:
     x, gain = sample(*SIZE), torch.nn.Parameter(torch.ones(1))
     with torch.no_grad():
         directly = all_of(x, gain)
@@ -274,7 +274,7 @@ def test_modes_see_every_operator(mode: type[Watching]) -> None:
         assert any(f"sia_layers.{name}" in seen for seen in watching.seen)
 
 
-def test_other_tensors_than_plain_ones_are_dispatched(dispatched: list[str]) -> None:
+def test_tensors_other_than_plain_ones_are_dispatched(dispatched: list[str]) -> None:
     """These are tensors with gradients, subclasses, shapes without data, and lazily negated or conjugated ones."""
 
     class Named(Tensor):

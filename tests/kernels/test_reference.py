@@ -58,13 +58,13 @@ def test_matches_the_loops_in_every_form(chosen: Options) -> None:
 
 
 @pytest.mark.parametrize("name", ["mean", "excite"])
-def test_channel_mean_is_its_formula(name: str) -> None:
+def test_channel_mean_follows_its_formula(name: str) -> None:
     maps = values((2, 3, 4, 5)).abs()
     plain = maps.numpy() if name == "excite" else -np.log(np.exp(-maps.numpy()) + 0.1)
     assert_near(reference.channel_mean(maps, name), plain.mean((2, 3)), 1e-12)
 
 
-def test_gate_is_its_formula() -> None:
+def test_gate_follows_its_formula() -> None:
     x, maps, base = values((2, 3, 4, 5)), values((2, 3, 4, 5), seed=1).abs(), values((2, 3, 4, 5), seed=2)
     channel_gate, gain = values((2, 3), seed=3), torch.tensor(0.3, dtype=torch.float64)
     spatial = x.numpy() * (1 + 1 / (1 + np.exp(-maps.numpy())))
@@ -79,7 +79,7 @@ def test_gate_is_its_formula() -> None:
 
 @pytest.mark.parametrize("spatial", [True, False])
 @pytest.mark.parametrize("channel", ["excite", "mean", ""])
-def test_attend_is_its_parts(spatial: bool, channel: str) -> None:
+def test_attend_combines_its_parts(spatial: bool, channel: str) -> None:
     x, chosen = values((2, 3, 4, 5)), Options()
     gated, mean = reference.gate_and_mean(x, chosen, spatial, channel)
     maps = info(x, chosen)

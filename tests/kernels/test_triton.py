@@ -141,9 +141,7 @@ def test_wide_offsets_give_the_same_bits(run: Run, layout: str, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("kernel_size", "content"), [(3, "normal"), (3, "flat"), (3, "infinite"), (3, "nan"), (5, "normal")]
 )
-def test_pads_by_mask_and_by_the_nearest_pixel_are_the_same(
-    kernel_size: int, content: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_masked_and_clamped_pads_agree(kernel_size: int, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shape, chosen = (1, 2, 3, 5), Options(kernel_size=kernel_size, inter_channels=0)
     x, grad = values(shape).float().to(DEVICE), values(shape, seed=1).float().to(DEVICE)
     if content == "flat":

@@ -81,7 +81,7 @@ def files(bench: Bench) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in bench.results.iterdir()}
 
 
-def test_a_study_that_is_stopped_goes_on_with_the_next_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_study_resumes_with_the_next_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = [Task("lite bare", 0), Task("lite SIA", 0), Task("lite bare", 1)]
     trained = []
     right = crossval.training.train
@@ -119,7 +119,7 @@ def test_scores_that_are_kept_give_the_runs_figures_again(bench: Bench) -> None:
     assert len(same) == 1  # severity 0 is no corruption, whatever the kind
 
 
-def test_a_budget_begins_no_run_that_would_not_end(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_budget_starts_no_run_that_would_exceed_it(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.minutes = 0.0
     assert not crossval.study(bench, plan.study_tasks(["lite bare"], [0]))
     assert "1 runs are left" in capsys.readouterr().out and not bench.results.exists()
@@ -127,14 +127,14 @@ def test_a_budget_begins_no_run_that_would_not_end(bench: Bench, capsys: pytest.
     assert crossval.study(bench, plan.study_tasks(["lite bare"], [0]))
 
 
-def test_a_pilot_tells_what_can_be_told(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pilot_gives_the_detectable_difference(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert crossval.study(bench, plan.pilot_tasks())
     rows = evidence.write_power(bench.results)
     assert [row["score"] for row in rows] == ["ACC", "AUC"] and rows[1]["smallest difference"] > 0
     assert "80 % of the time" in capsys.readouterr().out
 
 
-def test_a_recipe_is_searched_for_on_validation_people_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_search_uses_only_validation_people(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     some = {name: plan.RECIPES[name] for name in ("bare", "default", "gain 1")}
     monkeypatch.setattr(plan, "RECIPES", some)
     assert crossval.recipe(bench)
@@ -161,7 +161,7 @@ def test_other_manipulations_and_other_pictures(bench: Bench, monkeypatch: pytes
     assert int(run["train_people"]) <= 14
 
 
-def test_the_toys_are_each_of_one_manipulation(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_toy_is_trained_on_one_manipulation(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "TOY_FOLDS", 1)
     monkeypatch.setattr(plan, "TOY_KINDS", ("face swap",))
     monkeypatch.setattr(plan, "TOYS", ("Depthwise",))
@@ -191,7 +191,7 @@ def made(fold: int, shift: float, seed: int = 0, people: int = 40) -> Prediction
     return Predictions(labels, (rng.normal(size=2 * people) + shift * labels).astype(np.float32), names, kinds)
 
 
-def test_intervals_of_folds_hold_the_truth_as_often_as_they_say() -> None:
+def test_intervals_over_folds_have_their_coverage() -> None:
     held = 0
     truth = 0.7602  # Phi(1 / sqrt 2)
     for trial in range(200):
@@ -210,7 +210,7 @@ def rows_of(networks: dict[str, list[Predictions]]) -> list[dict[str, str]]:
     return list(held.values())
 
 
-def test_differences_are_on_the_folds_of_both() -> None:
+def test_differences_use_the_folds_of_both() -> None:
     folds = [made(fold, 1.0) for fold in range(4)]
     better = [found._replace(logits=found.logits + 2 * found.labels) for found in folds]
     rows = rows_of({"bare": folds, "SIA": better[:3], "SE": better[:1]})
@@ -224,7 +224,7 @@ def test_differences_are_on_the_folds_of_both() -> None:
     assert some.folds("bare", part="few") == [0, 1] and some.score("bare", part="few") != some.score("bare")
 
 
-def test_claims_are_told_by_their_intervals() -> None:
+def test_claims_are_judged_by_their_intervals() -> None:
     assert claims.verdict(None, 1.0) == claims.ABSENT
     assert claims.verdict(Interval(2.0, 0.1, 4.0), 1.0) == claims.SEEN
     assert claims.verdict(Interval(0.0, -0.9, 0.9), 1.0) == claims.NOT_SEEN
@@ -235,7 +235,7 @@ def test_claims_are_told_by_their_intervals() -> None:
     assert printed["EfficientNet-b4", "AUC"] == 1.05 and printed["MAT", "ACC"] == 2.88  # the supplement: "around 3%"
 
 
-def test_the_page_tells_what_is_finished(bench: Bench, tmp_path: Path) -> None:
+def test_the_page_says_what_is_finished(bench: Bench, tmp_path: Path) -> None:
     assert crossval.study(bench, [Task(name, fold) for fold in (0, 1) for name in ("lite bare", "lite SIA")])
     assert crossval.study(bench, [Task("lite bare", fold, 1) for fold in (0, 1)])
     evidence.write_power(bench.results)

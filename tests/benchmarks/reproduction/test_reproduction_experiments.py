@@ -109,9 +109,7 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
-    tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_resumes_to_identical_bits(tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = training.train(SETTINGS, parts(), tmp_path / "whole")
     folder, steps = tmp_path / "killed", 0
     right = Tiny.loss
@@ -136,7 +134,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
     assert not (folder / training.CHECKPOINT).exists()
 
 
-def test_a_run_that_is_done_is_read_and_not_trained(
+def test_a_completed_run_is_loaded_instead_of_trained(
     tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = training.train(SETTINGS, parts(), tmp_path)
@@ -148,7 +146,7 @@ def test_a_run_that_is_done_is_read_and_not_trained(
     torch.testing.assert_close(logits, torch.from_numpy(first.test.logits))
 
 
-def test_another_seed_gives_another_run(tmp_path: Path, tiny: None) -> None:
+def test_different_seeds_give_different_runs(tmp_path: Path, tiny: None) -> None:
     first = training.train(SETTINGS, parts(), tmp_path / "0")
     other = training.train(dataclasses.replace(SETTINGS, seed=1), parts(), tmp_path / "1")
     assert bits(first) != bits(other)
@@ -170,7 +168,7 @@ def test_every_setting_has_a_folder_of_its_own(field: str) -> None:
     assert dataclasses.replace(SETTINGS).key == SETTINGS.key
 
 
-def test_what_cannot_be_trained_is_an_error(tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_untrainable_data_are_an_error(tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"holds no picture of 'reenactment'.*use more people"):
         training.train(dataclasses.replace(SETTINGS, kinds=("reenactment",)), parts(), tmp_path / "kind")
     with pytest.raises(ValueError, match="must begin with 'toy', 'lite', 'recipe' or 'method', got 'big one'"):
@@ -234,7 +232,7 @@ def test_corruptions_grow_and_repeat(name: str) -> None:
     assert errors[0] == 0 and errors == sorted(set(errors)) and torch.equal(images, before)
 
 
-def test_corruptions_are_what_they_are_called() -> None:
+def test_corruptions_match_their_names() -> None:
     grey = torch.full((2, 3, 64, 64), 128, dtype=torch.uint8)
     assert torch.equal(corruptions.corrupted(grey, "Gaussian blur", 5), grey)
     noise = corruptions.corrupted(grey, "Gaussian noise", 3)
@@ -251,7 +249,7 @@ def test_corruptions_are_what_they_are_called() -> None:
         corruptions.corrupted(grey, "JPEG", 6)
 
 
-def test_a_failing_job_stops_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_job_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     made = [jobs.Job(f"{value}", 1.0, math.sqrt, (value,)) for value in (4.0, -1.0, 9.0)]
     for processes in (1, 2):
         done, errors = jobs.run(made, processes, "roots")
@@ -261,7 +259,7 @@ def test_a_failing_job_stops_no_other(capsys: pytest.CaptureFixture[str]) -> Non
     assert jobs.run([], 2, "nothing") == ({}, {})
 
 
-def test_a_process_that_dies_is_told() -> None:
+def test_a_process_that_dies_is_reported() -> None:
     done, errors = jobs.run([jobs.Job("dies", 1.0, os._exit, (3,)), jobs.Job("too", 1.0, os._exit, (3,))], 2, "deaths")
     assert not done and all("BrokenProcessPool" in error for error in errors.values()) and len(errors) == 2
 
@@ -315,7 +313,7 @@ def test_everything_runs_and_is_written(
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_each_experiment_runs_by_itself(name: str, tmp_path: Path, tiny: None) -> None:
+def test_each_experiment_runs_on_its_own(name: str, tmp_path: Path, tiny: None) -> None:
     assert run(tmp_path, name) == 0
     of_runs = rows(tmp_path / f"results/{name}_runs.csv")
     assert {row["seed"] for row in of_runs} == {"0", "1"} and all(row["run's commit"] for row in of_runs)
@@ -402,7 +400,7 @@ def test_one_network_that_fails_leaves_the_others(
     assert made == ["lite CBAM"] * 2
 
 
-def test_ctrl_c_stops_and_goes_on(
+def test_an_interrupted_run_resumes(
     tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right, done = training.train, []
@@ -415,11 +413,11 @@ def test_ctrl_c_stops_and_goes_on(
 
     monkeypatch.setattr(training, "train", stopped)
     assert run(tmp_path, "table5") == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command resumes from here" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(command, "_run_experiments", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(tmp_path, "table5", "--fresh") == 130
-    assert "the same command without --fresh goes on from here" in capsys.readouterr().err
+    assert "the same command without --fresh resumes from here" in capsys.readouterr().err
     monkeypatch.setattr(training, "train", lambda settings, *rest: (done.append(settings.key), right(settings, *rest)))
     assert run(tmp_path, "table5") == 0
     assert len(done) == len(set(done)) == 2 * 2 * len(networks.METHODS)
@@ -503,7 +501,7 @@ def test_localisation_by_hand() -> None:
         localise.pairs(nothing)
 
 
-def test_a_tie_is_nobodys() -> None:
+def test_a_tie_has_no_winner() -> None:
     cells = {"a": {"Norm": "0.5", "CDC": "0.5"}, "b": {"Norm": "0.5", "CDC": "0.6"}}
     made = [
         {"network": name, "kinds": kind, "quality": "HQ", "ACC": score}
@@ -513,7 +511,7 @@ def test_a_tie_is_nobodys() -> None:
     assert "of the 2 cases: Norm in 0, CDC in 1, a tie in 1." in report._ranking(made)
 
 
-def test_words_follow_the_interval() -> None:
+def test_statements_follow_the_interval() -> None:
     assert report.verdict("A − B", 1.2, -1.0, 3.4).endswith(
         "+1.2 points of AUC [-1.0, +3.4]: no difference can be told from this."
     )

@@ -127,7 +127,7 @@ def test_same_seed_same_network(name: str) -> None:
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["CDC", "bare", *METHODS])
-def test_a_pictures_logit_does_not_hang_on_its_batch(name: str) -> None:
+def test_a_pictures_logit_does_not_depend_on_its_batch(name: str) -> None:
     detector, (x, _, _) = made(name), tiny_set()
     together = predicted(detector, x[:3])
     torch.testing.assert_close(predicted(detector, x[1:2]), together[1:2], atol=1e-4, rtol=1e-4)
@@ -155,7 +155,7 @@ def test_unknown_names_list_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(("name", "weights"), [("Norm", 6_286_176), ("CDC", 6_286_176), ("Depthwise", 708_160)])
-def test_toys_hold_as_many_convolution_weights_as_table_2_comes_to(name: str, weights: int) -> None:
+def test_toys_have_the_convolution_weights_of_table_2(name: str, weights: int) -> None:
     assert convolution_weights(toy(name)) == weights
 
 
@@ -312,7 +312,7 @@ def test_the_sites_are_those_of_inject_sia() -> None:
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", METHODS)
-def test_sia_leaves_the_rest_of_a_method_as_it_was(name: str) -> None:
+def test_sia_leaves_the_rest_of_a_method_unchanged(name: str) -> None:
     detectors = []
     for sia in (False, True):
         torch.manual_seed(2)
@@ -365,7 +365,7 @@ def test_the_cosine_transform_is_orthonormal() -> None:
     torch.testing.assert_close(matrix @ torch.ones(10), F.one_hot(torch.tensor(0), 10) * 10**0.5, atol=1e-5, rtol=0)
 
 
-def test_local_statistics_are_of_the_band_that_is_there() -> None:
+def test_local_statistics_show_the_band_of_the_signal() -> None:
     lfs = FrequencyStatistics().eval()
     nn.init.zeros_(lfs.weight)
     flat = torch.full((1, 3, SIZE, SIZE), 0.5)
@@ -398,7 +398,7 @@ def test_f3net_looks_with_both_streams() -> None:
     assert (f3net.fad.conv_stem.in_channels, f3net.lfs.conv_stem.in_channels) == (12, 6)
 
 
-def test_a_checkpoint_of_dcl_goes_on_exactly() -> None:
+def test_dcl_resumes_exactly_from_a_checkpoint() -> None:
     x, labels, masks = tiny_set(32)
 
     def step(detector: DCL, seed: int) -> float:
@@ -471,7 +471,7 @@ def test_contrast_between_regions() -> None:
         assert intra_contrast(uniform, fake, unusable) == 0
 
 
-def test_a_view_takes_its_mask_along() -> None:
+def test_a_view_transforms_its_mask() -> None:
     x = torch.zeros(64, 3, 16, 16)
     x[..., :4] = 1
     view, masks = augmented(x, x[:, 0] > 0)

@@ -82,7 +82,7 @@ def test_folds_refuse_too_few_people():
         faces.deal(dict.fromkeys("abc", "x"), 3, 0)
 
 
-def test_everybody_is_tested_once_and_never_on_two_sides(made):
+def test_everybody_is_tested_once_and_never_in_two_parts(made):
     tested = [sides for parts in made for sides in set(parts.test.people)]
     assert len(tested) == len(set(tested)) == 7 + 8 + 6
     for parts in made:
@@ -107,12 +107,12 @@ def test_the_pictures_of_a_person_are_the_same_in_every_fold(made):
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_class_of_one_is_skipped_with_its_reason(made):
+def test_a_class_with_one_person_is_skipped_with_the_reason(made):
     (skipped,) = {skip for parts in made for part in parts for skip in part.skipped}
     assert skipped.path == "portraits/p015" and "only one of 'portraits, middle, colour'" in skipped.reason
 
 
-def test_a_donor_is_of_the_same_fold_folder_era_and_colour(folder, tmp_path, monkeypatch):
+def test_a_donor_has_the_same_fold_folder_era_and_colour(folder, tmp_path, monkeypatch):
     pairs, forge_face = [], manipulate.forge
 
     def recorded(kind, face, donor, rng):
@@ -203,14 +203,14 @@ def test_self_blending_alone_would_colour_it():
 
 
 @pytest.mark.parametrize("kind", data.MANIPULATIONS)
-def test_the_forgery_of_a_colour_picture_is_as_it_was(kind):
+def test_forgeries_of_colour_pictures_are_unchanged(kind):
     target, donor = (manipulate.Face(str(each), *drawn_face(each)) for each in (1, 2))
     made, mask = manipulate.forge(kind, target, donor, np.random.default_rng(3))
     expected = forge(kind, target[1:], donor[1:], 3)
     assert np.array_equal(made, expected[0]) and np.array_equal(mask, expected[1])
 
 
-def test_what_is_not_in_colour_is_made_grey(made, folder):
+def test_photographs_without_colour_become_grey(made, folder):
     people = data.people_of("portraits", folder)
     for part in made[0]:
         spread = part.images.amax(1).int() - part.images.amin(1).int()
@@ -221,7 +221,7 @@ def test_what_is_not_in_colour_is_made_grey(made, folder):
 # Stored pictures
 
 
-def test_making_goes_on_where_it_was_stopped(folder, made, tmp_path, monkeypatch):
+def test_interrupted_making_resumes(folder, made, tmp_path, monkeypatch):
     replace, left = portraits.harness.replace, 10
 
     def stopped(path, write):
@@ -249,7 +249,7 @@ def test_two_processes_make_what_one_does(folder, made, tmp_path, monkeypatch):
     assert same(data.load("portraits", folder, **given), made[0])
 
 
-def test_a_failure_says_what_it_was(folder, tmp_path, monkeypatch):
+def test_a_failure_reports_its_cause(folder, tmp_path, monkeypatch):
     def fails(*_):
         raise OSError("no space left")
 
@@ -266,7 +266,7 @@ def test_fewer_people_keep_every_stratum(folder, tmp_path):
 
 
 @needs_portraits
-def test_the_portraits_give_everybody():
+def test_every_portrait_is_usable():
     people = data.people_of("portraits", Path(PORTRAITS))
     parts = data.load("portraits", Path(PORTRAITS), size=32, people=24, folds=3)
     assert len(people) >= 918 and 24 <= len(sides_of(parts)) <= 32

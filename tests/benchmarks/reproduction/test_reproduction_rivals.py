@@ -78,7 +78,7 @@ def test_dual_attention_is_the_papers() -> None:
     torch.testing.assert_close(layer(x), x + (weights @ flat).view_as(x), atol=1e-4, rtol=1e-4)
 
 
-def test_adl_hides_the_strongest_or_weighs_all_and_is_the_identity_in_tests() -> None:
+def test_adl_hides_the_strongest_or_weights_all_and_is_the_identity_in_evaluation() -> None:
     x = torch.rand(2, 4, 6, 6)
     strength = x.mean(1, keepdim=True)
     hidden = x * (strength < 0.8 * strength.amax((2, 3), keepdim=True))
@@ -154,7 +154,7 @@ def test_the_most_sensitive_pixels_are_erased_first() -> None:
     assert not torch.equal(changed[0], changed[1])
 
 
-def test_rfm_asks_without_learning_from_it() -> None:
+def test_rfms_sensitivity_does_not_train_the_network() -> None:
     rfm, (x, labels) = RFM().train(), pictures(4)
     before = {name: value.clone() for name, value in rfm.state_dict().items()}
     found = rfm.sensitivity(x)
@@ -166,7 +166,7 @@ def test_rfm_asks_without_learning_from_it() -> None:
     torch.testing.assert_close(rfm.loss(x, labels), expected)
 
 
-def test_add_nets_mask_has_organs_in_a_face_and_keeps_the_network_at_first() -> None:
+def test_add_net_mask_marks_face_parts_and_starts_without_effect() -> None:
     mask = attention_mask(50, 50)
     assert set(mask.unique().tolist()) == {0.0, 0.5, 1.0}
     assert mask[0, 0] == 0 and mask[45, 25] == 0.5 and mask[19, 17] == mask[36, 25] == 1
@@ -181,7 +181,7 @@ def test_add_nets_mask_has_organs_in_a_face_and_keeps_the_network_at_first() -> 
 
 
 @pytest.mark.parametrize("name", ["bare", "default", "gain 0.1", "no gain", "a gain a channel"])
-def test_recipes_begin_where_they_say(name: str) -> None:
+def test_recipes_start_as_specified(name: str) -> None:
     made = recipe(name, pretrained=False)
     start = {"bare": [], "default": [0.0] * 3, "gain 0.1": [0.1] * 3, "no gain": [], "a gain a channel": [0.0] * 3}
     gains = gains_of(made)

@@ -58,7 +58,7 @@ def test_scores_by_hand() -> None:
     assert Predictions.from_lists(**json.loads(json.dumps(found.to_lists()))).people == found.people
 
 
-def test_intervals_hold_what_is_certain() -> None:
+def test_intervals_contain_what_is_certain() -> None:
     sure = Predictions(*made_up(30, 0)[:1], np.tile([-1.0, 1.0], 30).astype(np.float32), *made_up(30, 0)[2:])
     assert scores.interval([sure, sure], weighted_auc) == Interval(1.0, 1.0, 1.0)
     runs, others = ([made_up(30, seed, shift) for seed in range(3)] for shift in (2.0, 0.5))

@@ -110,7 +110,7 @@ def test_faceforensics_skips_what_has_no_source_and_target(tmp_path):
     assert reasons["03__podium"] == "the name of a video of real must be a number, as 000"
 
 
-def test_skipped_videos_alone_are_an_error_that_says_why(tmp_path):
+def test_only_skipped_videos_is_an_error_that_says_why(tmp_path):
     write_frames(tmp_path / "manipulated_sequences" / "DeepFakeDetection" / "c23" / "frames" / "01_02__walking__A", 200)
     with pytest.raises(FileNotFoundError, match=r"1 skipped, the first is .*01_02__walking__A: DeepFakeDetection is"):
         data.load("faceforensics", tmp_path, size=32)
@@ -241,7 +241,7 @@ def test_dfdc_takes_its_own_test_part(tmp_path):
         ("metadata.json", "{", r"metadata\.json is not JSON"),
     ],
 )
-def test_dfdc_refuses_a_table_that_is_none(tmp_path, name, text, message):
+def test_dfdc_refuses_an_invalid_table(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         data.load("dfdc", tmp_path, size=32)
