@@ -62,8 +62,8 @@ def write(study: Study) -> None:
         for corruption in STRENGTHS:
             corrupt = np.asarray([logits[corruption, severity] for severity in SEVERITIES], np.float32)
             versions = {"0": run.test.logits, **dict(zip(map(str, SEVERITIES), corrupt, strict=True)), AVERAGE: corrupt}
-            for severity, logits in versions.items():
-                predicted = run.test._replace(logits=logits)
+            for severity, scored in versions.items():
+                predicted = run.test._replace(logits=scored)
                 found.setdefault((name, corruption, severity), []).append(predicted)
                 score = interval([predicted], weighted_auc, draws=1).mean
                 case = {"corruption": corruption, "severity": severity, "AUC corrupted": score}
