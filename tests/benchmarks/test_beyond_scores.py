@@ -70,8 +70,8 @@ def test_measures_of_camouflage_ignore_scale(seed: int, scale: float, offset: fl
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.95))
 def test_pixel_figures_match_the_counts(seed: int, threshold: float) -> None:
     found, mask = drawn(seed)
-    said = found > threshold
-    hits, alarms, misses = (said & mask).sum(), (said & ~mask).sum(), (~said & mask).sum()
+    above = found > threshold
+    hits, alarms, misses = (above & mask).sum(), (above & ~mask).sum(), (~above & mask).sum()
     f1, iou = maps.f1(found, mask, threshold), maps.iou(found, mask, threshold)
     assert f1 == pytest.approx(2 * hits / (2 * hits + alarms + misses))
     assert iou == pytest.approx(hits / (hits + alarms + misses)) and f1 == pytest.approx(2 * iou / (1 + iou))

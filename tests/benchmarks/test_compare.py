@@ -263,10 +263,10 @@ def line(low, high):
 @settings(max_examples=200, deadline=None)
 @given(st.floats(-0.5, 0.5), st.floats(0.001, 0.5), st.integers(1, 9))
 def test_a_sentence_claims_a_difference_only_if_the_interval_excludes_zero(low, width, seeds):
-    said = table.sentence(line(low, low + width), seeds)
-    assert ("higher here" in said) == (low > 0) and ("lower here" in said) == (low + width < 0)
-    assert ("no difference was detected" in said) == (low <= 0 <= low + width)
-    assert ("one seed" in said) == (seeds == 1)
+    statement = table.sentence(line(low, low + width), seeds)
+    assert ("higher here" in statement) == (low > 0) and ("lower here" in statement) == (low + width < 0)
+    assert ("no difference was detected" in statement) == (low <= 0 <= low + width)
+    assert ("one seed" in statement) == (seeds == 1)
 
 
 def test_a_sentence_in_full():

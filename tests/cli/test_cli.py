@@ -244,9 +244,9 @@ def test_missing_extra(
         monkeypatch.delitem(sys.modules, f"sia_layers.{name}")
         monkeypatch.delattr(sia_layers, name)
     monkeypatch.setitem(sys.modules, missing, None)
-    said = refused(["map"], capsys)
-    assert missing in said
-    assert f'pip install "sia-layers[{extra}]"' in said
+    message = refused(["map"], capsys)
+    assert missing in message
+    assert f'pip install "sia-layers[{extra}]"' in message
 
 
 @pytest.mark.parametrize(

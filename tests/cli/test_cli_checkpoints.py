@@ -109,8 +109,8 @@ def test_numpy_objects(file: Path) -> None:
     np = pytest.importorskip("numpy")
     state = Backbone().state_dict()
     things = [np.float64(0.5), np.float32(1), np.int64(3), np.bool_(True), np.dtype("int16"), np.uint8, np.arange(3)]
-    held = {"best": things, "rng": np.random.get_state(), "model": state}
-    torch.save(held, file, _use_new_zipfile_serialization=False)
+    contents = {"best": things, "rng": np.random.get_state(), "model": state}
+    torch.save(contents, file, _use_new_zipfile_serialization=False)
     text = file.read_bytes().replace(b"cnumpy._core.", b"cnumpy.core.")  # as before NumPy 2
     for content in (text, text.replace(b"cnumpy.core.", b"cnumpy._core.")):
         file.write_bytes(content)
@@ -120,9 +120,9 @@ def test_numpy_objects(file: Path) -> None:
 
 def test_a_state_dict_in_a_mapping_of_another_kind(file: Path) -> None:
     state = Backbone().state_dict()
-    held: collections.defaultdict[str, Any] = collections.defaultdict(dict)
-    held["net"] = collections.defaultdict(None, state)
-    torch.save(held, file)
+    contents: collections.defaultdict[str, Any] = collections.defaultdict(dict)
+    contents["net"] = collections.defaultdict(None, state)
+    torch.save(contents, file)
     loaded(file, model := Backbone())
     assert same(model, state)
 
@@ -176,9 +176,9 @@ def test_code_is_not_run(
     monkeypatch.chdir(file.parent)
     torch.save({"args": argparse.Namespace(hook=Evil(call, *arguments)), "state_dict": Backbone().state_dict()}, file)
     before = set(torch.serialization.get_safe_globals())
-    said = refused(file, Backbone())
-    assert f"loading it would run {name}, which" in said
-    assert "torch.save(model.state_dict(), ...)" in said
+    message = refused(file, Backbone())
+    assert f"loading it would run {name}, which" in message
+    assert "torch.save(model.state_dict(), ...)" in message
     assert set(torch.serialization.get_safe_globals()) == before
     assert os.listdir() == [file.name]
 
@@ -224,10 +224,15 @@ def test_files_that_are_not_checkpoints(
 )  # fmt: skip
 def test_places(within: tuple[str, ...], file: Path) -> None:
     state = Backbone().state_dict()
-    held: dict[str, Any] = dict(state)
+    contents: dict[str, Any] = dict(state)
     for key in reversed(within):
-        held = {"epoch": 3, "best": torch.tensor(0.9), key: held, "optimizer": {"a": {"exp_avg": torch.ones(4)}}}
-    torch.save(held, file)
+        contents = {
+            "epoch": 3,
+            "best": torch.tensor(0.9),
+            key: contents,
+            "optimizer": {"a": {"exp_avg": torch.ones(4)}},
+        }
+    torch.save(contents, file)
     assert loaded(file, model := Backbone()).within == within
     assert same(model, state)
 
@@ -247,9 +252,9 @@ def test_a_fitting_state_dict_counts_more_than_its_name(file: Path) -> None:
 
 
 def test_a_dict_that_contains_itself(file: Path) -> None:
-    held: dict[str, Any] = {"state_dict": Backbone().state_dict()}
-    held["self"] = held
-    torch.save(held, file)
+    contents: dict[str, Any] = {"state_dict": Backbone().state_dict()}
+    contents["self"] = contents
+    torch.save(contents, file)
     loaded(file, Backbone())
 
 

@@ -259,8 +259,10 @@ REFUSED = {
 @pytest.mark.parametrize("line", REFUSED)
 def test_refused(line: str, photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty").mkdir()
-    said = refused(line.split(), capsys) if "no.png" not in line or "map" in line else last_line(line.split(), capsys)
-    assert REFUSED[line] in said
+    message = (
+        refused(line.split(), capsys) if "no.png" not in line or "map" in line else last_line(line.split(), capsys)
+    )
+    assert REFUSED[line] in message
     assert sorted(os.listdir()) == ["empty", "photo.png"]
 
 

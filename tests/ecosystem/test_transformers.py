@@ -166,8 +166,8 @@ class CuredNet(Net):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> CuredNet:
-        model, told = super().from_pretrained(*args, **kwargs, output_loading_info=True)
-        reset_sia_parameters(model, missing=told["missing_keys"])
+        model, loading_info = super().from_pretrained(*args, **kwargs, output_loading_info=True)
+        reset_sia_parameters(model, missing=loading_info["missing_keys"])
         return model  # type: ignore[no-any-return]
 
 
@@ -217,8 +217,8 @@ def test_a_round_trip_keeps_weights_and_configuration(kind: Any, dtype: Any, tmp
     info = {"output_loading_info": True} if kind is not CuredNet else {}
     loaded = kind.from_pretrained(tmp_path, dtype=dtype, **info)
     if info:
-        loaded, told = loaded
-        assert not told["missing_keys"] and not told["unexpected_keys"]
+        loaded, loading_info = loaded
+        assert not loading_info["missing_keys"] and not loading_info["unexpected_keys"]
     assert sia_config(loaded) == sia_config(model)
     for (name, ours), theirs in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
         wanted = ours.to(dtype) if dtype is not None and ours.is_floating_point() else ours

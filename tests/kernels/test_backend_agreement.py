@@ -157,8 +157,8 @@ def test_backward_of_the_distance_form(kernel_backend: Backend) -> None:
 def test_attend(kernel_backend: Backend) -> None:
     # exp(-I) in the other channel mean overflows for I far below 0, which a negative weight can cause.
     cases = drawn(kernel_backend)(options(inter_weights=(0.5, 0.0, 2.0)))
-    asked = st.tuples(cases, st.booleans(), st.sampled_from(("excite", "mean", "")))
-    for_all(kernel_backend, asked, check_attend, share=0.7)
+    inputs = st.tuples(cases, st.booleans(), st.sampled_from(("excite", "mean", "")))
+    for_all(kernel_backend, inputs, check_attend, share=0.7)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -242,8 +242,8 @@ def check_channel_mean(backend: Backend, drawn: tuple[Case, str]) -> None:
 
 def test_channel_mean(kernel_backend: Backend) -> None:
     maps = drawn(kernel_backend)(st.just(Options()), contents=INFO_CONTENTS)
-    asked = st.tuples(maps, st.sampled_from(("excite", "mean")))
-    for_all(kernel_backend, asked, check_channel_mean, share=0.5)
+    inputs = st.tuples(maps, st.sampled_from(("excite", "mean")))
+    for_all(kernel_backend, inputs, check_channel_mean, share=0.5)
 
 
 class Gate(NamedTuple):
@@ -296,13 +296,13 @@ def check_gate_backward(backend: Backend, gate: Gate) -> None:
         wanted = (True, info_grad, gate.channel_gate, gate.gain, gate.gain and gate.base)
         truth = [wide(argument) for argument in arguments]
         expected = reference.gate_backward(grad.double().cpu(), *truth, info_grad)
-        for tensor, exact, bound, asked in zip(found, expected, bounds(grad, truth), wanted, strict=True):
-            if asked:
+        for tensor, exact, bound, needed in zip(found, expected, bounds(grad, truth), wanted, strict=True):
+            if needed:
                 assert_near(tensor, exact, GATE * bound)
             else:
                 assert tensor.shape == (0,)
-        for tensor, argument, asked in zip(found, arguments, wanted, strict=True):
-            if asked and argument is not None and argument.dim() == 4:
+        for tensor, argument, needed in zip(found, arguments, wanted, strict=True):
+            if needed and argument is not None and argument.dim() == 4:
                 assert_lies_like(tensor, x)
         assert found[2].dtype == torch.float32 or not gate.channel_gate
         assert found[3].dtype == torch.float32 or not gate.gain

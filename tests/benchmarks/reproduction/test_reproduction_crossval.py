@@ -192,22 +192,22 @@ def made(fold: int, shift: float, seed: int = 0, people: int = 40) -> Prediction
 
 
 def test_intervals_over_folds_have_their_coverage() -> None:
-    held = 0
+    covered = 0
     truth = 0.7602  # Phi(1 / sqrt 2)
     for trial in range(200):
         found = cross_validated([drawn(made(fold, 1.0, trial), weighted_auc, 100) for fold in range(8)])
-        held += found.low <= truth <= found.high
-    assert 0.92 <= held / 200 <= 1.0
+        covered += found.low <= truth <= found.high
+    assert 0.92 <= covered / 200 <= 1.0
 
 
 def rows_of(networks: dict[str, list[Predictions]]) -> list[dict[str, str]]:
     """Return a table of the networks' scores."""
-    held: dict[tuple[str, ...], dict[str, str]] = {}
+    merged: dict[tuple[str, ...], dict[str, str]] = {}
     for name, folds in networks.items():
         for fold, found in enumerate(folds):
             for each in evidence.score_rows(name, found, fold=str(fold)):
-                held.setdefault((each["fold"], each["person"], each["kind"]), {}).update(each)
-    return list(held.values())
+                merged.setdefault((each["fold"], each["person"], each["kind"]), {}).update(each)
+    return list(merged.values())
 
 
 def test_differences_use_the_folds_of_both() -> None:

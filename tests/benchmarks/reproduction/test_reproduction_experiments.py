@@ -344,8 +344,8 @@ def test_a_data_set_without_masks_is_not_asked_where_they_are(
     right = training.train
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained for nothing"))
     assert run(tmp_path, "localise") == 1
-    told = capsys.readouterr()
-    assert "localise is left out: localise needs masks" in told.err and "not done: localise" in told.out
+    output = capsys.readouterr()
+    assert "localise is left out: localise needs masks" in output.err and "not done: localise" in output.out
     monkeypatch.setattr(training, "train", right)
     monkeypatch.setattr(command, "EXPERIMENTS", {name: EXPERIMENTS[name] for name in ("table5", "localise")})
     assert run(tmp_path, "all") == 0
@@ -373,8 +373,8 @@ def test_missing_packages_are_one_error(
     monkeypatch.setattr(command, "NEEDED", ("timm", "no_such_package"))
     with pytest.raises(SystemExit) as stop:
         run(tmp_path, "table1")
-    told = capsys.readouterr().err
-    assert stop.value.code == 2 and "missing packages: no_such_package; pip install 'sia-layers[reprod" in told
+    output = capsys.readouterr().err
+    assert stop.value.code == 2 and "missing packages: no_such_package; pip install 'sia-layers[reprod" in output
 
 
 def test_one_network_that_fails_leaves_the_others(
@@ -387,8 +387,8 @@ def test_one_network_that_fails_leaves_the_others(
 
     monkeypatch.setattr(networks, "lite", lite)
     assert run(tmp_path, "table1", "table5") == 1
-    told = capsys.readouterr()
-    assert "RuntimeError: no such thing here" in told.err and "not done: table1" in told.out
+    output = capsys.readouterr()
+    assert "RuntimeError: no such thing here" in output.err and "not done: table1" in output.out
     assert (tmp_path / "results/table5.csv").exists() and not (tmp_path / "results/table1.csv").exists()
     monkeypatch.setattr(networks, "lite", tiny_lite)  # once this is fixed, only what failed is trained
     made: list[str] = []

@@ -68,10 +68,10 @@ def test_folds_are_even_and_leave_nobody_alone(counts, folds, seed):
     dealt = faces.deal(classes, folds, seed)
     assert dealt.keys() == classes.keys() and set(dealt.values()) == set(range(folds))
     assert dealt == faces.deal(dict(reversed(classes.items())), folds, seed)
-    held = Counter((fold, classes[person]) for person, fold in dealt.items())
-    assert min(held.values()) >= 2
+    sizes = Counter((fold, classes[person]) for person, fold in dealt.items())
+    assert min(sizes.values()) >= 2
     for kind, count in enumerate(counts):
-        shares = [number for (_, name), number in held.items() if name == str(kind)]
+        shares = [number for (_, name), number in sizes.items() if name == str(kind)]
         assert max(shares) - min(shares) <= 1 and len(shares) == min(folds, count // 2)
 
 

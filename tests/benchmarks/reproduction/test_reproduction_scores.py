@@ -76,13 +76,13 @@ def test_intervals_contain_what_is_certain() -> None:
 
 def test_intervals_cover_the_truth() -> None:
     truth = 0.5 * math.erfc(-1 / 2)  # for normal logits with a shift of one standard deviation
-    held = 0
+    covered = 0
     for trial in range(100):
         runs = [made_up(60, 1000 * trial + seed) for seed in range(3)]
         runs = [run._replace(people=tuple(f"{seed} {name}" for name in run.people)) for seed, run in enumerate(runs)]
         found = scores.interval(runs, weighted_auc, draws=300)
-        held += found.low <= truth <= found.high
-    assert 85 <= held <= 100
+        covered += found.low <= truth <= found.high
+    assert 85 <= covered <= 100
 
 
 def test_pictures_of_a_person_are_drawn_together() -> None:
@@ -108,7 +108,7 @@ def test_students_interval_by_hand() -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_differences_cover_the_truth_whatever_training_adds(noise: float) -> None:
     """The two networks are equal on average, and training makes one better or worse by chance."""
-    held = 0
+    covered = 0
     for trial in range(150):
         generator = np.random.default_rng(trial)
         pairs = [
@@ -116,8 +116,8 @@ def test_differences_cover_the_truth_whatever_training_adds(noise: float) -> Non
             for seed in range(3)
         ]
         found = scores.difference(*zip(*pairs, strict=True), weighted_auc, draws=200)
-        held += found.low <= 0 <= found.high
-    assert held >= 0.9 * 150
+        covered += found.low <= 0 <= found.high
+    assert covered >= 0.9 * 150
 
 
 def test_the_mean_difference_of_one_task_is_the_difference() -> None:
