@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_part(name: str, folder: Path, given: argparse.Namespace) -> bool:
     part, path = PARTS[name], folder / f"{name}.csv"
     if path.exists() and not given.fresh:
-        print(f"=== {name}: {path} is there already")
+        print(f"=== {name}: {path} already exists")
         return True
     print(f"=== {name}", flush=True)
     command = [sys.executable, "-m", f"benchmarks.{part.module}", "--csv", str(path), *part.options]

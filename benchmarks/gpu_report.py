@@ -38,10 +38,10 @@ QUICK_TARGETS: Final = ("sm_80", "sm_90", "sm_100", "gfx942")
 KINDS: Final = ("exponential", "special", "float32", "packed float32", "alu", "product", "scalar", "control", "load",
                 "store", "local", "shared")  # fmt: skip
 UNKNOWN: Final = """\
-What counts and published rates cannot say, and only a run can: how much of the loads' latency the warps in flight
-hide; how often a load is found in a cache, and so the bytes that really come from memory; what a load costs that
-straddles two cache lines, as NCHW's shifted ones do; the clock under load; bank and register-port conflicts; the time
-of a launch, and the tail of the last programs. The bound is the time of the busiest pipe if nothing else ever waits.
+Only a run on a GPU can show the following, not counts and published rates: how much of the load latency the resident
+warps hide; how often a load hits a cache, and so how many bytes come from memory; the cost of a load that straddles two
+cache lines, as NCHW's shifted loads do; the clock under load; conflicts of banks and register ports; the time of a
+launch, and the tail of the last programs. The bound is the time of the busiest pipe without any stalls.
 """
 
 
@@ -279,7 +279,7 @@ def faults(rows: Iterable[Mapping[str, str]]) -> list[str]:
         if row["resolved"] == "False":
             found.append(f"{name}: the loops were not resolved, or do not compute what the formula needs")
         if row["K"] and float(row.get("intra exponentials") or 0) > int(row["K"]) ** 2 - 1:
-            found.append(f"{name}: {row['intra exponentials']} exponentials an output for the window")
+            found.append(f"{name}: {row['intra exponentials']} exponentials per output for the window")
     return found
 
 

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.peers and (given.device != "cpu" or given.dtype != "float32" or given.passes or given.memory):
         parser.error(
-            "--peers measures the forward in float32 on the CPU; leave --device, --dtype, --passes and --memory out"
+            "--peers measures the forward in float32 on the CPU; omit --device, --dtype, --passes and --memory"
         )
     device = harness.begin(given)
     table = harness.Table(device, COLUMNS)

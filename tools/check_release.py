@@ -21,7 +21,7 @@ def missing(tag: str, root: Path = ROOT) -> list[str]:
     if not re.search(rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE):
         found.append(f"CHANGELOG.md has no section '## [{version}] - YYYY-MM-DD'")
     if "OWNER" in "".join(project.get("urls", {}).values()) or not project.get("urls"):
-        found.append("[project.urls] in pyproject.toml names no repository: put its owner in place of OWNER")
+        found.append("[project.urls] in pyproject.toml names no repository: replace OWNER by its owner")
     return found
 
 

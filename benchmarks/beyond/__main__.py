@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     chosen = [each for name, each in TASKS.items() if "all" in given.tasks or name in given.tasks]
     if given.tree is not None and (len(chosen) != 1 or chosen[0].name == "localisation"):
-        parser.error("--tree is of one task, camouflage or spoofing")
+        parser.error("--tree needs a single task, camouflage or spoofing")
     for name in ("data", "photographs", "tree"):
         if (folder := getattr(given, name)) is not None and not folder.is_dir():
             parser.error(f"--{name} {folder} is not a folder")
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [
         each for each in wanted if given.fresh or not results[each.task.name].holds(_identity(each, plans, material))
     ]
-    print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there already: {folder}")
+    print(f"{len(wanted) - len(missing)} of {len(wanted)} runs already exist: {folder}")
     try:
         failed, left = _run_missing(missing, plans, material, results, given)
     except KeyboardInterrupt:

@@ -130,7 +130,7 @@ def spoofing(root: Path, size: int, seed: int) -> Parts:
             part = each.part or sides[each.person]
             made[part].append(Made(square, np.zeros((size, size), bool), each.kind, root.name, each.person))
     if skipped:
-        print(f"{root}: {skipped} files that can't be read are left out", file=sys.stderr)
+        print(f"{root}: {skipped} unreadable files were skipped", file=sys.stderr)
     for part, pictures in made.items():
         if len({picture.kind == REAL for picture in pictures}) < 2:
             raise FileNotFoundError(

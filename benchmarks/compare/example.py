@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(f"{write(folder)} real tiles and as many fake ones written to {folder}")
     except FileExistsError:
-        parser.error(f"{folder} is there already; name another")
+        parser.error(f"{folder} already exists; name another folder")
     return 0
 
 

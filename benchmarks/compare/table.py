@@ -104,7 +104,7 @@ def warnings(store: Store, bare: Line, seeds: Sequence[int]) -> list[str]:
     groups = {person for seed in seeds for person in store.load_predictions("bare", seed).people}
     auc, made = bare.auc.mean, []
     if len(groups) < FEW:
-        made.append(f"only {len(groups)} groups of test pictures: intervals of so few are too narrow to be trusted")
+        made.append(f"only {len(groups)} groups of test pictures: intervals from so few are too narrow")
     if auc < LEARNED:
         made.append(
             f"bare has learned almost nothing (AUC {100 * auc:.1f}), and networks that guess differ little: train "
@@ -163,4 +163,4 @@ def _differences(ax: Axes, made: Sequence[Line]) -> None:
         ax.plot([100 * more.mean], [place], "o", color="black", markersize=4)
     ax.axvline(0, color="0.6", linewidth=0.8)
     ax.set_yticks(range(len(shown)), [variant for variant, _ in shown], fontsize=8)
-    ax.set_xlabel("points of AUC more than bare on the test part, 95 % interval", fontsize=9)
+    ax.set_xlabel("difference in test AUC from bare, points, 95 % interval", fontsize=9)

@@ -108,7 +108,7 @@ def test_a_repeated_call_resumes_and_fills_the_page(tmp_path: Path, capsys: pyte
     table.add(map="m", shape="1x2", provider="cpu", ms=123.45, times=1.0)
     table.write(tmp_path / "op-maps.csv")
     assert everything.main(["limit", "--results", str(tmp_path), "--page", str(page)]) == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     text = page.read_text()
     assert (
         "| K | S | ns/exp | of limit % |\n| --- | --- | --- | --- |\n| 3 | 5 | 1.23 | 50 |\n<!-- end of limit" in text
@@ -164,4 +164,4 @@ def test_peers_agree_with_the_reference(name: str, inter_channels: int) -> None:
 def test_with_peers_only_the_forward_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         op.main(["--peers", "--passes", "both"])
-    assert "leave --device, --dtype, --passes and --memory out" in capsys.readouterr().err
+    assert "omit --device, --dtype, --passes and --memory" in capsys.readouterr().err

@@ -285,7 +285,7 @@ def test_a_failing_run_is_reported_and_does_not_stop_others(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("localisation", "--tree", "."), "--tree is of one task"),
+        (("localisation", "--tree", "."), "--tree needs a single task"),
         (("spoofing", "--data", "nowhere"), "--data nowhere is not a folder"),
         (("spoofing", "--budget", "0"), "--budget above 0"),
     ],

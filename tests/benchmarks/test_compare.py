@@ -323,4 +323,4 @@ def test_the_example_is_a_folder_with_groups_whose_fakes_differ_in_a_part(tmp_pa
         assert 0.1 < changed.mean() < 0.7
     with pytest.raises(SystemExit):
         example.main([str(tmp_path / "tiles")])
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err

@@ -188,7 +188,7 @@ class Folder(Source):
 
 def _pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; pictures must lie in {' and '.join(CLASSES)}")
+        raise FileNotFoundError(f"there is no folder {folder}; pictures must be in {' and '.join(CLASSES)}")
     found = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not found:
         raise ValueError(f"{folder} holds no picture; files must end in {', '.join(SUFFIXES)}")
@@ -246,7 +246,7 @@ def _warn_of_names(entries: Iterable[Entry]) -> None:
     stems = Counter(stem for stem, _ in {(Path(entry.name).stem, entry.label) for entry in entries})
     if twice := sorted(stem for stem, count in stems.items() if count > 1):
         warnings.warn(
-            f"{len(twice)} names stand in both real and fake: {_some(twice)}. If they are of the same person or video, "
+            f"{len(twice)} names occur in both real and fake: {_some(twice)}. If they are of the same person or video, "
             f"say so in {TABLE}, lest one be trained on and the other tested",
             stacklevel=3,
         )

@@ -141,7 +141,7 @@ def test_a_wrong_table_of_groups_is_refused(plain, groups, header, message):
 def test_names_in_both_classes_are_warned_of(plain):
     for index in range(3):
         (plain / "fake" / f"fake{index:03}.png").rename(plain / "fake" / f"real{index:03}.png")
-    with pytest.warns(UserWarning, match=r"3 names stand in both real and fake: real000, real001, real002\. If"):
+    with pytest.warns(UserWarning, match=r"3 names occur in both real and fake: real000, real001, real002\. If"):
         load(plain)
 
 
