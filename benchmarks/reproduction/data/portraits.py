@@ -164,7 +164,7 @@ class Portraits(Source):
         errors = jobs.run(todo, processes, f"faces {recipe.size} px {recipe.quality}")[1]
         if errors:
             raise RuntimeError(
-                f"{len(errors)} batches of pictures could not be made, the first: {min(errors.values())}"
+                f"{len(errors)} batches of pictures failed, the first: {min(errors.values())}"
             )
         return dealt
 

@@ -254,7 +254,7 @@ def test_a_failure_reports_its_cause(folder, tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(portraits, "forged", fails)
-    with pytest.raises(RuntimeError, match=r"lots of pictures could not be made, the first: OSError: no space left"):
+    with pytest.raises(RuntimeError, match=r"batches of pictures failed, the first: OSError: no space left"):
         data.prepare("portraits", folder, size=32, folds=3, cache=tmp_path, processes=1)
 
 
