@@ -61,7 +61,7 @@ def table(rows: Sequence[Row], measures: Sequence[str], cases: Mapping[str, Case
     """Compute means with intervals over photographs or people and over seeds, and paired differences from bare.
 
     Args:
-        rows: of all runs.
+        rows: rows of all runs.
         measures: columns of figures.
         cases: name of each case, and the rows that belong to it.
     """

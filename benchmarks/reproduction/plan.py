@@ -35,7 +35,7 @@ class Task(NamedTuple):
     Attributes:
         network: family and name, as :class:`Settings` takes it.
         fold: fold to test on.
-        repeat: as in :class:`Settings`.
+        repeat: number of the repetition, as in :class:`Settings`.
         test_kinds: manipulations to test on; empty for all.
         kinds: manipulations to train on; empty for all that are not tested, or for all if all are tested.
     """

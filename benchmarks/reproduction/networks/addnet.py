@@ -70,7 +70,7 @@ class AttentionBlock(nn.Module):
 
 
 class AddNet(BackboneDetector):
-    """The detector.
+    """The Add-Net detector.
 
     Args:
         pretrained: whether to start from the ImageNet weights.

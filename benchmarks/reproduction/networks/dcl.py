@@ -62,7 +62,7 @@ class Encoder(nn.Module):
 
 
 class DCL(BackboneDetector):
-    """The detector. Its state dict contains everything that it keeps between steps.
+    """The DCL detector. Its state dict contains everything that it keeps between steps.
 
     Args:
         pretrained: whether to start from the ImageNet weights.

@@ -140,7 +140,7 @@ def _positions(x: Tensor) -> Tensor:
 
 
 class F3Net(BackboneDetector):
-    """The detector.
+    """The F3-Net detector.
 
     Args:
         pretrained: whether to start both streams from the ImageNet weights.

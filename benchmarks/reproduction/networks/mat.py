@@ -63,7 +63,7 @@ class TextureEnhancement(nn.Module):
 
 
 class MAT(BackboneDetector):
-    """The detector. The centres are part of its state dict.
+    """The MAT detector. The centres are part of its state dict.
 
     Args:
         pretrained: whether to start from the ImageNet weights.

@@ -1,4 +1,4 @@
-"""The recipes that the search tries for putting SIA into the backbone; each answers one question differently."""
+"""The recipes for adding SIA to the backbone that the search compares; each varies one choice."""
 
 from __future__ import annotations
 

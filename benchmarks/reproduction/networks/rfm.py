@@ -25,7 +25,7 @@ LARGEST: Final = 0.4  # largest side of a block, relative to the picture's
 
 
 class RFM(BackboneDetector):
-    """The detector.
+    """The RFM detector.
 
     Args:
         pretrained: whether to start from the ImageNet weights.

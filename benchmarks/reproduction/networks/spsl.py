@@ -37,7 +37,7 @@ def phase_picture(x: Tensor) -> Tensor:
 
 
 class SPSL(BackboneDetector):
-    """The detector.
+    """The SPSL detector.
 
     Args:
         pretrained: whether to start from the ImageNet weights; the fourth channel gets a copy of red's.
