@@ -220,7 +220,7 @@ def test_rows_of_another_configuration_are_refused_until_discarded(folder, done,
     with pytest.raises(SystemExit):
         compared(folder, tmp_path, "--epochs", "1", "--lr", "0.01")
     message = capsys.readouterr().err
-    assert "another configuration: epochs 2, not 1; learning_rate 0.001, not 0.01. Give another --out" in message
+    assert "another configuration: epochs 2, not 1; learning_rate 0.001, not 0.01. Choose another --out" in message
     assert compared(folder, tmp_path, "--epochs", "1", "--seeds", "1", "--fresh") == 0
     assert {row["epochs"] for row in rows_of(tmp_path / "runs.csv")} == {"1"}
 
