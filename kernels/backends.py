@@ -82,7 +82,7 @@ def select(x: Tensor, backend: str | None = None) -> str:
         TypeError, ValueError: ``backend`` is no backend's name.
         RuntimeError: the named backend cannot serve; the message says why.
     """
-    backend = _wanted(backend)
+    backend = wanted(backend)
     if backend is not None:
         reason = unavailable(backend) or refuses(backend, x)
         if reason is not None:
@@ -114,14 +114,14 @@ def explain_backend(x: Tensor, backend: str | None = None) -> str:
         >>> print(explain_backend(torch.zeros(1, 3, 8, 8, dtype=torch.float64)).splitlines()[-1])
         reference: runs
     """
-    wanted, chosen = _wanted(backend), None
+    asked, chosen = wanted(backend), None
     lines = []
     for name in BACKENDS:
         reason = unavailable(name) or refuses(name, x)
-        if reason is None and wanted is None and _on_request(name, x):
+        if reason is None and asked is None and _on_request(name, x):
             reason = "its interpreter could run, slowly, but has to be requested by name"
-        elif reason is None and wanted not in (None, name):
-            reason = f"could run, but {wanted!r} was requested"
+        elif reason is None and asked not in (None, name):
+            reason = f"could run, but {asked!r} was requested"
         elif reason is None and chosen is not None:
             reason = f"could run, but {chosen!r} takes precedence"
         elif reason is None:
@@ -202,6 +202,6 @@ def checked(backend: str | None) -> str | None:
     raise error(f"backend must be one of {listed}, or None for the best that can serve, got {backend!r}")
 
 
-def _wanted(backend: str | None) -> str | None:
+def wanted(backend: str | None) -> str | None:
     """Return the backend that the call requests, or else the innermost block; None if neither does."""
     return checked(backend) if backend is not None or not _ambient.names else _ambient.names[-1]

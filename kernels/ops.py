@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
-from sia_layers.kernels import backends, reference
-from sia_layers.kernels.contract import Backend
+from sia_layers.kernels import backends, cpu, reference
 from sia_layers.kernels.options import Options, check_map
 from sia_layers.kernels.private_torch import any_transform, dispatch_keys, dispatch_observed
 from sia_layers.kernels.reference import wide_dtype
@@ -95,20 +94,40 @@ def inlined() -> bool:
     return any_transform() or tracing() or torch.compiler.is_exporting()
 
 
-def direct(tensors: Sequence[Tensor | None], backend: str | None = None) -> Backend | None:
-    """Return the backend to call for a map and what goes with it, without operators; None where those are needed.
+def attend(
+    x: Tensor,
+    base: Tensor,
+    options: Options,
+    spatial: bool,
+    mean_kind: str,
+    excite: tuple[Tensor, Tensor] | None = None,
+    gain: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor | None:
+    """Compute a whole layer at inference in one call of the CPU backend, without the dispatcher.
 
-    A layer that calls several kernels asks once. The caller has checked shapes and devices, and :func:`inlined`.
+    The result is that of :func:`gate_and_mean` and :func:`gate`. The caller has checked shapes, devices and
+    :func:`inlined`.
 
     Args:
-        tensors: the map, and the other tensors of all the calls.
+        x: map to gate, (N, C, H, W).
+        base: map (N, C, H, W) that the gain interpolates from.
+        options: of the self-information.
+        spatial: whether to apply the spatial gate.
+        mean_kind: kind of channel gate; "" for none.
+        excite: matrices (R, C) and (C, R), in float32, of the channel gate sigmoid(second relu(first mean)).
+        gain: number, in float32.
         backend: as given to the layer.
+
+    Returns:
+        The gated map, like ``x``; None if another backend serves, or if operators are needed.
     """
-    x = tensors[0]
-    if x is None or torch.compiler.is_compiling() or _observed(tensors):
+    tensors = (x, gain, *(excite or ()), None if base is x else base)
+    if torch.compiler.is_compiling() or _observed(tensors):
         return None
-    chosen = backends.select(x, backend)
-    return None if chosen == "reference" else backends.load(chosen)
+    if backends.wanted(backend) not in (None, "cpu") or cpu.refuses(x) or cpu.unavailable():
+        return None
+    return cpu.attend(x, base, options, spatial, mean_kind, excite, gain)
 
 
 def _call(operator: str, tensors: Sequence[Tensor | None], *arguments: Any) -> Any:
@@ -123,8 +142,13 @@ def _observed(tensors: Sequence[Tensor | None]) -> bool:
 
     It does for all but ordinary CPU tensors without gradients, and under modes, transforms and a profiler.
     """
+    if dispatch_observed():
+        return True
     grad = torch.is_grad_enabled()
-    return dispatch_observed() or not all(tensor is None or _is_plain(tensor, grad) for tensor in tensors)
+    for tensor in tensors:  # noqa: SIM110 (any() over a generator takes twice as long)
+        if tensor is not None and not _is_plain(tensor, grad):
+            return True
+    return False
 
 
 def _is_plain(x: Tensor, grad: bool) -> bool:

@@ -107,8 +107,14 @@ class Options(NamedTuple):
             ValueError: ``x`` does not have four dimensions, or reflection would go past the opposite border.
         """
         check_map(x)
+        self.check_size(x)
+
+    def check_size(self, x: Tensor) -> None:
+        """Check that a map is large enough for reflection; raise ValueError otherwise."""
+        if self.padding_mode != "reflect":
+            return
         height, width, radius = x.shape[2], x.shape[3], self.radius
-        if self.padding_mode == "reflect" and radius and (radius >= height or radius >= width):
+        if radius and (radius >= height or radius >= width):
             raise ValueError(
                 f"padding_mode='reflect' with kernel_size={self.kernel_size} needs a map larger than {radius} "
                 f"pixels each way, got {height}x{width}; use padding_mode='exclude' or a smaller kernel_size"

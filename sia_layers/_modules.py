@@ -25,22 +25,46 @@ def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     Tools that prune, adapt, quantise, shard or watch a model replace a module's class or ``forward``, or register
     hooks. Such a module has to be called.
     """
-    attributes = module.__dict__
-    if type(module) is not kind or "forward" in attributes or any(attributes[name] for name in HOOKS):
-        return False
-    return not any_global_hook()
+    return _unchanged(module, kind) and not any_global_hook()
 
 
 def matrix_of(module: nn.Module) -> Tensor | None:
     """Return the matrix (out, in) of an untouched 1x1 convolution without bias; None if the module must be called."""
-    if not untouched(module, nn.Conv2d):
+    weight = _pointwise_weight(module)
+    return None if weight is None or any_global_hook() else weight.flatten(1)
+
+
+def excite_weights(
+    first: nn.Module, act: nn.Module, second: nn.Module, gate: nn.Module
+) -> tuple[Tensor, Tensor] | None:
+    """Return the weights of two pointwise convolutions; None if one of the four modules must be called.
+
+    Args:
+        first: 1x1 convolution.
+        act: its activation, a ReLU.
+        second: 1x1 convolution.
+        gate: its activation, a sigmoid.
+    """
+    weights = _pointwise_weight(first), _pointwise_weight(second)
+    if weights[0] is None or weights[1] is None or any_global_hook():
         return None
-    weight = module._parameters.get("weight")
-    if (
-        weight is None
-        or module._parameters.get("bias") is not None
-        or module.kernel_size != (1, 1)
-        or module.groups != 1
-    ):
+    return weights if _unchanged(act, nn.ReLU) and _unchanged(gate, nn.Sigmoid) else None  # type: ignore[return-value]
+
+
+def _unchanged(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Tell whether a module is exactly of a class, and has no forward and no hooks of its own."""
+    attributes = module.__dict__
+    if type(module) is not kind or "forward" in attributes:
+        return False
+    for name in HOOKS:  # noqa: SIM110 (all() over a generator takes twice as long)
+        if attributes[name]:
+            return False
+    return True
+
+
+def _pointwise_weight(module: nn.Module) -> Tensor | None:
+    """Return the weight (out, in, 1, 1) of an unchanged 1x1 convolution without bias and groups; None otherwise."""
+    if not _unchanged(module, nn.Conv2d) or module.kernel_size != (1, 1) or module.groups != 1:
         return None
-    return weight.flatten(1)
+    parameters = module._parameters
+    return parameters.get("weight") if parameters.get("bias") is None else None

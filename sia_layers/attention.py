@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sia_layers._keywords import refuse_unknown
-from sia_layers._modules import Unscriptable, matrix_of, untouched
+from sia_layers._modules import Unscriptable, excite_weights
 from sia_layers.kernels import backends, ops
 from sia_layers.kernels.options import CHANNEL_MEANS, Options, as_bool, as_choice, as_float, as_int, check_map
 
@@ -242,7 +242,7 @@ class SIAttention(Unscriptable):
         # graph holds the same operations in either case.)
         learns = source.requires_grad and torch.is_grad_enabled()
         # In float16, x (1 + sigmoid(I)) overflows for x in the upper half of the range, but a gain of 0 must return x.
-        overflows = source.dtype == torch.float16 and self.gain is not None
+        overflows = source.dtype == torch.float16 and self._parameters["gain"] is not None
         if ops.inlined() or learns or overflows:
             return self._attend(source, x)[0]
         return self._infer(source, x)
@@ -262,19 +262,15 @@ class SIAttention(Unscriptable):
         return self._gated(source, info if self.spatial else None, mean, base), info
 
     def _infer(self, source: Tensor, base: Tensor) -> Tensor:
-        self.options.check_input(source)
-        gain, kind = self.gain, self.channel or ""
-        kernels = ops.direct((source, base, gain), self.backend)
-        if kernels is None:
-            gated, mean = ops.gate_and_mean(source, self.options, self.spatial, kind, self.backend)
-            return self._gated(gated if self.spatial else source, None, mean, base)
-        gated, mean = kernels.gate_and_mean(source, self.options, self.spatial, kind)
-        if not self.spatial:
-            gated = source
-        channel_gate = self._channel_gate(mean)
-        if channel_gate is None and gain is None:
-            return gated
-        return kernels.gate(gated, None, channel_gate, gain, None if gain is None else base)
+        self.options.check_size(source)
+        gain, kind = self._parameters["gain"], self.channel or ""
+        excite = excite_weights(*self._excite_modules()) if kind == "excite" else None
+        if (kind != "excite" or _all_float32(excite)) and (gain is None or gain.dtype == torch.float32):
+            y = ops.attend(source, base, self.options, self.spatial, kind, excite, gain, self.backend)
+            if y is not None:
+                return y
+        gated, mean = ops.gate_and_mean(source, self.options, self.spatial, kind, self.backend)
+        return self._gated(gated if self.spatial else source, None, mean, base)
 
     def _source(self, x: Tensor, aggregate: Tensor | None) -> Tensor:
         """Check the arguments and return the map to gate."""
@@ -308,12 +304,16 @@ class SIAttention(Unscriptable):
 
     def _excited(self, mean: Tensor) -> Tensor:
         """Compute the learnt channel gate (N, C) from the channel means."""
-        # Not self.fc1 etc., because each attribute access takes a microsecond.
-        fc1, act, fc2, gate = (cast(nn.Module, self._modules[name]) for name in ("fc1", "act", "fc2", "gate"))
-        first, second = matrix_of(fc1), matrix_of(fc2)
-        if first is None or second is None or not (untouched(act, nn.ReLU) and untouched(gate, nn.Sigmoid)):
+        fc1, act, fc2, gate = modules = self._excite_modules()
+        weights = excite_weights(*modules)
+        if weights is None:
             return gate(fc2(act(fc1(mean.to(self.fc1.weight.dtype)[..., None, None])))).flatten(1)  # type: ignore[no-any-return]
+        first, second = (weight.flatten(1) for weight in weights)
         return ((mean.to(first.dtype) @ first.t()).relu() @ second.t()).sigmoid()  # a third of the modules' time
+
+    def _excite_modules(self) -> list[nn.Module]:
+        # Not self.fc1 etc., because each attribute access takes a microsecond.
+        return [cast(nn.Module, self._modules[name]) for name in ("fc1", "act", "fc2", "gate")]
 
     def extra_repr(self) -> str:
         """List the channels, the kernel size, the channel gate, and the options that differ from their defaults."""
@@ -338,6 +338,10 @@ def hidden_channels(channels: int, rd_ratio: float, rd_channels: int | None, rd_
     if rd_channels is not None:
         return as_positive("rd_channels", rd_channels)
     return max(divisor, int(channels * ratio + divisor / 2) // divisor * divisor)
+
+
+def _all_float32(weights: tuple[Tensor, Tensor] | None) -> bool:
+    return weights is not None and weights[0].dtype == weights[1].dtype == torch.float32
 
 
 def as_positive(name: str, value: int) -> int:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sia_layers.kernels.cpu import library
-from sia_layers.kernels.cpu.library import MEAN_KINDS, DenseMap, Map, MapOptions
-from sia_layers.kernels.memory_format import empty_map
+from sia_layers.kernels.cpu.library import MEAN_KINDS, DenseMap, Layer, Map, MapOptions
+from sia_layers.kernels.memory_format import empty_map, is_channels_last
 from sia_layers.kernels.options import Options
 
 
@@ -97,6 +97,30 @@ def gate(
     if x.numel():
         maps = [x, _like(info, x), _planes(channel_gate), _planes(gain), _like(base, x), y]
         library.call("sia_gate", byref(DenseMap.of(x)), *map(library.address, maps))
+    return y
+
+
+def attend(
+    x: Tensor,
+    base: Tensor,
+    options: Options,
+    spatial: bool,
+    mean_kind: str,
+    excite: tuple[Tensor, Tensor] | None,
+    gain: Tensor | None,
+) -> Tensor:
+    """Compute a whole layer in one call; see :func:`sia_layers.kernels.ops.attend`."""
+    if not spatial:  # the last step then reads x itself, in the memory format of y
+        x, base = _dense(x), _dense(x) if base is x else base
+    y = empty_map(x)
+    if not x.numel():
+        return y
+    start = None if gain is None else base if base is x and x.stride() == y.stride() else _like(base, y)
+    layer = Layer(spatial=spatial, channel=MEAN_KINDS.index(mean_kind), channels_last=is_channels_last(y))
+    layer.gain, layer.base = library.address(gain), library.address(start)
+    if excite is not None:
+        layer.first, layer.second, layer.hidden = excite[0].data_ptr(), excite[1].data_ptr(), excite[0].shape[0]
+    library.call("sia_attend", byref(MapOptions.of(x, options)), byref(Map.of(x)), byref(layer), y.data_ptr())
     return y
 
 

@@ -21,7 +21,7 @@ from sia_layers.kernels.options import CHANNEL_MEANS, ESTIMATORS, PADDING_MODES,
 MODULE: Final = "sia_layers.kernels.cpu._sia_cpu"
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 MEAN_KINDS: Final = ("", *CHANNEL_MEANS)  # in the order of the C enumeration; "" for no mean
-ABI: Final = 2  # SIA_ABI of csrc/sia_cpu.h, whose structures and functions this module mirrors
+ABI: Final = 3  # SIA_ABI of csrc/sia_cpu.h, whose structures and functions this module mirrors
 FOUR: Final = c_int64 * 4
 LEVELS: Final = ("baseline", "avx2", "avx512")
 LEVEL_VARIABLE: Final = "SIA_LAYERS_CPU_LEVEL"
@@ -98,6 +98,21 @@ class DenseMap(ctypes.Structure):
         return cls(n, c, h * w, not x.is_contiguous(), DTYPES.index(x.dtype), torch.get_num_threads(), level())
 
 
+class Layer(ctypes.Structure):
+    """``sia_layer``: the gates of a layer and what they need."""
+
+    _fields_ = [
+        ("first", c_void_p),
+        ("second", c_void_p),
+        ("gain", c_void_p),
+        ("base", c_void_p),
+        ("hidden", c_int64),
+        ("spatial", c_int32),
+        ("channel", c_int32),
+        ("channels_last", c_int32),
+    ]
+
+
 _ARGUMENTS: Final[dict[str, list[Any]]] = {
     "sia_forward": [POINTER(MapOptions), POINTER(Map), c_void_p, POINTER(Map), POINTER(Map), c_void_p, c_int32],
     "sia_backward": [POINTER(MapOptions), POINTER(Map), POINTER(Map), c_void_p, POINTER(Map)],
@@ -105,6 +120,7 @@ _ARGUMENTS: Final[dict[str, list[Any]]] = {
     "sia_channel_mean_backward": [POINTER(DenseMap), c_void_p, c_void_p, c_void_p, c_int32],
     "sia_gate": [POINTER(DenseMap)] + [c_void_p] * 6,
     "sia_gate_backward": [POINTER(DenseMap)] + [c_void_p] * 11,
+    "sia_attend": [POINTER(MapOptions), POINTER(Map), POINTER(Layer), c_void_p],
 }
 
 
@@ -137,8 +153,8 @@ def _matches(library: ctypes.CDLL) -> bool:
     """Tell whether the library was built with the structures and functions that this module mirrors."""
     if not hasattr(library, "sia_abi"):  # libraries older than the ABI number
         return False
-    sizes = (c_int32 * 3)()
-    declared = [ctypes.sizeof(structure) for structure in (Map, MapOptions, DenseMap)]
+    sizes = (c_int32 * 4)()
+    declared = [ctypes.sizeof(structure) for structure in (Map, MapOptions, DenseMap, Layer)]
     return bool(library.sia_abi(sizes) == ABI) and list(sizes) == declared
 
 

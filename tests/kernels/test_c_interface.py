@@ -18,7 +18,7 @@ from sia_layers.kernels.cpu import library
 
 SOURCES = Path(__file__).parents[2] / "kernels" / "cpu" / "csrc"
 STRICT = ["gcc", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
-STRUCTURES = {"map": library.Map, "options": library.MapOptions, "layout": library.DenseMap}
+STRUCTURES = {"map": library.Map, "options": library.MapOptions, "layout": library.DenseMap, "layer": library.Layer}
 
 needs_gcc = pytest.mark.skipif(
     shutil.which("gcc") is None or not SOURCES.exists(), reason="gcc and the C sources are not both at hand"

@@ -27,6 +27,7 @@ typedef struct {
     sia_channel_mean_backward_kernel *channel_mean_backward;
     sia_gate_kernel *gate;
     sia_gate_backward_kernel *gate_backward;
+    sia_attend_kernel *attend;
 } sia_kernels;
 
 extern const sia_kernels sia_kernels_baseline;

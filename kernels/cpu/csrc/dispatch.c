@@ -2,11 +2,12 @@
 
 #include "common.h"
 
-int sia_abi(int32_t sizes[3])
+int sia_abi(int32_t sizes[4])
 {
     sizes[0] = sizeof(sia_map);
     sizes[1] = sizeof(sia_options);
     sizes[2] = sizeof(sia_layout);
+    sizes[3] = sizeof(sia_layer);
     return SIA_ABI;
 }
 
@@ -70,6 +71,11 @@ int sia_gate_backward(const sia_layout *layout, const void *grad, const void *x,
     return kernels_of(layout->level)
         ->gate_backward(layout, grad, x, info, channel_gate, gain, base, grad_x, grad_info, grad_channel_gate,
                         grad_gain, grad_base);
+}
+
+int sia_attend(const sia_options *options, const sia_map *x, const sia_layer *layer, void *y)
+{
+    return kernels_of(options->level)->attend(options, x, layer, y);
 }
 
 #if defined(_WIN32)

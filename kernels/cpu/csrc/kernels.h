@@ -2,9 +2,9 @@
 #ifndef SIA_KERNELS_H
 #define SIA_KERNELS_H
 
+#include "attend.h"
 #include "backward.h"
-#include "gate.h"
 
-const sia_kernels NAME(sia_kernels) = {forward, backward, channel_mean, channel_mean_backward, gate, gate_backward};
+const sia_kernels NAME(sia_kernels) = {forward, backward, channel_mean, channel_mean_backward, gate, gate_backward, attend};
 
 #endif

@@ -13,7 +13,7 @@
 #define SIA_EXPORT __attribute__((visibility("default")))
 #endif
 
-enum { SIA_ABI = 2 }; /* increment with every change below, together with ABI in library.py */
+enum { SIA_ABI = 3 }; /* increment with every change below, together with ABI in library.py */
 enum { SIA_OK = 0, SIA_NO_MEMORY = 1 };
 enum { SIA_FLOAT32 = 0, SIA_BFLOAT16 = 1, SIA_FLOAT16 = 2 };
 enum { SIA_BASELINE = 0, SIA_AVX2_LEVEL = 1, SIA_AVX512_LEVEL = 2 }; /* NEON is the baseline of arm64 */
@@ -40,6 +40,15 @@ typedef struct {
     int32_t channels_last, dtype, threads, level;
 } sia_layout;
 
+/* What a layer does with a map, and the format of its output, which must also be that of base, and of x unless spatial. */
+typedef struct {
+    const float *first, *second; /* SIA_EXCITE: the channel gate is sigmoid(second relu(first mean)); (hidden, C), (C, hidden) */
+    const float *gain;           /* one number, or NULL */
+    const void *base;            /* what the gain interpolates from; may be NULL without a gain */
+    int64_t hidden;
+    int32_t spatial, channel, channels_last;
+} sia_layer;
+
 /* Self-information I of x. Writes scale: 2 N C floats (SIA_KDE) or N floats (SIA_DISTANCE); and, unless absent, info: I,
  * gated: x (1 + sigmoid(I)), and mean: N C floats, the plane means that `channel` names. */
 typedef int sia_forward_kernel(const sia_options *, const sia_map *x, float *scale, const sia_map *info,
@@ -60,14 +69,18 @@ typedef int sia_gate_backward_kernel(const sia_layout *, const void *grad, const
                                      const float *channel_gate, const float *gain, const void *base, void *grad_x,
                                      void *grad_info, float *grad_channel_gate, float *grad_gain, void *grad_base);
 
+/* y = base + gain (gated - base), where gated is x with the gates of the layer. */
+typedef int sia_attend_kernel(const sia_options *, const sia_map *x, const sia_layer *, void *y);
+
 SIA_EXPORT sia_forward_kernel sia_forward;
 SIA_EXPORT sia_backward_kernel sia_backward;
 SIA_EXPORT sia_channel_mean_kernel sia_channel_mean;
 SIA_EXPORT sia_channel_mean_backward_kernel sia_channel_mean_backward;
 SIA_EXPORT sia_gate_kernel sia_gate;
 SIA_EXPORT sia_gate_backward_kernel sia_gate_backward;
+SIA_EXPORT sia_attend_kernel sia_attend;
 
-SIA_EXPORT int sia_abi(int32_t sizes[3]); /* SIA_ABI, and the bytes of sia_map, sia_options and sia_layout */
+SIA_EXPORT int sia_abi(int32_t sizes[4]); /* SIA_ABI, and the bytes of sia_map, sia_options, sia_layout and sia_layer */
 SIA_EXPORT int sia_best_level(void);      /* the widest instruction set of this machine */
 SIA_EXPORT void sia_share_threads(void *gomp_parallel); /* use this runtime's GOMP_parallel */
 

@@ -247,6 +247,49 @@ static void run_gates(const int64_t size[4], int dtype, int threads, int level, 
         free(all[i]);
 }
 
+static void run_layer(const int64_t size[4], int dtype, int threads, int level, int wild, int failing)
+{
+    const int64_t planes = size[0] * size[1], count = planes * size[2] * size[3], hidden = between(1, 20);
+    const int distance = draw(2) == 1;
+    sia_options options = {.kernel_size = 2 * (int32_t)draw(3) + 1,
+                           .padding_mode = SIA_EXCLUDE,
+                           .estimator = distance ? SIA_DISTANCE : SIA_KDE,
+                           .adaptive = 1,
+                           .inter_channels = (int32_t)between(0, size[1] - 1 < 5 ? size[1] - 1 : 5),
+                           .inter_weight = 0.5f,
+                           .fixed_scale = 0.5f,
+                           .square_bandwidth = 1,
+                           .threads = threads,
+                           .level = level};
+    memcpy(options.size, size, sizeof options.size);
+    sia_layer layer = {.hidden = hidden,
+                       .spatial = (int32_t)draw(2),
+                       .channel = (int32_t)draw(3),
+                       .channels_last = (int32_t)draw(2)};
+    const int format = layer.channels_last ? CHANNELS_LAST : CONTIGUOUS;
+    sia_map x = layer.spatial ? input(size, dtype, wild) : new_map(size, format, dtype);
+    if (!layer.spatial)
+        fill(x.data, count, dtype, wild);
+    float *first = floats(hidden * size[1], 0), *second = floats(hidden * size[1], 0), *gain = draw(2) ? floats(1, 0) : NULL;
+    void *base = gain ? dense(count, dtype, 0, wild) : NULL, *y = dense(count, dtype, 1, 0);
+    if (layer.channel == SIA_EXCITE)
+        layer.first = first, layer.second = second;
+    layer.gain = gain, layer.base = base;
+    snprintf(about, sizeof about,
+             "layer of %d x %d x %d x %d, dtype %d, hidden %d, spatial %d, channel %d, channels last %d, gain %d, threads %d, "
+             "level %d",
+             (int)size[0], (int)size[1], (int)size[2], (int)size[3], dtype, (int)hidden, layer.spatial, layer.channel,
+             layer.channels_last, gain != NULL, threads, level);
+    atomic_store(&calls_until_refusal, failing ? (int)between(1, 5) : 0);
+    const int status = sia_attend(&options, &x, &layer, y);
+    finish(status, failing);
+    if (status == SIA_OK && (layer.spatial || layer.channel || gain))
+        check(y, count, dtype, wild, "the map was not written, or is no number");
+    void *all[] = {x.data, first, second, gain, base, y};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 3)
@@ -262,6 +305,7 @@ int main(int argc, char **argv)
         const int wild = draw(6) == 0;
         run_self_information(size, dtype, threads, level, wild, draw(8) == 0);
         run_gates(size, dtype, threads, level, wild);
+        run_layer(size, dtype, threads, level, wild, draw(8) == 0);
     }
     printf("%ld rounds\n", rounds);
     return 0;
