@@ -126,14 +126,14 @@ LAYOUTS = {
 
 
 def in_steps(layer: SIAttention, x: Tensor, aggregate: Tensor | None) -> Tensor:
-    """The output of the operators, of which each gate is one."""
+    """Return the output of the separate operators, one per gate."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "attend", lambda *arguments: None)
         return layer(x, aggregate)
 
 
 def in_one_call(layer: SIAttention, x: Tensor, aggregate: Tensor | None = None) -> Tensor:
-    """The output of the backend's own layer, which must have been used."""
+    """Return the output of the backend's own layer, and check that it was used."""
     outputs, attend = [], ops.attend
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "attend", lambda *arguments: outputs.append(attend(*arguments)) or outputs[-1])
@@ -154,7 +154,7 @@ def test_one_call_is_the_operators(gates: tuple[bool, str | None], layout: str, 
         x, other = (LAYOUTS[layout](torch.randn(2, channels, 5, 6, dtype=dtype)) for _ in range(2))
         with torch.no_grad():
             for aggregate in (None, other):
-                if gain is not None and dtype == torch.float16:  # which overflows, and has a path of its own
+                if gain is not None and dtype == torch.float16:  # this overflows, and has a separate path
                     continue
                 found, expected = in_one_call(layer, x, aggregate), in_steps(layer, x, aggregate)
                 assert found.dtype == dtype and found.stride() == expected.stride()
