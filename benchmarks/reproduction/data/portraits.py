@@ -163,9 +163,7 @@ class Portraits(Source):
                 todo.append(jobs.Job(some[0], len(some), _make, (self.root, recipe, some, group, folder)))
         errors = jobs.run(todo, processes, f"faces {recipe.size} px {recipe.quality}")[1]
         if errors:
-            raise RuntimeError(
-                f"{len(errors)} batches of pictures failed, the first: {min(errors.values())}"
-            )
+            raise RuntimeError(f"{len(errors)} batches of pictures failed, the first: {min(errors.values())}")
         return dealt
 
     def faces(self, people: Iterable[str]) -> dict[str, Face | Skipped]:
