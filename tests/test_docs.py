@@ -69,7 +69,8 @@ def test_the_code_runs(part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     exec(compile(part.code, f"<{part.name}>", "exec"), {"__name__": "page"})
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("kind", ["fsdp2", "ddp"])
 def test_the_script_for_many_processes_runs(kind: str, tmp_path: Path) -> None:
     if not torch.distributed.is_available():
         pytest.skip("torch was built without distributed")

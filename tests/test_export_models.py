@@ -174,9 +174,10 @@ def test_aot_inductor_of_any_size(kernel_size: int, tmp_path: Path) -> None:
             assert_same(package(x), net, x)
 
 
-def test_inductor_with_dynamic_sizes(net: nn.Module) -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_with_dynamic_sizes(net: nn.Module, backend: str) -> None:
     torch.compiler.reset()
-    compiled = torch.compile(net, dynamic=True, fullgraph=True)
+    compiled = torch.compile(net, backend=backend, dynamic=True, fullgraph=True)
     with torch.no_grad():
         x = torch.rand(SIZES[1])
         assert_same(compiled(x), net, x)

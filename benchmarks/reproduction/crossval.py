@@ -38,7 +38,7 @@ from benchmarks.reproduction.training import Run, Settings
 
 ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = ROOT / "benchmarks/results/reproduction/crossval"
-SIZE, EPOCHS, BATCH, RATE = 96, 3, 16, 1e-3
+SIZE, EPOCHS, BATCH, RATE = 96, 5, 16, 1e-3
 TOY_SIZE, TOY_EPOCHS, TOY_BATCH = 64, 4, 8
 
 
@@ -322,7 +322,8 @@ def _pilot(bench: Bench, given: argparse.Namespace) -> bool:
 
 
 def _study(bench: Bench, given: argparse.Namespace) -> bool:
-    return study(bench, [task for group in given.groups or GROUPS for task in plan.group_tasks(group)])
+    tasks = [task for group in given.groups or GROUPS for task in plan.group_tasks(group)]
+    return study(bench, [task for task in tasks if given.folds is None or task.fold in given.folds])
 
 
 def _chosen(bench: Bench, given: argparse.Namespace) -> bool:
@@ -354,6 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--data", type=Path, metavar="PATH", help="folder that holds portraits and london_faces")
     add("--budget", type=float, metavar="MINUTES", help="begin no run that would not end within so much time")
     add("--groups", nargs="+", choices=GROUPS, metavar="GROUP", help=f"of the study: {', '.join(GROUPS)} (all)")
+    add("--folds", nargs="+", type=int, metavar="FOLD", help="of the study: test these alone (all)")
     add("--work", type=Path, default=Path(".reproduction"), metavar="FOLDER", help="pictures and weights (%(default)s)")
     add("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the CSV files are and go")
     given = parser.parse_args(arguments)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from benchmarks import harness
 
 Row = Mapping[str, Any]
@@ -47,11 +49,13 @@ class Ledger:
 
     def add(self, rows: Sequence[Row]) -> None:
         """Add rows and write the file; a row with existing keys replaces that row, but keeps its other columns."""
-        self._read()  # include rows that another process has added
-        for row in rows:
-            key = self._key(row)
-            self._rows[key] = {**self._rows.get(key, {}), **{name: str(value) for name, value in row.items()}}
-        harness.write(self.path, self.rows)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_suffix(".lock")):
+            self._read()  # include rows that another process has added
+            for row in rows:
+                key = self._key(row)
+                self._rows[key] = {**self._rows.get(key, {}), **{name: str(value) for name, value in row.items()}}
+            harness.write(self.path, self.rows)
 
     def _read(self) -> None:
         for row in harness.read(self.path) if self.path.exists() else []:

@@ -47,10 +47,10 @@ def verdict(what: str, mean: float, low: float, high: float, unit: str = "points
     """Return the statement that a paired difference with its 95 % interval supports; all three have one unit."""
     figures = f"{what}: {mean:+.1f} {unit} [{low:+.1f}, {high:+.1f}]"
     if low > 0:
-        return f"{figures}: higher here, by more than these people and seeds leave open."
+        return f"{figures}: higher here, by more than chance over these people and seeds explains."
     if high < 0:
-        return f"{figures}: lower here, by more than these people and seeds leave open."
-    return f"{figures}: no difference can be told from this."
+        return f"{figures}: lower here, by more than chance over these people and seeds explains."
+    return f"{figures}: no difference was detected."
 
 
 def cell(row: CsvRow, name: str) -> str:

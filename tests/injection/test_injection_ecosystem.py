@@ -185,6 +185,7 @@ def test_export(name: str) -> None:
         assert torch.allclose(program.module()(x), model(x), atol=1e-5)
 
 
+@pytest.mark.slow  # by default, the code of docs/guide/export.md does the same
 def test_onnx(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

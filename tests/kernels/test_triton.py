@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("poison")
 DEVICE = torch.device("cuda" if GPU else "cpu")
 FORWARD = 5e-6
 BACKWARD = 1e-5  # relative to the largest gradient
-EXAMPLES = 100 if GPU else 4
+EXAMPLES = 100 if GPU else max(2, settings().max_examples // 7)
 
 
 @pytest.fixture(scope="module", autouse=True)

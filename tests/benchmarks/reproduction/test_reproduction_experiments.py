@@ -513,7 +513,7 @@ def test_a_tie_has_no_winner() -> None:
 
 def test_statements_follow_the_interval() -> None:
     assert report.verdict("A − B", 1.2, -1.0, 3.4).endswith(
-        "+1.2 points of AUC [-1.0, +3.4]: no difference can be told from this."
+        "+1.2 points of AUC [-1.0, +3.4]: no difference was detected."
     )
     assert "higher here" in report.verdict("A − B", 2.0, 0.1, 4.0)
     assert "lower here" in report.verdict("A − B", -2.0, -4.0, -0.1)
