@@ -25,6 +25,7 @@ VARIANTS: Final[dict[str, dict[str, object] | None]] = {
     "sia": {},
     "sia, no aggregation": {"aggregate": False},
     "sia, pooled": {"aggregate": "pooled"},
+    "sia, frequency": {"domain": "frequency"},
     "sia, K = 7": {"kernel_size": 7},
 }
 FEW_VARIANTS: Final = ("bare", "bare again", "sia")

@@ -113,7 +113,7 @@ class Layer(ctypes.Structure):
     ]
 
 
-_ARGUMENTS: Final[dict[str, list[Any]]] = {
+ARGUMENTS: Final[dict[str, list[Any]]] = {
     "sia_forward": [POINTER(MapOptions), POINTER(Map), c_void_p, POINTER(Map), POINTER(Map), c_void_p, c_int32],
     "sia_backward": [POINTER(MapOptions), POINTER(Map), POINTER(Map), c_void_p, POINTER(Map)],
     "sia_channel_mean": [POINTER(DenseMap), c_void_p, c_void_p, c_int32],
@@ -142,7 +142,7 @@ def load() -> ctypes.CDLL | str:
             f"the C extension {Path(spec.origin).name} was built from the sources of another version: "
             "reinstall sia-layers (pip install --force-reinstall, or pip install -e . in a checkout)"
         )
-    for name, arguments in _ARGUMENTS.items():
+    for name, arguments in ARGUMENTS.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, c_int
     _share_threads(library)
