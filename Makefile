@@ -1,4 +1,4 @@
-# Everything happens in .venv, made from nothing and made again when what it is installed from changes.
+# Everything runs in .venv, which is created if necessary and recreated when its requirements change.
 
 PYTHON ?= python3
 PYTEST_FLAGS ?= --numprocesses=auto --maxprocesses=4
@@ -28,7 +28,7 @@ demo: $(VENV)/demo.installed
 test: $(VENV)/dev.installed
 	$(RUN) -m pytest $(PYTEST_FLAGS)
 
-# What needs neither a compiler, nor a process of its own, nor a large library.
+# Tests that need no compiler, no separate process and no large library.
 FAST := test_api test_aggregation test_attention test_functional test_inspection test_photo \
     kernels/test_backend_agreement kernels/test_backends kernels/test_contracts kernels/test_invariants \
     kernels/test_ops kernels/test_private_torch kernels/test_reference \
@@ -62,13 +62,13 @@ clean:
 	rm -rf $(VENV) build dist docs/_build docs/examples *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis kernels/cpu/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp for each extra that was installed.
+# One stamp per installed extra.
 $(VENV)/%.installed: $(INSTALLED_FROM) | $(VENV)/bin/pip
 	@echo "Installing sia-layers[$*] into $(VENV); the first time takes some minutes"
 	@$(PIP) install --constraint requirements/constraints.txt --editable '.[$*]'
 	@touch $@
 
-# pip comes last into an environment, so that this is remade after an interruption.
+# pip is installed last, so that an interrupted environment is recreated.
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -1,1 +1,1 @@
-"""Benchmarks that anyone can run: ``python -m benchmarks.<name>``."""
+"""Benchmarks; run one with ``python -m benchmarks.<name>``."""

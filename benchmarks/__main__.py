@@ -1,8 +1,8 @@
-"""Run the benchmarks one after the other, and write the tables and plots of docs/performance.md from their CSV files.
+"""Run the benchmarks one after another, and write the tables and plots of docs/performance.md from their CSV files.
 
-``python -m benchmarks all [--quick] [--fresh] [--results FOLDER] [--page FILE]``. Each benchmark runs in a process of
-its own; those whose CSV file is there already are not run again, so that an interrupted run goes on where it stopped.
-``--fresh`` starts over.
+``python -m benchmarks all [--quick] [--fresh] [--results FOLDER] [--page FILE]``. Each benchmark runs in a separate
+process. Benchmarks whose CSV file exists are skipped, so that an interrupted run resumes where it stopped. ``--fresh``
+starts over.
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs/performance.md"
 
 
-FIGURES: Final = {"ms": "{} ms", "times": "{}×", "MiB": "{} MiB"}  # what one cell holds of a row, and how
+FIGURES: Final = {"ms": "{} ms", "times": "{}×", "MiB": "{} MiB"}  # columns that share a cell, and their formats
 
 
 class Part(NamedTuple):
-    """A benchmark: its module, its table's columns, its options, those of the whole run alone, and where it runs.
+    """A benchmark and its table.
 
-    What ``across`` names has a column for each of its values, with their figures one after the other.
+    Attributes:
+        module: name of its module.
+        columns: columns of its table.
+        across: a further column, each of whose values becomes a column with its figures.
+        options: command-line options.
+        when_whole: further options, except with --quick.
+        quick: whether it runs with --quick.
     """
 
     module: str
@@ -35,7 +41,7 @@ class Part(NamedTuple):
     across: str = ""
     options: tuple[str, ...] = ()
     when_whole: tuple[str, ...] = ()
-    quick: bool = True  # whether the quick run has it
+    quick: bool = True
 
 
 PARTS: Final = {
@@ -70,24 +76,26 @@ PARTS: Final = {
         "limit",
         ("K", "S", "exponentials", "operations", "ns/exp", "ns/fma", "GB/s", "limit ms", "kernel ms", "of limit %"),
     ),
-    # Compiles and counts; its tables are on a page of their own.
+    # This part compiles and counts, and writes its tables to a separate page.
     "gpu": Part("gpu_report", (), options=("--page", "docs/gpu.md", "--plot", "docs/images/gpu.png")),
 }  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is asked for; the exit code is 0 if every part ran."""
+    """Run the requested parts; the exit code is 0 if all succeeded."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
     parser.add_argument("parts", nargs="+", choices=("all", *PARTS), metavar="PART", help=f"all, {', '.join(PARTS)}")
-    parser.add_argument("--quick", action="store_true", help="fewer cases and rounds, in a folder of their own")
-    parser.add_argument("--fresh", action="store_true", help="run parts again whose results are there already")
-    parser.add_argument("--results", type=Path, metavar="FOLDER", help="where the CSV files go (benchmarks/results)")
-    parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE", help="whose tables to write (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="fewer cases and rounds, in a separate folder")
+    parser.add_argument("--fresh", action="store_true", help="repeat parts that already have results")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="folder for the CSV files (benchmarks/results)")
+    parser.add_argument(
+        "--page", type=Path, default=PAGE, metavar="FILE", help="page whose tables to write (%(default)s)"
+    )
     given = parser.parse_args(arguments)
     folder = given.results or ROOT / "benchmarks/results" / ("quick" if given.quick else "full")
     every = [name for name, part in PARTS.items() if part.quick or not given.quick]
     chosen = every if "all" in given.parts else [name for name in PARTS if name in given.parts]
-    failed = [name for name in chosen if not _ran(name, folder, given)]
+    failed = [name for name in chosen if not _run_part(name, folder, given)]
     if given.page.exists():
         given.page.write_text(filled(given.page.read_text(), folder))
         draw(folder, given.page.parent / "images")
@@ -95,10 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(failed))
 
 
-def _ran(name: str, folder: Path, given: argparse.Namespace) -> bool:
+def _run_part(name: str, folder: Path, given: argparse.Namespace) -> bool:
     part, path = PARTS[name], folder / f"{name}.csv"
     if path.exists() and not given.fresh:
-        print(f"=== {name}: {path} is there already")
+        print(f"=== {name}: {path} already exists")
         return True
     print(f"=== {name}", flush=True)
     command = [sys.executable, "-m", f"benchmarks.{part.module}", "--csv", str(path), *part.options]
@@ -112,7 +120,7 @@ def _ran(name: str, folder: Path, given: argparse.Namespace) -> bool:
 
 
 def filled(page: str, folder: Path) -> str:
-    """A page with the table of every part that has results put between its marks."""
+    """Insert the table of every part that has results between its marks on a page."""
     for name, part in PARTS.items():
         path, start, end = folder / f"{name}.csv", f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         if path.exists() and start in page and end in page:
@@ -122,8 +130,8 @@ def filled(page: str, folder: Path) -> str:
 
 
 def draw(folder: Path, images: Path) -> None:
-    """The plots of all parts that have results and something to draw."""
-    from benchmarks import plots  # and Matplotlib
+    """Draw the plot of every part that has results and a plot."""
+    from benchmarks import plots  # imports Matplotlib
 
     for name, drawn in plots.DRAWN.items():
         if (folder / f"{name}.csv").exists():
@@ -131,7 +139,7 @@ def draw(folder: Path, images: Path) -> None:
 
 
 def as_markdown(rows: list[dict[str, str]], part: Part) -> str:
-    """Rows as a table in Markdown, with what they were measured on above it."""
+    """Format rows as a Markdown table below a line that names the machine, the versions and the commit."""
     first = rows[0]
     heads, lines = _across(rows, part) if part.across else _down(rows, part.columns)
     return "\n".join([
@@ -143,13 +151,13 @@ def as_markdown(rows: list[dict[str, str]], part: Part) -> str:
 
 
 def _down(rows: list[dict[str, str]], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Heads and lines with a line for each row that has the last column."""
+    """Return the header and the lines, one for each row with a value in the last column."""
     shown = [name for name in columns if any(row.get(name) for row in rows)]
     return shown, [[_rounded(row.get(name, "")) for name in shown] for row in rows if row.get(shown[-1])]
 
 
 def _across(rows: list[dict[str, str]], part: Part) -> tuple[list[str], list[list[str]]]:
-    """Heads and lines with a line for all rows that differ in nothing but ``part.across``, and their figures."""
+    """Return the header and the lines; rows that differ only in ``part.across`` and in their figures share a line."""
     keys = [name for name in part.columns if name not in FIGURES]
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
@@ -160,7 +168,7 @@ def _across(rows: list[dict[str, str]], part: Part) -> tuple[list[str], list[lis
 
 
 def _rounded(cell: str) -> str:
-    """Three digits of what is no whole number."""
+    """Round a number to three significant digits, unless it is a whole number."""
     try:
         value = float(cell)
     except ValueError:

@@ -104,7 +104,7 @@ def parse(assembly: str, amd: bool) -> list[Instruction]:
         if not name:
             continue
         if re.match(r"BRX|JMX|CALL\.ABS|s_setpc|s_swappc|s_call", name):
-            raise ValueError(f"{name} leads to where the code does not say")
+            raise ValueError(f"{name} branches to a target that the code does not name")
         branch, end = re.match(r"BRA|CALL|s_branch|s_cbranch", name), re.match(r"EXIT|RET|s_endpgm", name)
         target = places.get(operands.replace("`(", " ").replace(")", " ").split()[-1]) if branch else None
         falls = conditional or name.startswith("s_cbranch") if branch or end else True

@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for GPUs that are not at hand, and count registers, spills and instructions.
+"""Compile the Triton kernels for GPUs that are not available, and count registers, spills and instructions.
 
 The kernels, tiles and constants are those that the dispatch would launch for a map of a given shape, dtype and
 layout. This needs Triton, whose wheel contains the assemblers, with TRITON_INTERPRET unset.
@@ -127,7 +127,7 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
         RuntimeError: TRITON_INTERPRET is set, which makes the kernels functions of the interpreter.
     """
     if interpreted():
-        raise RuntimeError("kernels cannot be compiled while TRITON_INTERPRET is set; unset it and start Python anew")
+        raise RuntimeError("kernels cannot be compiled while TRITON_INTERPRET is set; unset it and restart Python")
     gpu = gpu_target(target)
     kernel, arguments = launch.kernel.jit, for_target(launch.arguments, nvidia=gpu.backend == "cuda")
     signature = {item.name: _type(item.is_constexpr, arguments[item.name]) for item in kernel.params}
@@ -169,7 +169,7 @@ def _inspect_cubin(cubin: bytes) -> tuple[int, int, str]:
 def _amd_figure(assembly: str, name: str) -> int:
     found = re.search(rf"\.{name}:\s*(\d+)", assembly)
     if found is None:
-        raise RuntimeError(f"the assembly that Triton made holds no .{name}; is it for an AMD target?")
+        raise RuntimeError(f"the assembly that Triton produced has no .{name}; is it for an AMD target?")
     return int(found.group(1))
 
 

@@ -1,4 +1,4 @@
-"""The cost of the Triton kernels on GPUs that are not at hand: registers, instructions, and the bounds they set.
+"""Report the cost of the Triton kernels on GPUs that are not available: registers, instructions and bounds.
 
 ``python -m benchmarks.gpu_report [--quick] [--targets sm_90 ...] [--csv FILE] [--plot FILE] [--page FILE]`` compiles
 the kernels that the dispatch would launch for a map of SHAPE, counts the instructions per output in the machine code,
@@ -38,10 +38,10 @@ QUICK_TARGETS: Final = ("sm_80", "sm_90", "sm_100", "gfx942")
 KINDS: Final = ("exponential", "special", "float32", "packed float32", "alu", "product", "scalar", "control", "load",
                 "store", "local", "shared")  # fmt: skip
 UNKNOWN: Final = """\
-What counts and published rates cannot say, and only a run can: how much of the loads' latency the warps in flight
-hide; how often a load is found in a cache, and so the bytes that really come from memory; what a load costs that
-straddles two cache lines, as NCHW's shifted ones do; the clock under load; bank and register-port conflicts; the time
-of a launch, and the tail of the last programs. The bound is the time of the busiest pipe if nothing else ever waits.
+Only a run on a GPU can show the following, not counts and published rates: how much of the load latency the resident
+warps hide; how often a load hits a cache, and so how many bytes come from memory; the cost of a load that straddles two
+cache lines, as NCHW's shifted loads do; the clock under load; conflicts of banks and register ports; the time of a
+launch, and the tail of the last programs. The bound is the time of the busiest pipe without any stalls.
 """
 
 
@@ -277,9 +277,9 @@ def faults(rows: Iterable[Mapping[str, str]]) -> list[str]:
         if int(row["spills"]):
             found.append(f"{name}: {row['spills']} registers spill")
         if row["resolved"] == "False":
-            found.append(f"{name}: the loops were not told apart, or do not compute what the formula needs")
+            found.append(f"{name}: the loops were not resolved, or do not compute what the formula needs")
         if row["K"] and float(row.get("intra exponentials") or 0) > int(row["K"]) ** 2 - 1:
-            found.append(f"{name}: {row['intra exponentials']} exponentials an output for the window")
+            found.append(f"{name}: {row['intra exponentials']} exponentials per output for the window")
     return found
 
 
@@ -287,11 +287,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report; the exit code is 0 if there is no fault."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_report", description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--quick", action="store_true", help=f"float32 and K = 3 and 7 alone; targets {', '.join(QUICK_TARGETS)}")
+    add("--quick", action="store_true", help=f"only float32 and K = 3 and 7; targets {', '.join(QUICK_TARGETS)}")
     add("--targets", nargs="+", choices=TARGETS, metavar="TARGET", help=f"some of {', '.join(TARGETS)}")
-    add("--csv", type=Path, metavar="FILE", help="write every row there as well")
+    add("--csv", type=Path, metavar="FILE", help="also write every row to this file")
     add("--plot", type=Path, metavar="FILE", help="draw the bound that every pipe sets")
-    add("--page", type=Path, metavar="FILE", help="put the tables between this page's marks")
+    add("--page", type=Path, metavar="FILE", help="insert the tables between the marks of this page")
     given = parser.parse_args(arguments)
     rows = records(given.targets or (QUICK_TARGETS if given.quick else TARGETS), given.quick)
     print(report(rows))

@@ -31,10 +31,10 @@ def parser(name: str, doc: str | None, plot: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=(doc or "").partition("\n")[0])
     add = made.add_argument
     add("--quick", action="store_true", help="fewer cases and rounds")
-    add("--device", default="cpu", metavar="D", help="where, as torch names devices (%(default)s)")
+    add("--device", default="cpu", metavar="D", help="device, as torch names it (%(default)s)")
     add("--threads", type=int, default=1, metavar="N", help="threads of torch and of the kernels (%(default)s)")
-    add("--dtype", choices=DTYPES, default="float32", help="of the maps (%(default)s)")
-    add("--csv", type=Path, metavar="FILE", help="write the figures there as well")
+    add("--dtype", choices=DTYPES, default="float32", help="dtype of the maps (%(default)s)")
+    add("--csv", type=Path, metavar="FILE", help="also write the figures to this file")
     add("--plot", type=Path, metavar="FILE", help=f"draw {plot}")
     return made
 
@@ -79,7 +79,7 @@ class Table:
 
         Args:
             given: the parsed arguments.
-            name: of the benchmark, which determines the plot.
+            name: name of the benchmark, which determines the plot.
         """
         if given.csv is not None:
             self.write(given.csv)
@@ -99,11 +99,11 @@ class Table:
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all; its folder is made if need be.
+    """Write a file completely or not at all; create its folder if necessary.
 
     Args:
-        path: of the file.
-        write: writes it where it is told to, a path beside this one.
+        path: path of the file.
+        write: function that writes the file to the path that it receives, which is next to ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
@@ -115,7 +115,7 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as CSV, whole or not at all."""
+    """Write rows as CSV, completely or not at all."""
 
     def written(part: Path) -> None:
         with part.open("w", newline="") as file:
@@ -157,11 +157,12 @@ def peak_memory(module: str, function: str, arguments: Sequence[Any], device: to
     """Measure the peak memory in MiB of a function: of the allocator on a GPU, of a fresh process on a CPU.
 
     Args:
-        module: that holds the function.
-        function: takes the arguments, which must be JSON, and gives two functions: one to warm up with and one to
+        module: module that contains the function.
+        function: name of a function of the arguments that returns two functions without arguments: one that warms up
+            and one that is measured.
             be measured, without arguments.
-        arguments: of the function.
-        device: that it runs on.
+        arguments: arguments of the function, which must be JSON.
+        device: device that the function runs on.
     """
     command = [sys.executable, "-c", _MEASURE, module, function, json.dumps(list(arguments)), str(device)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **GIVEN_BACK})
@@ -171,7 +172,7 @@ def peak_memory(module: str, function: str, arguments: Sequence[Any], device: to
     return float(done.stdout.splitlines()[-1])
 
 
-# Linux tells the largest resident set since it was last reset; elsewhere the process's own largest has to do.
+# Linux reports the peak resident set since the last reset; elsewhere, use the peak of the whole process.
 _MEASURE = """
 import importlib, json, sys
 from pathlib import Path

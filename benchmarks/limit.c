@@ -1,11 +1,11 @@
-/* What the machine can do, for benchmarks/limit.py: seconds of multiply-adds and of exponentials from registers, with
- * the kernels' own exponential, and of a pass over memory. VL and the instruction set come from the command line. */
+/* Measure the limits of the machine for benchmarks/limit.py: seconds per multiply-add and per exponential on registers,
+ * with the kernels' own exponential, and per pass over memory. VL and the instruction set come from the command line. */
 
 #include "common.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define HOLD "+v" /* in a vector register, so that nothing is hoisted or left out */
+#define HOLD "+v" /* in a vector register, to prevent hoisting and elimination */
 #else
 #define HOLD "+w"
 #endif
@@ -14,7 +14,7 @@
 #include <time.h>
 
 #define EXPORT __attribute__((visibility("default")))
-/* As many independent chains as hide the latency and fit into the registers; arrays would not stay in those. */
+/* Enough independent chains to hide the latency, few enough to fit into registers; arrays would not stay there. */
 #define CHAINS(each) each(0) each(1) each(2) each(3) each(4) each(5) each(6) each(7)
 enum { NUMBER = 8 };
 

@@ -1,10 +1,10 @@
-"""How far the CPU kernel stands from what the machine can do.
+"""Measure how close the CPU kernel comes to the limit of the machine.
 
-``python -m benchmarks.limit [--quick] [--csv FILE] [--plot FILE]``. One run measures, on one thread, how long a
-vector's multiply-add and its exponential take from registers (benchmarks/limit.c, with the kernels' own exponential),
-how fast memory is copied, and the kernel itself; and counts the operations that the formulas need, each pair of
-pixels once. The limit is the longer of arithmetic and memory; every addition and multiplication counts as a
-multiply-add.
+``python -m benchmarks.limit [--quick] [--csv FILE] [--plot FILE]``. A run measures, on one thread, the time of a
+vector's multiply-add and of its exponential on registers (benchmarks/limit.c, with the kernels' own exponential), the
+speed of copying memory, and the kernel itself. It counts the operations that the formulas need if each pair of pixels
+is computed once. The limit is the longer of arithmetic and memory traffic; every addition and multiplication counts as
+a multiply-add.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from sia_layers.kernels.cpu import library
 from sia_layers.kernels.options import Options
 
 SOURCES: Final = Path(__file__).resolve().parents[1] / "kernels/cpu/csrc"
-# Floats of a vector and the compiler's flags, by the kernels' instruction set.
+# Floats per vector and the compiler's flags, by the kernels' instruction set.
 FLAGS: Final = {
     "avx512": (16, [f"-m{name}" for name in ("avx512f", "avx512dq", "avx512bw", "avx512vl", "fma", "f16c")]),
     "avx2": (8, ["-mavx2", "-mfma", "-mf16c"]),
     "baseline": (4, []),
 }
 MAP: Final = (4, 32, 64, 64)
-# Operations of a pair but for the exponential: squares take a difference and a multiply-add; densities a
+# Operations of a pair without the exponential: squares take a difference and a multiply-add; densities take a
 # difference, two products and a sum at each end that they are added to.
 SQUARE, DENSITY_OF_BOTH, DENSITY_OF_ONE = 2, 5, 4
 FINISHING: Final = 2 * 11 + 4  # of a pixel: two logarithms of 11 operations, their differences, the weight, the sum
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark: measure, print, and write the files that the arguments name."""
     given = harness.parser("limit", __doc__, "the share of the limit").parse_args(arguments)
     if given.device != "cpu" or given.threads != 1 or given.dtype != "float32":
-        raise SystemExit("limit measures one thread of the CPU in float32; leave --device, --threads and --dtype out")
+        raise SystemExit("limit measures one thread of the CPU in float32; omit --device, --threads and --dtype")
     device = harness.begin(given)
     with tempfile.TemporaryDirectory() as folder:
         harness_of_c = built(Path(folder))
@@ -96,7 +96,7 @@ def built(folder: Path) -> ctypes.CDLL:
     """
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
-        raise SystemExit("no C compiler was found; install one, or name it in CC")
+        raise SystemExit("no C compiler was found; install one, or set CC to its path")
     floats, flags = FLAGS[library.LEVELS[library.level()]]
     path = folder / "limit.so"
     command = [

@@ -1,4 +1,4 @@
-"""Feature maps of real backbones: those at which inject_sia injects SIA, for the named picture size."""
+"""Feature maps of real backbones: those of the sites that inject_sia selects, for the named picture size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAPS: Final = tuple(
     )
     for reduction, shape in shapes.items()
 )
-# The two maps for which the bars are set: a large one, and the small one of a deep stage.
+# The two maps of the targets: a large one, and a small one of a deep stage.
 BARS: Final = tuple(found for found in MAPS if found.model == "efficientnet_b4" and found.size == 256)[::2]
 
 

@@ -1,8 +1,8 @@
-"""Backbones bare and injected: what SIA adds in time, memory and parameters to inference and to a training step.
+"""Compare bare and injected backbones: the time, memory and parameters that SIA adds to inference and training.
 
 ``python -m benchmarks.model [--quick] [--models NAME@SIZE ...] [--batches N ...] [--threads N] [--csv FILE]``.
-The backbones are timm's, without pretrained weights, which change no time. The injected model is checked first:
-its maps against the reference's, and its output, at identity, against the bare model's.
+The backbones are timm's, without pretrained weights, which do not affect the time. The injected model is checked first:
+its maps against the reference, and its output, at identity, against the bare model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VARIANTS: Final[dict[str, dict[str, object] | None]] = {
     "sia, K = 7": {"kernel_size": 7},
 }
 FEW_VARIANTS: Final = ("bare", "bare again", "sia")
-TOLERANCE = 1e-4  # of the maps, which are computed from features that convolutions have rounded
+TOLERANCE = 1e-4  # for the maps, which are computed from features that convolutions have rounded
 COLUMNS = {
     "model": "<20", "batch": "5d", "pass": "<9", "variant": "<19", "parameters": "10d", "error": "8.1e", "ms": "9.1f",
     "added %": "7.1f", "20 %": "6.1f", "80 %": "6.1f", "MiB": "8.1f",
@@ -39,7 +39,7 @@ COLUMNS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark: measure, print, and write the files that the arguments name."""
     parser = harness.parser("model", __doc__, "the time added")
-    parser.add_argument("--models", nargs="+", metavar="NAME@SIZE", help="of timm, and the picture's rows (four)")
+    parser.add_argument("--models", nargs="+", metavar="NAME@SIZE", help="timm models and picture heights (four)")
     parser.add_argument("--batches", nargs="+", type=int, metavar="N", help="batch sizes (1 and 8)")
     given = parser.parse_args(arguments)
     device = harness.begin(given)

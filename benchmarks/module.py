@@ -1,9 +1,8 @@
-"""SIAttention beside timm's attention layers on the same maps: forward, training step, parameters and memory.
+"""Compare SIAttention with timm's attention layers: forward, training step, parameters and memory.
 
-``python -m benchmarks.module [--quick] [--threads N] [--csv FILE]``. SIAttention with K = 3 and as published, as the
-spatial gate alone, and on the coefficients of a DCT or of a wavelet (FrequencySIAttention); those of timm as they come.
-Ours are checked against their own reference first; for timm's layers, which are what they are, there is nothing to
-agree with.
+``python -m benchmarks.module [--quick] [--threads N] [--csv FILE]``. SIAttention with K = 3 runs as published, as the
+spatial gate alone, and on the coefficients of a DCT or a wavelet (FrequencySIAttention); timm's layers run with their
+defaults. Our layers are checked against their own reference first; timm's layers have no reference to check against.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ OURS: Final = {
     "sia, grad of I": {"detach": False},
 }  # fmt: skip
 FREQUENCY: Final = {"sia, dct": {}, "sia, haar": {"transform": "haar"}}
-TOLERANCE = 2e-5  # over the largest value: a layer adds the rounding of its convolutions
+TOLERANCE = 2e-5  # relative to the largest value: a layer adds the rounding of its convolutions
 COLUMNS = {
     "map": "<24", "shape": "<19", "layer": "<15", "parameters": "10d", "error": "8.1e", "forward ms": "10.3f",
     "times sia": "9.2f", "training ms": "11.3f", "times": "7.2f", "forward MiB": "11.1f", "training MiB": "12.1f",

@@ -1,10 +1,10 @@
-"""Speed of self-information against the same formulas in eager and in compiled PyTorch, side by side.
+"""Compare the speed of self-information with the same formulas in eager and in compiled PyTorch.
 
 ``python -m benchmarks.op [--quick] [--threads N] [--maps all] [--kernel-sizes K ...] [--passes PASS ...] [--csv FILE]
-[--plot FILE]``. Forward, backward and both over windows, feature maps of real backbones, dtypes and layouts. No
-figure is printed for a provider whose result does not agree with the reference in float64. ``--peers`` measures beside
-other libraries instead, those of ``benchmarks.peers`` that are installed. How the time grows is measured by
-``benchmarks.scaling``.
+[--plot FILE]``. Forward, backward and both, over windows, feature maps of real backbones, dtypes and layouts. No
+figure is printed for a provider whose result does not agree with the reference in float64. ``--peers`` compares with
+other libraries instead, namely those of ``benchmarks.peers`` that are installed. ``benchmarks.scaling`` measures how
+the time grows.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from sia_layers.kernels.options import Options
 
 PROVIDERS = ("unfold", "unfold compiled", "shift", "shift compiled")
 TOLERANCE = 5e-6  # of the kernels in float32, absolute, for the forward
-ROUGH_TOLERANCE = 1e-4  # of what they are measured against, by whatever route PyTorch takes
-GRADIENT_TOLERANCE = 1e-4  # over the largest gradient
+ROUGH_TOLERANCE = 1e-4  # of the providers that they are compared with, however PyTorch computes them
+GRADIENT_TOLERANCE = 1e-4  # relative to the largest gradient
 COLUMNS = {
     "map": "<24", "shape": "<19", "K": "2d", "S": "1d", "dtype": "<8", "layout": "<4", "pass": "<8",
     "provider": "<15", "error": "8.1e", "ms": "9.3f", "MiB": "7.1f", "times": "7.1f", "20 %": "6.1f", "80 %": "6.1f",
@@ -49,22 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark: measure, print, and write the files that the arguments name."""
     parser = harness.parser("op", __doc__, "the speed-up over every other provider")
     parser.add_argument(
-        "--maps", choices=("bars", "all"), default="bars", help="those of the bars (%(default)s), or all"
+        "--maps", choices=("bars", "all"), default="bars", help="the two maps of the targets (%(default)s), or all"
     )
     parser.add_argument("--kernel-sizes", nargs="+", type=int, metavar="K", help="windows (3 5 7 11; quick: 3 7)")
-    parser.add_argument("--passes", nargs="+", choices=PASSES, help="of them all (quick: forward both)")
+    parser.add_argument("--passes", nargs="+", choices=PASSES, help="passes to measure (all; quick: forward both)")
     parser.add_argument(
-        "--memory", action="store_true", help="peak memory in place of time, each in a process of its own"
+        "--memory", action="store_true", help="measure peak memory instead of time, each in a separate process"
     )
     parser.add_argument(
         "--peers",
         action="store_true",
-        help=f"beside {', '.join(peers.PEERS)}, as far as installed, and compiled PyTorch",
+        help=f"compare with {', '.join(peers.PEERS)}, if installed, and with compiled PyTorch",
     )
     given = parser.parse_args(arguments)
     if given.peers and (given.device != "cpu" or given.dtype != "float32" or given.passes or given.memory):
         parser.error(
-            "--peers measures the forward in float32 on the CPU; leave --device, --dtype, --passes and --memory out"
+            "--peers measures the forward in float32 on the CPU; omit --device, --dtype, --passes and --memory"
         )
     device = harness.begin(given)
     table = harness.Table(device, COLUMNS)
@@ -141,7 +141,7 @@ def measure(
 
 
 def run_of(function: Callable[[Tensor], Tensor], x: Tensor, direction: str) -> timing.Run:
-    """Return what to time of a provider."""
+    """Return the function to time for a provider."""
     if direction == "forward":
         return timing.Run(functools.partial(_without_gradients, function, x))
     grad = torch.ones_like(x)
@@ -155,7 +155,7 @@ def for_memory(name: str, fields: Sequence[Any], device: str) -> tuple[Callable[
     case = Case(*fields)._replace(shape=tuple(fields[1]), options=Options(**fields[2]))
     function = providers.created(name, case.options)
     runs = []
-    # Compiled code is specialised on one shape, so it has to warm up on the map itself.
+    # Compiled code is specialised on one shape, so it must warm up on the map itself.
     for shape in (case.shape if "compiled" in name else (1, 8, 16, 16), case.shape):
         x = maps.made(tuple(shape), harness.DTYPES[case.dtype], torch.device(device), case.channels_last)
         x.requires_grad_(case.direction != "forward")

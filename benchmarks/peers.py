@@ -1,9 +1,9 @@
-"""Self-information by other libraries that compile array code, each an optional row of ``benchmarks.op``.
+"""Self-information in other libraries that compile array code; each is an optional row of ``benchmarks.op``.
 
 All compute the forward of the "kde" estimator in float32 with ``padding_mode="exclude"``, as
-:mod:`sia_layers.kernels.reference` defines it, on contiguous maps. ``pip install sia-layers[peers]`` brings the
-libraries; a library that is not installed has no row. OpenCV's bilateral filter is the nearest operation that a
-hand-tuned library offers; it does less (see :func:`opencv`) and is checked against its own definition.
+:mod:`sia_layers.kernels.reference` defines it, on contiguous maps. ``pip install sia-layers[peers]`` installs the
+libraries; a library that is missing has no row. OpenCV's bilateral filter is the closest operation that a hand-tuned
+library offers; it does less (see :func:`opencv`) and is checked against its own definition.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def installed() -> tuple[str, ...]:
 
 
 def created(name: str, options: Options, shape: tuple[int, ...]) -> Provider:
-    """Return a peer's function for maps of one shape, with the threads that torch has now."""
+    """Return a peer's function for maps of one shape, with torch's current number of threads."""
     return PEERS[name][1](options, shape)
 
 
 def jax(options: Options, shape: tuple[int, ...]) -> Provider:
-    """Return the shift form through ``jax.jit``, a distant value beyond the border in place of masks.
+    """Return the shift form through ``jax.jit``, with a distant value beyond the border instead of masks.
 
-    XLA fuses the sum over a window into one loop. Visiting each pair once makes it store every density, which took
-    twice as long and more; its squares, which need no exponential, are summed that way.
+    XLA fuses the sum over a window into one loop. Visiting each pair once would make it store every density, which took
+    at least twice as long; the squares, which need no exponential, are summed that way.
     """
     os.environ["NPROC"] = str(torch.get_num_threads())  # the size of XLA's pool, read when its client is made
     import jax
@@ -77,7 +77,7 @@ def jax(options: Options, shape: tuple[int, ...]) -> Provider:
 
 
 def numba(options: Options, shape: tuple[int, ...]) -> Provider:
-    """Return loops compiled by Numba: each pair of pixels once, rows as the vectors, a polynomial exponential."""
+    """Return loops compiled by Numba: each pair of pixels once, vectors along the rows, a polynomial exponential."""
     from benchmarks import peers_numba
 
     sizes = _window_sizes(options, *shape[2:])
@@ -101,9 +101,9 @@ def halide(options: Options, shape: tuple[int, ...]) -> Provider:
 
 
 def opencv(options: Options, shape: tuple[int, ...]) -> Provider:
-    """Return ``cv2.bilateralFilter`` plane by plane: the weighted mean that the densities would be the weights of.
+    """Return ``cv2.bilateralFilter`` plane by plane: the mean weighted by the densities.
 
-    Less work than self-information: the window is a disc (4 of 8 neighbours at K = 3, 28 of 48 at K = 7), the
+    It does less work than self-information: the window is a disc (4 of 8 neighbours at K = 3, 28 of 48 at K = 7), the
     exponential is read from a table, and there is no bandwidth to measure and no logarithm.
     """
     import cv2
@@ -122,7 +122,7 @@ def opencv(options: Options, shape: tuple[int, ...]) -> Provider:
 
 
 def bilateral(x: Tensor, options: Options) -> Tensor:
-    """Return what :func:`opencv` computes, by its definition, as the truth to check it against."""
+    """Return the result that defines :func:`opencv`, to check it."""
     radius = options.radius
     padded = torch.nn.functional.pad(x.double(), [radius] * 4, "replicate")
     h, w = x.shape[2:]

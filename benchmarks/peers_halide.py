@@ -20,8 +20,8 @@ FAR = 1e15  # a value beyond the border: its density is 0
 def built(options: Options, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
     """Compile the pipeline for maps of one shape.
 
-    Vectors lie along the rows; the sums of squares of a plane are accumulated in one vector, and the densities of a
-    window in registers. Visiting each pair once would store every density, and was slower.
+    Vectors lie along the rows; the sum of squares of a plane is accumulated in one vector, and the densities of a
+    window in registers. Visiting each pair once would store every density, which was slower.
     """
     os.environ["HL_NUM_THREADS"] = str(torch.get_num_threads())
     n, c, h, w = shape
@@ -100,12 +100,12 @@ def _square(d: Any) -> Any:
 
 
 def _density(d: Any, exponent: Any) -> Any:
-    """Return exp(exponent d^2); Halide's exponential is wrong far below 0, where this is nearly 0."""
+    """Return exp(exponent d^2); Halide's exponential is wrong for very negative arguments, where this is nearly 0."""
     return hl.fast_exp(hl.max(_square(d) * exponent, hl.f32(-80.0)))
 
 
 def _plane_sum(name: str, of: Any, size: tuple[int, int, int], axes: tuple[Any, Any, Any]) -> Any:
-    """Sum a function over a plane, each lane of a vector apart; the last columns that fill no vector go to lane 0."""
+    """Sum a function over a plane, with a separate sum per lane; lane 0 also takes the columns left over at the end."""
     w, h, lanes = size
     lane, k, b = axes
     total = hl.Func(name)
@@ -121,7 +121,7 @@ def _plane_sum(name: str, of: Any, size: tuple[int, int, int], axes: tuple[Any, 
 
 
 def _exponent(options: Options, total: Any, count: int, axes: tuple[int, Any, Any]) -> Any:
-    """Minus the scale, from the sum of a plane's squares."""
+    """Return minus the scale, from the sum of a plane's squares."""
     lanes, k, b = axes
     if not options.adaptive:
         return hl.f32(-options.fixed_scale)

@@ -16,7 +16,7 @@ Rows = Iterable[Mapping[str, Any]]
 
 
 def speedups(rows: Rows, path: Path) -> None:
-    """Plot how many times as long as the kernels each provider takes, with a panel for each map and pass."""
+    """Plot the time of each provider in multiples of the kernels' time, with a panel for each map and pass."""
     panels: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
         usual = row["dtype"] == "float32" and row["S"] and row["layout"] == "NCHW"

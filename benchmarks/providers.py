@@ -1,4 +1,4 @@
-"""The rivals of the kernels: the formulas as one would write them in eager PyTorch.
+"""Baselines for the kernels: the formulas as one would write them in eager PyTorch.
 
 Both compute the "kde" estimator with ``padding_mode="exclude"``, as :mod:`sia_layers.kernels.reference` defines it.
 """

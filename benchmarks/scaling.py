@@ -1,4 +1,4 @@
-"""How the time of self-information grows with pixels, channels, batch, window and threads.
+"""Measure how the time of self-information grows with pixels, channels, batch, window and threads.
 
 ``python -m benchmarks.scaling [--quick] [--csv FILE] [--plot FILE]``. One axis is varied at a time, from a map of
 efficientnet_b4 at its first site; the slope is that of the logarithms, fitted by least squares: 1 means proportional.

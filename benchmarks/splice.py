@@ -1,9 +1,9 @@
-"""A splice that only its compression betrays, and the self-information of the DCT coefficients that shows it.
+"""Measure how well the self-information of DCT coefficients shows a splice that only its compression reveals.
 
-``python -m benchmarks.splice [--csv FILE] [--plot FILE]``. A photograph is compressed as JPEG, and a rectangle of the
-same photograph, never compressed or compressed on another grid, is put back in its place: what is to be seen there has
-hardly changed. The AUC says how well the mean I of a block tells those of the rectangle from the others: 0.5 is chance,
-and below it the rectangle is the darker part. The photographs are those that scikit-image ships.
+``python -m benchmarks.splice [--csv FILE] [--plot FILE]``. A photograph is compressed as JPEG. Then a rectangle of the
+same photograph, uncompressed or compressed on another grid, is pasted back into its place, so that the content hardly
+changes. The AUC measures how well the mean I of a block separates the blocks of the rectangle from the others: 0.5 is
+chance, and below 0.5 the rectangle is the darker part. The photographs come with scikit-image.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Values = npt.NDArray[np.float64]
 
 
 class Splice(NamedTuple):
-    """How a splice is made: JPEG qualities (None: not compressed), and rows and columns the donor's grid is off."""
+    """The parameters of a splice: JPEG qualities (None: uncompressed), and the offset of the donor's block grid."""
 
     title: str
     host: int | None
@@ -50,9 +50,9 @@ SPLICES: Final = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write what is asked for."""
+    """Measure, print, and write the files that the arguments name."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.splice", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the first two splices of every photograph")
     given = parser.parse_args(arguments)
     rows = []
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def photograph(name: str) -> Pixels:
-    """A photograph of scikit-image's, cut to whole blocks."""
+    """Return a photograph from scikit-image, cropped to whole blocks."""
     from skimage import data
 
     pixels: Pixels = getattr(data, name)()
@@ -83,11 +83,11 @@ def photograph(name: str) -> Pixels:
 
 
 def made(pixels: Pixels, splice: Splice) -> tuple[Pixels, Values]:
-    """The spliced picture, and a mask of its blocks: 1 in the rectangle, else 0."""
+    """Return the spliced picture and a mask of its blocks, 1 in the rectangle and 0 elsewhere."""
     rows, columns = pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK
     top, left, height, width = rows // 4, columns // 3, 12, 14
     place = tuple(slice(BLOCK * start, BLOCK * (start + size)) for start, size in ((top, height), (left, width)))
-    # Rolled there and back, the donor's grid lies elsewhere and its content does not.
+    # Rolling before compression and back afterwards moves the donor's block grid but not its content.
     donor = np.roll(compressed(np.roll(pixels, splice.shift, (0, 1)), splice.donor), np.negative(splice.shift), (0, 1))
     picture = compressed(pixels, splice.host).copy()
     picture[place] = donor[place]
@@ -97,7 +97,7 @@ def made(pixels: Pixels, splice: Splice) -> tuple[Pixels, Values]:
 
 
 def compressed(pixels: Pixels, quality: int | None) -> Pixels:
-    """The picture after JPEG of a quality, without subsampling of the colours."""
+    """Compress and decode a picture as JPEG without chroma subsampling; None leaves it unchanged."""
     if quality is None:
         return pixels
     file = io.BytesIO()
@@ -106,21 +106,21 @@ def compressed(pixels: Pixels, quality: int | None) -> Pixels:
 
 
 def measured(picture: Pixels, bandwidth: float) -> Values:
-    """I of the luminance, (b^2, H', W')."""
+    """Return the self-information of the luminance's coefficients, of shape (b^2, H', W')."""
     grey = np.array(Image.fromarray(picture).convert("L"), dtype=np.float32) / 255
     info = frequency_self_information(torch.from_numpy(grey)[None, None], block=BLOCK, bandwidth=bandwidth)
     return np.asarray(info[0].numpy(), dtype=np.float64)
 
 
 def auc(score: Values, mask: Values) -> float:
-    """Area under the ROC curve: how often a block of the rectangle has a higher score than another one."""
+    """Return the AUC: the probability that a block of the rectangle scores higher than another block."""
     inside, outside = score[mask > 0], np.sort(score[mask == 0])
     below, upto = (np.searchsorted(outside, inside, side).mean() for side in ("left", "right"))
     return float((below + upto) / 2 / len(outside))
 
 
 def draw(path: Path) -> None:
-    """Draw every photograph with its rectangle, and the maps of its first two splices."""
+    """Draw every photograph with its rectangle marked, and the maps of its first two splices."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle

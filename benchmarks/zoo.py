@@ -1,8 +1,8 @@
-"""Inject SIA into every model of a library, on meta tensors, and write down what came of it.
+"""Inject SIA into every model of a library, on meta tensors, and record the outcome.
 
-``python -m benchmarks.zoo [--library NAME] [--pattern GLOB] [--jobs N]`` writes a line a model to
-docs/coverage.csv and a table by family to docs/coverage.md. Models that are in the CSV already are not walked again,
-so an interrupted walk goes on where it stopped; those that failed are. ``--fresh`` starts over.
+``python -m benchmarks.zoo [--library NAME] [--pattern GLOB] [--jobs N]`` writes one line per model to docs/coverage.csv
+and a table by family to docs/coverage.md. Models that are already in the CSV are skipped unless they failed, so an
+interrupted run resumes where it stopped. ``--fresh`` starts over.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ FIELDS = (
     "reason",
     "seconds",
 )
-SECONDS = 300  # a model that takes longer has failed
+SECONDS = 300  # a model that takes longer counts as failed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Walk the models; the exit code is 0 if each was injected or refused for a reason."""
+    """Try the models; the exit code is 0 if each was injected or refused with a reason."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__.partition("\n")[0])
     parser.add_argument("--library", choices=LIBRARIES, default="timm")
-    parser.add_argument("--pattern", default="*", metavar="GLOB", help="of the models' names (%(default)s)")
+    parser.add_argument("--pattern", default="*", metavar="GLOB", help="pattern of model names (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("docs/coverage.csv"), metavar="FILE")
-    parser.add_argument("--fresh", action="store_true", help="walk models again that the file holds already")
+    parser.add_argument("--fresh", action="store_true", help="repeat models that the file already contains")
     given = parser.parse_args(arguments)
     rows = read(given.output)
     names = [name for name in models(given.library) if fnmatch.fnmatchcase(name, given.pattern)]
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def examine(job: tuple[str, str]) -> dict[str, Any]:
-    """Inject into one model and eject again, and check all that can be checked without numbers."""
+    """Inject into one model and eject again, and check everything that needs no numbers."""
     library, name = job
     row: dict[str, Any] = {**dict.fromkeys(FIELDS, ""), "library": library, "model": name, "outcome": "failed"}
     started = time.monotonic()
@@ -81,9 +81,9 @@ def examine(job: tuple[str, str]) -> dict[str, Any]:
     try:
         model = make(library, name)
         row["family"] = type(model).__module__.rpartition(".")[2]
-        if library == "transformers":  # its models add hooks of their own in their first forward pass
-            with contextlib.suppress(Exception):  # one that needs more than pictures is refused below
-                _ran(model)
+        if library == "transformers":  # its models add their own hooks in their first forward pass
+            with contextlib.suppress(Exception):  # a model that needs more than pictures is refused below
+                _run(model)
         before = _shape_of(model)
         try:
             sites = find_sites(model)
@@ -111,7 +111,7 @@ def examine(job: tuple[str, str]) -> dict[str, Any]:
 
 
 def _check_injected(model: nn.Module, names: list[str], keys: list[str]) -> None:
-    """Keys and their order kept, each site run once, the output's shape kept, a gradient for every new parameter."""
+    """Check that keys and their order are kept, each site runs once, and every new parameter gets a gradient."""
     _require([key for key in model.state_dict() if not _is_new(key)] == keys, "the base keys changed")
     _require(sorted(sia_modules(model)) == sorted(names), "sia_modules are not the sites")
     counts = dict.fromkeys(names, 0)
@@ -124,7 +124,7 @@ def _check_injected(model: nn.Module, names: list[str], keys: list[str]) -> None
 
     handles = [module.register_forward_hook(counted(name)) for name, module in sia_modules(model).items()]
     try:
-        output = _ran(model)
+        output = _run(model)
     finally:
         for handle in handles:
             handle.remove()
@@ -136,8 +136,8 @@ def _check_injected(model: nn.Module, names: list[str], keys: list[str]) -> None
     _require(not missed, f"no gradient reaches {missed[:2]}")
 
 
-def _ran(model: nn.Module) -> Any:
-    """Run the model in evaluation mode on what it declares."""
+def _run(model: nn.Module) -> Any:
+    """Run the model in evaluation mode on an input that it declares."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -160,7 +160,7 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def _shape_of(model: nn.Module) -> tuple[list[str], list[tuple[str, str, int, int, bool]]]:
-    """All of a model that injection might disturb: its keys, modules, hooks and modes."""
+    """Return everything that injection might disturb: keys, modules, numbers of hooks, and training modes."""
     modules = [
         (name, type(module).__name__, len(module._forward_hooks), len(module._forward_pre_hooks), module.training)
         for name, module in model.named_modules()
@@ -186,7 +186,7 @@ def _walked(jobs: list[tuple[str, str]], processes: int) -> Iterable[dict[str, A
 
 
 def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """The rows of a coverage file, by library and model; none if there is no file."""
+    """Return the rows of a coverage file by library and model; an empty dict if the file does not exist."""
     if not path.exists():
         return {}
     with open(path, newline="") as file:
@@ -194,7 +194,7 @@ def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write the rows, whole or not at all."""
+    """Write the rows, completely or not at all."""
     part = path.with_suffix(".part")
     with open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
@@ -204,7 +204,7 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def by_family(rows: Iterable[dict[str, Any]]) -> str:
-    """A table in Markdown: for every family how many models there are, were injected, were refused and why."""
+    """Format a Markdown table with each family's number of models, outcomes, layouts and reason for a refusal."""
     families: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         families.setdefault((row["library"], row["family"]), []).append(row)

@@ -1,4 +1,4 @@
-"""The models of each library that the walk over the zoo knows: their names, and how to make one without weights."""
+"""The libraries that ``benchmarks.zoo`` covers: the names of their models, and how to build one without weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 LIBRARIES: Final = ("timm", "torchvision", "torchvision-video", "transformers", "smp", "ultralytics", "open_clip")
 
-# transformers: vision backbones by the class to make, all in their default configuration unless it says otherwise.
+# transformers: vision backbones by their class, in the default configuration unless noted otherwise.
 SMALL_VIT: Final = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
 TRANSFORMERS: Final[dict[str, dict[str, Any]]] = {
     "BeitModel": SMALL_VIT,

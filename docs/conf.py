@@ -1,4 +1,4 @@
-"""Configuration of the documentation: ``make docs`` builds it, with every warning an error."""
+"""Configure the documentation; ``make docs`` builds it and treats every warning as an error."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ napoleon_numpy_docstring = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
-# Docstrings run as pytest runs them: with what their module holds in sight.
+# Doctests see the names that pytest gives them: those of their module.
 doctest_global_setup = """
 import torch
 from torch import nn
@@ -75,7 +75,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "remove_config_comments": True,
     "min_reported_time": 1,
-    "write_computation_times": False,  # a page with scripts from elsewhere
+    "write_computation_times": False,  # that page loads scripts from the network
     "copyfile_regex": r".*\.rst",
     "plot_gallery": "True",
     "only_warn_on_example_error": False,
@@ -83,7 +83,7 @@ sphinx_gallery_conf = {
 }
 
 
-# Pages that stand at the root of the repository.
+# Pages at the root of the repository.
 AT_THE_ROOT = {
     "CHANGELOG.md": "changelog.md",
     "CODE_OF_CONDUCT.md": "conduct.md",
@@ -94,7 +94,7 @@ LINK = re.compile(r"\[([^\]]+)\]\(((?!\w+:|#)[^)#\s]+)((?:#[^)]*)?)\)")
 
 
 def _as_in_the_repository(app: Any, name: str, source: list[str]) -> None:
-    """Read the pages of the root where a page includes one, and turn links to folders, which no page is, into names."""
+    """Replace an include of a root page by its text, and links to folders, which have no page, by their names."""
     page = Path(app.env.doc2path(name))
     included = re.fullmatch(r"```{include} \.\./(\w+\.md)\n```\s*", source[0])
     if included is not None:
@@ -116,5 +116,5 @@ def _from_the_root(link: re.Match[str]) -> str:
 
 
 def setup(app: Any) -> None:
-    """Hook into the build."""
+    """Connect to the build."""
     app.connect("source-read", _as_in_the_repository)

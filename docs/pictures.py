@@ -1,4 +1,4 @@
-"""Draw the pictures of the page on the method: ``python docs/pictures.py`` writes docs/images/method_*.png."""
+"""Draw the figures of docs/method.md: ``python docs/pictures.py`` writes docs/images/method_*.png."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ IMAGES = Path(__file__).parent / "images"
 
 
 def photograph() -> Tensor:
-    """Part of the cat, (1, 3, 256, 256) in 0 to 1."""
+    """Return a crop of the cat photograph, of shape (1, 3, 256, 256) and in [0, 1]."""
     return torch.from_numpy(data.chelsea()[20:276, 90:346]).permute(2, 0, 1).unsqueeze(0).float() / 255
 
 
 def row(count: int, height: float = 2.9) -> tuple[Any, Any]:
-    """A figure with so many pictures side by side."""
+    """Return a figure with ``count`` panels in a row, and the axes of the panels."""
     figure, axes = plt.subplots(1, count, figsize=(2.5 * count, height), layout="constrained")
     for place in axes:
         place.set_axis_off()
@@ -32,19 +32,19 @@ def row(count: int, height: float = 2.9) -> tuple[Any, Any]:
 
 
 def save(figure: Any, name: str) -> None:
-    """Write a figure."""
+    """Save the figure and close it."""
     figure.savefig(IMAGES / f"method_{name}.png", dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 
 def show(place: Any, values: Tensor, title: str, **options: Any) -> Any:
-    """Show a map, or a photograph of three channels."""
+    """Show a map or a photograph with three channels."""
     place.set_title(title, fontsize=10)
     return place.imshow(values.permute(1, 2, 0) if values.dim() == 3 else values, **options)
 
 
 def terms(x: Tensor) -> None:
-    """The photograph and each term of I."""
+    """Draw the photograph and each term of I."""
     intra = self_information(x, 7, inter_channels=0)[0].mean(0)
     inter = self_information(x, 1, inter_channels=2)[0].mean(0)
     total = self_information(x, 7, inter_channels=2)[0].mean(0)
@@ -56,12 +56,12 @@ def terms(x: Tensor) -> None:
 
 
 def windows(x: Tensor) -> None:
-    """Two pixels, what their neighbours count, and what follows."""
+    """Draw two windows, the weights of their pixels, and the resulting self-information."""
     grey, radius = x[:, 1:2], 3
     info = self_information(grey, 2 * radius + 1)[0, 0]
     patches = grey[0, 0].unfold(0, 7, 1).unfold(1, 7, 1)
     squares = (patches - grey[0, 0, radius:-radius, radius:-radius, None, None]).square()
-    scale = squares.mean() * 49 / 48  # the centre is no neighbour of its own
+    scale = squares.mean() * 49 / 48  # the centre is not its own neighbour
     figure, axes = row(5)
     show(axes[0], grey[0, 0], "a channel, two windows", cmap="gray")
     rarest = divmod(int(info[16:-16, 16:-16].argmax()), info.shape[1] - 32)
@@ -79,7 +79,7 @@ def windows(x: Tensor) -> None:
 
 
 def gates(x: Tensor) -> None:
-    """What the spatial gate does."""
+    """Draw the effect of the spatial gate."""
     gray = x.mean(1, keepdim=True)
     info = self_information(gray, 7)[0, 0]
     gate = 1 + torch.sigmoid(info)
@@ -93,7 +93,7 @@ def gates(x: Tensor) -> None:
 
 
 def borders(x: Tensor) -> None:
-    """A corner under each padding mode."""
+    """Draw a corner under each padding mode."""
     corner = x[:, 1:2, -48:, :48]
     modes = ("exclude", "zeros", "replicate", "reflect")
     figure, axes = row(5, 2.6)
@@ -105,7 +105,7 @@ def borders(x: Tensor) -> None:
 
 
 def aggregation(x: Tensor) -> None:
-    """An early map, and what of it reaches a map of an eighth its size: the evidence of single pixels stays."""
+    """Draw an early map, max-pooled and averaged to an eighth of its size: only the maximum keeps single pixels."""
     info = self_information(x, 3)
     layer = SIAggregation([3], 1).eval()
     with torch.no_grad():

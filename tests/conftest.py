@@ -1,4 +1,4 @@
-"""What the tests share: the backends that can serve here, poisoned memory, seeds and hypothesis profiles."""
+"""Shared parts of the tests: the available backends, poisoned memory, seeds and hypothesis profiles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sia_layers.kernels import backends
 
 GPU = torch.cuda.is_available()
 if not GPU:
-    # Triton's interpreter lets its kernels serve CPU tensors; the variable is read when triton is imported.
+    # Triton's interpreter lets its kernels serve CPU tensors; Triton reads the variable when it is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 try:
@@ -35,7 +35,7 @@ settings.load_profile("default")
 
 
 class Backend(NamedTuple):
-    """A backend that serves in this process, and where its tensors live."""
+    """A backend that is available in this process, and the device of its tensors."""
 
     name: str
     kernels: ModuleType
@@ -43,12 +43,12 @@ class Backend(NamedTuple):
 
     @property
     def interpreted(self) -> bool:
-        """Whether it is so slow that only a few tiny maps can be afforded."""
+        """Whether it is interpreted, and so slow that tests can afford only a few tiny maps."""
         return self.name == "triton" and self.device.type == "cpu"
 
 
 def serving(name: str) -> Backend:
-    """The backend of that name; skips the test, with the backend's own reason, where it cannot serve."""
+    """Return the backend of that name, or skip the test, with the backend's own reason, if it is not available."""
     reason = backends.unavailable(name)
     if reason is not None:
         pytest.skip(f"backend {name!r}: {reason}")
@@ -57,19 +57,19 @@ def serving(name: str) -> Backend:
 
 @pytest.fixture(scope="session", params=backends.BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Every backend in turn."""
+    """Return every backend in turn."""
     return serving(request.param)
 
 
 @pytest.fixture(scope="session", params=[name for name in backends.BACKENDS if name != "reference"])
 def kernel_backend(request: pytest.FixtureRequest) -> Backend:
-    """Every backend but the reference in turn."""
+    """Return every backend except the reference in turn."""
     return serving(request.param)
 
 
 @pytest.fixture(scope="module")
 def poison() -> Iterator[None]:
-    """Fill freshly allocated tensors with NaN, so that what is read before it is written shows."""
+    """Fill newly allocated tensors with NaN, to expose reads of uninitialised memory."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -82,21 +82,21 @@ def poison() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _pillow_as_it_comes() -> None:
-    """Undo what ultralytics, once imported, does to Pillow for the whole process: files are read otherwise then."""
+    """Undo what importing ultralytics does to Pillow for the whole process, since it changes how files are read."""
     if PILLOW is not None:
         PILLOW.open = OPEN
 
 
 @pytest.fixture(autouse=True)
 def _same_start() -> Iterator[None]:
-    """Every test starts from one seed and leaves torch's thread count as it found it."""
+    """Start every test from one seed, and restore torch's number of threads after it."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not ask for
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seen: Counter[str] = Counter()
     for item in items:

@@ -1,4 +1,4 @@
-"""Faces drawn of ellipses, with landmarks, in folders as photographs lie in; and what tests ask of loaded parts."""
+"""Faces drawn from ellipses, with landmarks, in folders like those of data sets; and helpers to check loaded parts."""
 
 import csv
 from pathlib import Path
@@ -17,7 +17,7 @@ def ellipse(centre, radii, start, stop, count):
 
 
 def drawn_face(seed, size=160):
-    """A face of ellipses with skin-like noise, and its 68 landmarks."""
+    """Return a face of ellipses with skin-like noise, and its 68 landmarks."""
     rng = np.random.default_rng(seed)
     width, height = rng.uniform(0.28, 0.33) * size, rng.uniform(0.36, 0.41) * size
     middle = np.array([size / 2, size / 2]) + rng.uniform(-3, 3, 2)
@@ -52,7 +52,7 @@ def drawn_face(seed, size=160):
 
 
 def write_faces(root, count, first=0):
-    """A folder as ``Landmarked`` takes it."""
+    """Write a folder that ``Landmarked`` accepts."""
     (root / "faces").mkdir(parents=True)
     rows = []
     for index in range(first, first + count):
@@ -96,12 +96,12 @@ def same(one, other):
 
 
 def reasons_of(parts):
-    """Why each thing was skipped, by its name without the suffix."""
+    """Return the reason for each skipped item, by its name without the suffix."""
     return {Path(each.path).stem: each.reason for part in parts for each in part.skipped}
 
 
 def write_pictures(root, classes, size=48, first=0):
-    """Drawn faces as files: for each folder in ``classes`` so many; the fake ones have a coarse left half."""
+    """Write drawn faces as files, a given number per folder in ``classes``; fakes have a coarse left half."""
     for name, count in classes.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for index in range(first, first + count):

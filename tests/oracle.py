@@ -1,7 +1,7 @@
-"""The self-information written out pixel by pixel in float64: slow, obvious, and sharing no code with the library.
+"""The self-information computed pixel by pixel in float64: slow, obvious, and sharing no code with the library.
 
-Every function takes a NumPy array (N, C, H, W) and returns one. The closed forms after it need no loop over
-windows at all; ``assert_near`` says how near a tensor has to be.
+Every function takes a NumPy array (N, C, H, W) and returns one. The closed forms below need no loop over windows;
+``assert_near`` defines how close a tensor must be.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def self_information(
     inter_weight: float = 0.5,
     padding_mode: str = "exclude",
 ) -> Array:
-    """I of every pixel, in nats for the density form."""
+    """Return I of every pixel, in nats for the density form."""
     x = np.asarray(x, dtype=np.float64)
     form = _density if estimator == "kde" else _distance
     return form(x, kernel_size // 2, bandwidth, adaptive, inter_channels, inter_weight, padding_mode)
@@ -81,7 +81,7 @@ def _distance(
 
 
 def window(plane: Array, i: int, j: int, radius: int, padding_mode: str) -> list[float]:
-    """Values in the window around (i, j), the centre left out, padded ones among them."""
+    """Return the values in the window around (i, j) without the centre, including padded ones."""
     height, width = plane.shape
     values = []
     for p in range(-radius, radius + 1):
@@ -104,20 +104,20 @@ def window(plane: Array, i: int, j: int, radius: int, padding_mode: str) -> list
 
 
 def mirror(index: int, size: int) -> int:
-    """The index reflected at the border pixel, which is not repeated."""
+    """Return the index reflected at the border pixel, which is not repeated."""
     if index < 0:
         return -index
     return 2 * (size - 1) - index if index >= size else index
 
 
 def following_channels(sample: Array, k: int, i: int, j: int, inter_channels: int) -> list[float]:
-    """The pixel (i, j) in the S channels after k, cyclically."""
+    """Return the pixel (i, j) in the S channels after k, cyclically."""
     channels = sample.shape[0]
     return [float(sample[(k + s) % channels, i, j]) for s in range(1, min(inter_channels, channels - 1) + 1)]
 
 
 def variance(plane: Array, others: dict[tuple[int, int], list[float]], bandwidth: float, adaptive: bool) -> float:
-    """h squared: b squared, times the mean square difference to the others if adaptive."""
+    """Return h squared: b squared, times the mean square difference to the others if adaptive."""
     if not adaptive:
         return bandwidth**2
     squares = [(plane[pixel] - value) ** 2 for pixel, values in others.items() for value in values]
@@ -125,7 +125,7 @@ def variance(plane: Array, others: dict[tuple[int, int], list[float]], bandwidth
 
 
 def surprise(centre: float, others: list[float], variance: float) -> float:
-    """-log of the mean kernel between the centre and itself and the others."""
+    """Return -log of the mean kernel between the centre and both itself and the others."""
     if variance == 0:
         return 0.0
     kernels = [1.0] + [math.exp(-((centre - other) ** 2) / (2 * variance)) for other in others]
@@ -133,14 +133,14 @@ def surprise(centre: float, others: list[float], variance: float) -> float:
 
 
 def window_counts(height: int, width: int, radius: int) -> NDArray[np.int64]:
-    """Pixels of the map inside each pixel's window, the centre among them: (H, W)."""
+    """Return the number of the map's pixels in each pixel's window, including the centre: (H, W)."""
     rows = [min(i + radius, height - 1) - max(i - radius, 0) + 1 for i in range(height)]
     columns = [min(j + radius, width - 1) - max(j - radius, 0) + 1 for j in range(width)]
     return np.outer(rows, columns)
 
 
 def two_valued(mask: NDArray[np.bool_], step: float, bandwidth: float, radius: int) -> Array:
-    """I_intra of a map that is ``step`` where the mask is set and 0 elsewhere, borders excluded, bandwidth fixed.
+    """Return I_intra of a map that is ``step`` in the mask and 0 elsewhere, without padding, at fixed bandwidth.
 
     With m of the |window| pixels unlike the centre: I = log |window| - log(|window| - m + m exp(-step^2 / 2b^2)).
     """
@@ -155,9 +155,9 @@ def two_valued(mask: NDArray[np.bool_], step: float, bandwidth: float, radius: i
 
 
 def checkerboard(height: int, width: int, bandwidth: float) -> Array:
-    """I_intra of a checkerboard for K = 3, borders excluded, bandwidth adaptive: no contrast, no loop.
+    """Return I_intra of a checkerboard for K = 3, without padding, at adaptive bandwidth, in closed form.
 
-    The side neighbours differ and the diagonal ones don't, so h^2 is b^2 step^2 times the side pairs' share.
+    The side neighbours differ and the diagonal ones do not, so h^2 is b^2 step^2 times the share of side pairs.
     """
     sides = height * (width - 1) + (height - 1) * width
     diagonals = 2 * (height - 1) * (width - 1)
@@ -170,9 +170,9 @@ def checkerboard(height: int, width: int, bandwidth: float) -> Array:
 
 
 def assert_near(actual: Tensor, expected: Tensor | Array, tolerance: float | Tensor) -> None:
-    """Within ``tolerance`` (absolute) of the float64 truth, with half an ulp of a half dtype on top.
+    """Assert that values are within ``tolerance`` (absolute) of the float64 truth, plus half an ulp of a half dtype.
 
-    NaN and infinities have to stand where the truth has them; what exceeds the dtype may overflow.
+    NaN and infinities must be where the truth has them; values beyond the range of the dtype may overflow.
     """
     truth = torch.as_tensor(expected).detach().double().cpu()
     found = actual.detach().double().cpu()

@@ -1,4 +1,4 @@
-"""What hypothesis draws: options, and maps of every size, layout, dtype and kind of content."""
+"""Hypothesis strategies: options, and maps of every size, layout, dtype and kind of content."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EDGE_SIZES = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65)
 
 
 class Map(NamedTuple):
-    """A map to be made: it prints as what it is, so that a failing example can be read and repeated."""
+    """A map to build; it prints as a call, so that a failing example can be read and repeated."""
 
     shape: tuple[int, int, int, int]
     dtype: torch.dtype = torch.float32
@@ -51,11 +51,11 @@ class Case(NamedTuple):
 
 
 def values(shape: tuple[int, ...], content: str = "normal", seed: int = 0) -> Tensor:
-    """A float64 map of the given kind of content."""
+    """Return a float64 map with a kind of content."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     if content == "lattice":
-        # Multiples of 1/64 that every dtype holds: sums of differences are exact, so that their signs are.
+        # Multiples of 1/64 that every dtype represents: sums of differences are exact, and so are their signs.
         return torch.randint(-192, 193, shape, generator=generator, dtype=torch.float64) / 64
     if content == "relu":
         return x.relu()
@@ -67,7 +67,7 @@ def values(shape: tuple[int, ...], content: str = "normal", seed: int = 0) -> Te
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
-    """The map with other strides; what lies between its elements is NaN. Expanding repeats its first slice."""
+    """Return the map with other strides; gaps between its elements are NaN. Expanding repeats its first slice."""
     n, c, h, w = x.shape
     if layout == "contiguous":
         return x.contiguous()
@@ -100,7 +100,7 @@ def options(
     adaptive: tuple[bool, ...] = (True, False),
     inter_weights: tuple[float, ...] = (0.5, 0.0, 1.0, 2.0, -0.25),
 ) -> st.SearchStrategy[Options]:
-    """Any options; reflection is only for maps larger than the radius."""
+    """Draw any options; reflection only for maps larger than the radius."""
     return st.builds(
         Options,
         kernel_size=st.sampled_from(kernel_sizes),
@@ -126,7 +126,7 @@ def cases(
     layouts: tuple[str, ...] = LAYOUTS,
     contents: tuple[str, ...] = CONTENTS,
 ) -> Case:
-    """Options and a map they fit, of at most ``largest`` elements (but one sample and channel at least)."""
+    """Draw options and a matching map, with at most ``largest`` elements (but at least one sample and channel)."""
     chosen = draw(drawn_options)
     least = chosen.radius + 1 if chosen.padding_mode == "reflect" else 1
     height, width = max(least, draw(sides)), max(least, draw(sides))
@@ -144,13 +144,13 @@ def cases(
 
 
 def small_cases(drawn_options: st.SearchStrategy[Options], **kwargs: Any) -> st.SearchStrategy[Case]:
-    """Maps of a few pixels, for the slow: the oracle and interpreted kernels."""
+    """Draw maps of a few pixels, for the slow oracle and interpreted kernels."""
     return cases(
         drawn_options, sides=st.integers(1, 6), channels=st.integers(1, 4), samples=st.integers(1, 2), **kwargs
     )
 
 
 def broad_cases(drawn_options: st.SearchStrategy[Options], **kwargs: Any) -> st.SearchStrategy[Case]:
-    """Maps around and between vector widths, with tails."""
+    """Draw maps of widths around and between vector widths, with tails."""
     sizes = st.sampled_from(EDGE_SIZES) | st.integers(1, 70)
     return cases(drawn_options, sides=sizes, channels=sizes, samples=st.integers(1, 4), **kwargs)

@@ -1,4 +1,4 @@
-"""Handing maps on to later layers: the formula, and pooling as torch's own adaptive one, whatever the sizes."""
+"""Aggregation: the formula, and pooling like torch's own adaptive pooling, for all sizes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ sizes = st.integers(1, 40)
 
 
 @given(sizes, sizes, sizes, sizes, st.booleans())
-def test_as_torchs_own_pooling(height: int, width: int, rows: int, columns: int, channels_last: bool) -> None:
+def test_pooling_equals_torchs_own(height: int, width: int, rows: int, columns: int, channels_last: bool) -> None:
     generator = torch.Generator().manual_seed(height * width)
     x = torch.randn(2, 3, height, width, generator=generator)
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
@@ -32,7 +32,7 @@ def test_as_torchs_own_pooling(height: int, width: int, rows: int, columns: int,
     assert torch.equal(_pooled_by_index(x, (rows, columns)), expected)
 
 
-def test_the_gradient_goes_to_the_largest() -> None:
+def test_the_gradient_flows_to_the_maximum() -> None:
     x = torch.randn(2, 3, 19, 25, dtype=torch.float64, requires_grad=True)
     for size in ((10, 7), (19, 5)):
         grad = torch.randn(2, 3, *size, dtype=torch.float64)
@@ -56,7 +56,7 @@ def test_half_dtypes() -> None:
 
 
 def made(form: str = "published", channels: int = 4) -> SIAggregation:
-    """An aggregation of two maps whose batch norms have seen other maps, with factors of either sign."""
+    """Return an aggregation of two maps whose batch norms have seen other maps, with factors of either sign."""
     torch.manual_seed(0)
     module = SIAggregation([3, 5], channels, form=form)
     for projection in module.projections:
@@ -69,7 +69,7 @@ def made(form: str = "published", channels: int = 4) -> SIAggregation:
 
 
 def windows(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Adaptive max-pool, window by window."""
+    """Apply adaptive max-pooling window by window."""
     pooled = x.new_empty(*x.shape[:2], rows, columns)
     for i, j in itertools.product(range(rows), range(columns)):
         (top, bottom), (left, right) = (
@@ -81,7 +81,7 @@ def windows(x: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def defined(module: SIAggregation, infos: list[Tensor], rows: int, columns: int) -> Tensor:
-    """The aggregation by its formula."""
+    """Compute the aggregation by its formula."""
     total = torch.zeros(())
     for info, (conv, norm, _) in zip(infos, module.projections, strict=True):  # type: ignore[misc]
         mapped = windows(info, rows, columns) if module.form == "pooled" else info
@@ -105,7 +105,7 @@ def infos_of(size: tuple[int, int] = (12, 9)) -> list[Tensor]:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("size", [(3, 4), (6, 2), (5, 3), (7, 5)], ids=str)
-def test_aggregation_is_its_formula(form: str, training: bool, size: tuple[int, int]) -> None:
+def test_aggregation_follows_its_formula(form: str, training: bool, size: tuple[int, int]) -> None:
     module, infos = made(form).train(training).double(), [info.double() for info in infos_of()]
     expected = defined(module, infos, *size)
     parameters = list(module.parameters())
@@ -118,7 +118,7 @@ def test_aggregation_is_its_formula(form: str, training: bool, size: tuple[int, 
         torch.testing.assert_close(module(infos, size), expected)
 
 
-def test_training_moves_the_statistics_of_the_large_map() -> None:
+def test_training_updates_the_statistics_of_the_large_map() -> None:
     module, infos = made().train(), infos_of()
     module(infos, (3, 4))
     for info, (conv, norm, _), (_, alone, _) in zip(infos, module.projections, made().projections, strict=True):  # type: ignore[misc]
@@ -139,7 +139,7 @@ def test_both_forms_have_the_same_parameters() -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("training", [False, True])
 def test_hooks_of_every_kind_fire_on_every_module(form: str, training: bool) -> None:
-    """Full backward hooks allow no operation in place; and a module with a hook is called, whatever could be saved."""
+    """Full backward hooks allow no in-place operation, and modules with hooks are always called."""
     module, infos, fired = made(form).train(training), infos_of(), Counter[tuple[str, str]]()
     infos = [info.requires_grad_() for info in infos]
     expected = module(infos, (3, 4))
@@ -162,7 +162,7 @@ def test_hooks_of_every_kind_fire_on_every_module(form: str, training: bool) -> 
 
 
 def test_modules_that_tools_put_in_or_change_are_called() -> None:
-    """Adapters, fused and quantised modules, pruning masks, instance attributes: what they compute is what counts."""
+    """The results of adapters, fused and quantised modules, pruning masks and instance attributes count."""
     infos = infos_of()
 
     class Doubled(nn.Conv2d):
@@ -209,7 +209,7 @@ def test_half_modules(form: str, dtype: torch.dtype) -> None:
 
 
 def test_no_memory_beyond_the_convolution_in_evaluation() -> None:
-    """Nothing else of the large size is made."""
+    """No other tensor of the large size is allocated."""
     module, info = SIAggregation([8], 64).eval(), torch.rand(1, 8, 64, 64)
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         module([info], (16, 16))

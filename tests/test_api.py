@@ -1,6 +1,6 @@
-"""The public face: names and signatures as in api.txt, and an import that brings torch and nothing else.
+"""The public interface: names and signatures as in api.txt, and an import that loads torch and nothing else.
 
-After a change that is meant, write api.txt anew: python tests/test_api.py
+After a deliberate change, regenerate api.txt: python tests/test_api.py
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ MODULES = ("sia_layers", "sia_layers.functional", "sia_layers.injection")
 
 
 def described(name: str, value: object) -> Iterator[str]:
-    """A line for a name, and one for every public method that a class adds to its base."""
+    """Yield a line for a name, and one for every public method that a class adds to its base."""
     if inspect.isclass(value) and issubclass(value, Exception):
         yield f"class {name}({', '.join(base.__name__ for base in value.__bases__)})"
     elif inspect.isclass(value):
-        # A named tuple's types are wrapped, in ways that change with Python's version.
+        # The types of a named tuple are wrapped, in a way that changes with Python's version.
         yield f"class {name}" + re.sub(r"ForwardRef\((.+?)\)", r"\1", str(inspect.signature(value)))
         for method, function in vars(value).items():
             if not method.startswith("_") and inspect.isfunction(function):
@@ -39,7 +39,7 @@ def described(name: str, value: object) -> Iterator[str]:
 
 
 def public_names(module: object) -> list[str]:
-    """What a module lists as public; without a list, the functions and classes that it defines."""
+    """Return the names that a module lists as public or, without a list, the functions and classes that it defines."""
     defined = [
         name
         for name, value in vars(module).items()

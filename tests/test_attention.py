@@ -1,4 +1,4 @@
-"""SIAttention and SIAggregation: their formulas, their two paths, what flows back, how they live as modules."""
+"""SIAttention and SIAggregation: their formulas, both code paths, gradients, and their behaviour as modules."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def made(gates: tuple[bool, str | None], *, seed: int = 0, **keywords: Any) -> S
 
 
 def defined(layer: SIAttention, x: Tensor, aggregate: Tensor | None = None) -> Tensor:
-    """The layer by its formulas, in the operations of PyTorch."""
+    """Compute the layer by its formulas, in PyTorch operations."""
     source = x if aggregate is None else x + aggregate
     info = self_information(source, backend="reference")
     info = info.detach() if layer.detach else info
@@ -59,7 +59,7 @@ def defined(layer: SIAttention, x: Tensor, aggregate: Tensor | None = None) -> T
 
 
 @given(layers)
-def test_both_paths_are_the_formula(drawn: dict[str, Any]) -> None:
+def test_both_paths_follow_the_formula(drawn: dict[str, Any]) -> None:
     layer = made(drawn["gates"], seed=drawn["seed"], gain=drawn["gain"], detach=drawn["detach"])
     x, aggregate = torch.randn(SIZE), torch.rand(SIZE) if drawn["aggregate"] else None
     expected = defined(layer, x, aggregate)
@@ -126,14 +126,14 @@ LAYOUTS = {
 
 
 def in_steps(layer: SIAttention, x: Tensor, aggregate: Tensor | None) -> Tensor:
-    """The output of the operators, of which each gate is one."""
+    """Return the output of the separate operators, one per gate."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "attend", lambda *arguments: None)
         return layer(x, aggregate)
 
 
 def in_one_call(layer: SIAttention, x: Tensor, aggregate: Tensor | None = None) -> Tensor:
-    """The output of the backend's own layer, which must have been used."""
+    """Return the output of the backend's own layer, and check that it was used."""
     outputs, attend = [], ops.attend
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "attend", lambda *arguments: outputs.append(attend(*arguments)) or outputs[-1])
@@ -154,7 +154,7 @@ def test_one_call_is_the_operators(gates: tuple[bool, str | None], layout: str, 
         x, other = (LAYOUTS[layout](torch.randn(2, channels, 5, 6, dtype=dtype)) for _ in range(2))
         with torch.no_grad():
             for aggregate in (None, other):
-                if gain is not None and dtype == torch.float16:  # which overflows, and has a path of its own
+                if gain is not None and dtype == torch.float16:  # this overflows, and has a separate path
                     continue
                 found, expected = in_one_call(layer, x, aggregate), in_steps(layer, x, aggregate)
                 assert found.dtype == dtype and found.stride() == expected.stride()
@@ -219,7 +219,7 @@ def test_a_changed_layer_is_called_by_its_modules(change: str) -> None:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
-    """Names of the backend's functions, in the order in which they will be called."""
+    """Return a list that records the names of the backend's functions in the order of their calls."""
     kernels = backends.load(backends.select(torch.zeros(1, 1, 1, 1)))
     called: list[str] = []
 
@@ -249,7 +249,7 @@ def test_detached_no_gradient_flows_through_the_map(monkeypatch: pytest.MonkeyPa
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
-def test_undetached_the_map_learns_too() -> None:
+def test_without_detach_the_map_learns_too() -> None:
     layer, x = made(GATES[0], detach=False), torch.randn(SIZE, requires_grad=True)
     y, info = layer.attend(x)
     assert info.requires_grad
@@ -384,7 +384,7 @@ def test_names_of_the_parameters() -> None:
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("parameter", [False, True])
 def test_checkpoints_whose_gain_has_no_dimension(assign: bool, parameter: bool) -> None:
-    """So were they saved once; strict loading takes them, and leaves the caller's dict as it was."""
+    """Earlier versions saved them so; strict loading accepts them and does not change the caller's dict."""
     model = nn.Sequential(made(GATES[0], gain=0.5), copy.deepcopy(made(GATES[1], gain=0.5)).requires_grad_(False))
     model = pickle.loads(pickle.dumps(model))
     old: dict[str, Tensor] = {**model.state_dict(), "0.gain": torch.tensor(0.25), "1.gain": torch.tensor(0.75)}
@@ -402,7 +402,7 @@ def test_checkpoints_whose_gain_has_no_dimension(assign: bool, parameter: bool) 
 
 
 def test_sharding_takes_every_parameter() -> None:
-    """FSDP refuses those without dimensions."""
+    """FSDP refuses parameters without dimensions."""
     modules = nn.ModuleList([made(GATES[0], gain=0.0), SIAggregation([3], CHANNELS)])
     assert all(parameter.dim() for parameter in modules.parameters())
 
@@ -436,7 +436,7 @@ def test_reset_parameters_starts_anew() -> None:
     assert all(torch.equal(value, first[name]) for name, value in layer.state_dict().items())
 
 
-def test_what_a_layer_says_of_itself() -> None:
+def test_the_repr_of_a_layer() -> None:
     layer = SIAttention(8, 5, bandwidth=0.5, padding_mode="reflect", channel=None, detach=False, gain=0.1)
     assert repr(layer) == (
         "SIAttention(channels=8, kernel_size=5, bandwidth=0.5, padding_mode='reflect', channel=None, "
@@ -548,14 +548,14 @@ def test_an_identity_at_the_start_keeps_timms_predictions(name: str, slot: str) 
 
 
 def test_wrappers_are_used_by_the_module() -> None:
-    """The module's maps are those of the functions, gate by gate."""
+    """The module's maps are those of the functions, for each gate."""
     layer, x = made((True, "mean")), torch.randn(SIZE)
     y, info = layer.attend(x)
     mean = ops.channel_mean(info, "mean")
     assert torch.equal(y, ops.gate(x, info, 1 + mean))
 
 
-def test_half_precision_gives_its_largest_numbers_back_at_a_gain_of_zero() -> None:
+def test_half_precision_keeps_its_largest_numbers_at_a_gain_of_zero() -> None:
     layer = SIAttention(4, gain=0.0).half().eval()
     x = torch.full((1, 4, 5, 5), 60000.0, dtype=torch.float16)
     x[..., 2, 2] = -60000.0

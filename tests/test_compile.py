@@ -34,7 +34,7 @@ def compiled(function: Any, backend: Any = "aot_eager", **keywords: Any) -> Any:
 
 
 def steps(model: nn.Module, sizes: tuple[tuple[int, ...], ...] = SIZES) -> list[Tensor]:
-    """What some steps of training give: outputs, gradients of the inputs, and the parameters at the end."""
+    """Return the outputs, the gradients of the inputs and the final parameters of some training steps."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1) if list(model.parameters()) else None
     results = []
     for seed, size in enumerate(sizes):
@@ -66,7 +66,7 @@ def test_training(keywords: dict[str, Any]) -> None:
 
 
 def test_training_with_inductor() -> None:
-    """One layer of operators, and one that the compiler may fuse."""
+    """One layer uses operators, and the compiler may fuse the other."""
     layers = nn.Sequential(SIAttention(8, detach=False), SIAttention(8, backend="reference", inter_channels=1))
     expected = steps(copy.deepcopy(layers), SIZES[:1])
     assert_same(steps(compiled(layers, "inductor"), SIZES[:1]), expected, 1e-4)
@@ -112,7 +112,7 @@ def test_the_graph_holds_the_operators() -> None:
 
 
 def test_each_backend(backend: Backend) -> None:
-    """Whatever a backend asks of a tensor can be traced."""
+    """Everything that a backend checks about a tensor can be traced."""
     x = torch.randn(1, 2, 3, 2, device=backend.device, requires_grad=True)
     function = compiled(lambda x: self_information(x, backend=backend.name))
     found, expected = function(x), self_information(x, backend=backend.name)

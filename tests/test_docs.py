@@ -1,4 +1,4 @@
-"""The documentation is true: its code runs, its entries name errors that exist, its links lead somewhere."""
+"""The documentation is correct: its code runs, its entries quote existing errors, and its links resolve."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ import sia_layers.injection.errors as errors
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 pytestmark = pytest.mark.skipif(not (DOCS / "conf.py").exists(), reason="runs from a checkout, where docs/ is")
-# Pages whose blocks build on one another; elsewhere those under one heading do.
+# Pages whose blocks build on one another; elsewhere only the blocks under one heading do.
 TOGETHER = ("docs/index.md", "docs/quickstart.md")
 NEEDED_TOO = {"timm.create_model": "timm", "torch.onnx.export": "onnxscript"}
 
 
 def pages() -> list[Path]:
-    """README and every page of docs/ that is written by hand."""
+    """Return README and every hand-written page of docs/."""
     found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(DOCS.rglob("*.md"))]
     made = DOCS / "examples", DOCS / "_build"
     return [page for page in found if page.exists() and not any(folder in page.parents for folder in made)]
@@ -38,14 +38,14 @@ def pages() -> list[Path]:
 
 
 class Part(NamedTuple):
-    """Blocks of code that run one after the other."""
+    """Code blocks that run one after another."""
 
     name: str
     code: str
 
 
 def parts() -> Iterator[Part]:
-    """All blocks of Python in docs/; those of README run in test_packaging.py."""
+    """Yield all Python blocks in docs/; test_packaging.py runs those in README."""
     for page in pages()[1:]:
         name, title = str(page.relative_to(ROOT)), ""
         found: dict[str, list[str]] = {}
@@ -77,7 +77,7 @@ def test_the_script_for_many_processes_runs(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("timm")
     script = [str(DOCS / "scripts/train.py"), kind]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script]
-    # No GPU: two processes could not share one.
+    # Hide the GPUs: two processes could not share one.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=300
@@ -91,7 +91,7 @@ def test_the_script_for_many_processes_runs(kind: str, tmp_path: Path) -> None:
 
 
 def texts(tree: ast.AST) -> Iterator[str]:
-    """Every text in a module, with … for what is filled in."""
+    """Yield every string in a module, with … for the values that are inserted."""
     inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
@@ -101,7 +101,7 @@ def texts(tree: ast.AST) -> Iterator[str]:
 
 
 def shown(node: ast.expr) -> str:
-    """A message as a reader of the source sees it: … for what is filled in."""
+    """Return a message with … for the values that are inserted."""
     if isinstance(node, ast.JoinedStr):
         return "".join(value.value if isinstance(value, ast.Constant) else "…" for value in node.values)
     if isinstance(node, ast.BinOp):
@@ -110,15 +110,15 @@ def shown(node: ast.expr) -> str:
 
 
 def trees() -> list[ast.Module]:
-    """The modules of the package."""
+    """Return the syntax trees of the package's modules."""
     files = [*(ROOT / "sia_layers").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
     return [ast.parse(file.read_text("utf-8")) for file in files if "kernels" not in file.relative_to(ROOT).parts[1:]]
 
 
 def raised() -> set[str]:
-    """The messages of all errors that the package raises for its users."""
+    """Return the messages of all errors that the package raises for its users."""
     calls = [node.exc for tree in trees() for node in ast.walk(tree) if isinstance(node, ast.Raise)]
-    ours = ("AssertionError", "AttributeError", "not_injected", "refusal")  # for ourselves, or with words of others
+    ours = ("AssertionError", "AttributeError", "not_injected", "refusal")  # internal, or with messages from elsewhere
     found = {
         shown(call.args[0])
         for call in calls
@@ -128,12 +128,12 @@ def raised() -> set[str]:
 
 
 def entries() -> list[str]:
-    """The messages that docs/troubleshooting.md has entries for."""
+    """Return the messages that docs/troubleshooting.md has entries for."""
     return re.findall(r"^### `(.+)`$", (DOCS / "troubleshooting.md").read_text("utf-8"), re.M)
 
 
 def fits(entry: str, message: str) -> bool:
-    """Whether an entry's fixed words stand in a message, in their order."""
+    """Tell whether the fixed words of an entry occur in a message, in order."""
     return re.search(".*?".join(re.escape(part.strip()) for part in entry.split("…")), message, re.S) is not None
 
 

@@ -1,4 +1,4 @@
-"""Graphs that leave PyTorch (torch.export, ONNX, torch.jit.trace): ATen operations alone, and the same results."""
+"""Graphs that leave PyTorch (torch.export, ONNX, torch.jit.trace): only ATen operations, and the same results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DYNAMIC = {0: Dim("samples"), 2: 4 * Dim("rows", min=2, max=64), 3: 4 * Dim("col
 
 
 class Net(nn.Module):
-    """Two layers of both kinds, the second with the first one's map handed on."""
+    """Two layers of both kinds, the second with the first one's map aggregated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def assert_same(found: Tensor, net: nn.Module, x: Tensor) -> None:
 
 
 def operators(program: torch.export.ExportedProgram) -> set[str]:
-    """The operators in a graph, those on sizes left out."""
+    """Return the operators in a graph, except those on sizes."""
     targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
     return {str(target) for target in targets if isinstance(target, torch._ops.OpOverload)}
 
@@ -88,7 +88,7 @@ def test_export_is_the_same_whatever_the_backend() -> None:
 
 
 def test_exported_training_leaves_the_map_detached() -> None:
-    """The exported graph still learns as the layer does."""
+    """The exported graph learns like the layer."""
     layer, x = SIAttention(4, gain=0.5), torch.rand(SIZE)
     program = torch.export.export(layer, (x,)).module()
     gradients = []
@@ -98,7 +98,7 @@ def test_exported_training_leaves_the_map_detached() -> None:
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
-def test_who_loads_it_needs_nothing_of_this_library(tmp_path: Path) -> None:
+def test_loading_needs_nothing_from_this_library(tmp_path: Path) -> None:
     net, x = Net().eval(), torch.rand(SIZE)
     torch.export.save(torch.export.export(net, (x,)), tmp_path / "net.pt2")
     torch.save((x, net(x).detach()), tmp_path / "expected.pt")
@@ -114,7 +114,7 @@ def test_who_loads_it_needs_nothing_of_this_library(tmp_path: Path) -> None:
 
 
 def onnx_graph(net: nn.Module, path: Path, dynamic_shapes: Any = None) -> Any:
-    """A session of ONNX Runtime on the exported network, once its nodes are known to be ONNX's own."""
+    """Return an ONNX Runtime session of the exported network, after checking that all its nodes are standard ONNX."""
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     torch.onnx.export(net, (torch.rand(SIZE),), path, dynamo=True, dynamic_shapes=dynamic_shapes, verbose=False)

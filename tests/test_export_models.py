@@ -1,4 +1,4 @@
-"""Deployment of models at sizes that do not divide: legacy ONNX, torch.export, AOTInductor, OpenVINO, TorchScript."""
+"""Deployment of models at indivisible sizes: legacy ONNX, torch.export, AOTInductor, OpenVINO, TorchScript."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch.export import Dim
 from sia_layers import SelfInformation, SIAggregation, SIAttention, inject_sia, use_backend
 
 SIZE = (2, 3, 24, 20)
-SIZES = (SIZE, (1, 3, 33, 21), (2, 3, 46, 57))  # of the maps there: 33 to 17 to 9, 21 to 11 to 6, 46 to 23 to 12
+SIZES = (SIZE, (1, 3, 33, 21), (2, 3, 46, 57))  # the maps go from 33 to 17 to 9, 21 to 11 to 6, 46 to 23 to 12
 PICTURES = ((1, 3, 64, 64), (2, 3, 96, 64), (1, 3, 80, 112))
 
 
 class Net(nn.Module):
-    """Three layers, each with the maps of all before it, in both forms of aggregation."""
+    """Three layers, each with all earlier maps aggregated, in both forms of aggregation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """What torch warns of its own exporters is not ours to mend."""
+    """Ignore torch's warnings about its own exporters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -67,7 +67,7 @@ def assert_same(found: Tensor, net: nn.Module, x: Tensor) -> None:
 
 
 def session_of(net: nn.Module, path: Path, size: tuple[int, ...], **keywords: Any) -> Any:
-    """A session of ONNX Runtime on an exported network that holds operators of ONNX alone."""
+    """Return an ONNX Runtime session of an exported network that has only standard ONNX operators."""
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     if keywords["dynamo"]:
         pytest.importorskip("onnxscript")
@@ -128,7 +128,7 @@ def any_height_and_width(size: tuple[int, ...]) -> dict[int, Any]:
 
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 def test_export_of_any_height_and_width(net: nn.Module, strict: bool) -> None:
-    """No guard on the sizes is left but the range that was asked for."""
+    """The only guard on the sizes is the requested range."""
     x = torch.rand(SIZE)
     program = torch.export.export(net, (x,), dynamic_shapes=(any_height_and_width(SIZE),), strict=strict)
     for size in SIZES:
@@ -146,7 +146,7 @@ def test_export_of_a_model_of_any_height_and_width(model: nn.Module) -> None:
 
 
 class Small(nn.Module):
-    """One layer and one aggregation, of as few operations as there can be."""
+    """One layer and one aggregation, with as few operations as possible."""
 
     def __init__(self, kernel_size: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""FrequencySIAttention: the block transform, its formula written out in float64, and its life as a module."""
+"""FrequencySIAttention: the block transform, its formula computed in float64, and its behaviour as a module."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def made(gates: tuple[bool, str | None] = GATES[0], **keywords: Any) -> Frequenc
 
 
 def continued(x: Array, block: int) -> Array:
-    """The map to whole blocks: index i past the end n - 1 is 2 (n - 1) - i, and 0 where that is negative."""
+    """Extend the map to whole blocks: index i past the end n - 1 is 2 (n - 1) - i, and 0 where that is negative."""
     for axis in (2, 3):
         size = x.shape[axis]
         index = [i if i < size else max(0, 2 * (size - 1) - i) for i in range(-(-size // block) * block)]
@@ -50,7 +50,7 @@ def continued(x: Array, block: int) -> Array:
 
 
 def coefficients(x: Array, block: int) -> Array:
-    """SciPy's DCT of every block: (N, C, b^2, H', W')."""
+    """Return SciPy's DCT of every block: (N, C, b^2, H', W')."""
     dctn = pytest.importorskip("scipy.fft").dctn
     x = continued(x, block)
     n, c, h, w = x.shape
@@ -58,13 +58,13 @@ def coefficients(x: Array, block: int) -> Array:
     for i, j in np.ndindex(h // block, w // block):
         part = x[:, :, i * block : (i + 1) * block, j * block : (j + 1) * block]
         found = dctn(part, axes=(2, 3), norm="ortho")
-        found[np.abs(found) < 1e-13 * np.abs(part).max((2, 3), keepdims=True)] = 0  # what is 0 but for rounding
+        found[np.abs(found) < 1e-13 * np.abs(part).max((2, 3), keepdims=True)] = 0  # 0 except for rounding
         z[..., i, j] = np.stack([found[:, :, u, v] for u, v in zigzag(block)], 2)
     return z
 
 
 def pixels(z: Array, height: int, width: int, block: int) -> Array:
-    """The inverse of :func:`coefficients`."""
+    """Invert :func:`coefficients`."""
     idctn = pytest.importorskip("scipy.fft").idctn
     n, c, _, rows, columns = z.shape
     x = np.zeros((n, c, rows * block, columns * block))
@@ -77,14 +77,14 @@ def pixels(z: Array, height: int, width: int, block: int) -> Array:
 
 
 def information(z: Array, **options: Any) -> Array:
-    """I of every coefficient: DC by itself, AC with the sub-bands of its channel."""
+    """Return I of every coefficient: DC separately, AC with the sub-bands of its channel."""
     folded = z.reshape(-1, *z.shape[2:])
     dc, ac = (oracle.self_information(band, **options) for band in (folded[:, :1], folded[:, 1:]))
     return np.concatenate([dc, ac], 1).reshape(z.shape)
 
 
 def defined(layer: FrequencySIAttention, x: Array, aggregate: Array | None = None) -> Array:
-    """The layer by its formulas."""
+    """Compute the layer by its formulas."""
     source = x if aggregate is None else x + aggregate
     z = coefficients(source, layer.block)
     info = information(z, **layer.options._asdict())
@@ -151,7 +151,9 @@ def test_the_order_is_that_of_jpeg() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"estimator": "distance"}, {"kernel_size": 5, "padding_mode": "zeros"}])
 @pytest.mark.parametrize(("transform", "block", "size"), [("dct", 8, (2, 2, 20, 31)), ("haar", 2, (1, 2, 7, 6))])
-def test_information_is_the_formula(transform: str, block: int, size: tuple[int, ...], options: dict[str, Any]) -> None:
+def test_information_follows_the_formula(
+    transform: str, block: int, size: tuple[int, ...], options: dict[str, Any]
+) -> None:
     x = torch.randn(size, dtype=torch.float64)
     expected = information(coefficients(x.numpy(), block), **options)
     info = frequency_self_information(x, block=block, transform=transform, **options)
@@ -164,21 +166,21 @@ def test_information_is_the_formula(transform: str, block: int, size: tuple[int,
 def test_neither_factor_nor_offset_changes_it(
     drawn: tuple[str, int], size: tuple[int, ...], factor: float, offset: float
 ) -> None:
-    """Every sub-band, DC too, as nothing compares DC with another one. (A map of one pixel has no other pixels.)"""
+    """This holds for every sub-band, and for DC, since it is compared with no other. (A 1-pixel map has no others.)"""
     transform, block = drawn
     size = (*size[:2], size[2] + 1, size[3] + 1)
     x = torch.randn(size, dtype=torch.float64)
     first, second = (
         frequency_self_information(one, block=block, transform=transform) for one in (x, factor * x + offset)
     )
-    # Nothing but rounding is left in sub-bands that are 0, and that is no invariant.
+    # Sub-bands that are 0 contain only rounding, which is not invariant.
     felt = (block_transform(x, block, transform=transform).abs().amax((2, 3), keepdim=True) > 1e-9).expand_as(first)
     torch.testing.assert_close(first[felt], second[felt], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("transform", "block"), TRANSFORMS)
-def test_a_constant_map_carries_none(transform: str, block: int, dtype: torch.dtype) -> None:
+def test_a_constant_map_has_no_information(transform: str, block: int, dtype: torch.dtype) -> None:
     x = torch.tensor([3.7, -0.1, 1e3, 0.0], dtype=dtype)[None, :, None, None].expand(2, 4, 21, 18).clone()
     x.requires_grad_()
     info = frequency_self_information(x, block=block, transform=transform)
@@ -204,7 +206,7 @@ def test_batch_mates_change_no_bit(drawn: tuple[str, int], size: tuple[int, ...]
             assert torch.equal(torch.cat([result(one[None]) for one in x]), result(x))
 
 
-def test_a_pixel_that_is_no_number_spoils_the_blocks_around_it_alone() -> None:
+def test_a_nan_pixel_affects_only_the_blocks_around_it() -> None:
     x = torch.randn(1, 2, 40, 40)
     x[0, 0, 3, 3] = torch.nan
     info = frequency_self_information(x).unflatten(1, (2, -1))
@@ -212,8 +214,8 @@ def test_a_pixel_that_is_no_number_spoils_the_blocks_around_it_alone() -> None:
     assert info[0, 0, :, 2:].isfinite().all() and info[0, 0, :, :, 2:].isfinite().all() and info[0, 1].isfinite().all()
 
 
-def test_rounding_is_no_information() -> None:
-    """Rows that are all alike have no vertical frequencies, and a ramp no even ones."""
+def test_rounding_carries_no_information() -> None:
+    """Rows that are all equal have no vertical frequencies, and a ramp has no even ones."""
     for x in (
         torch.randn(1, 1, 1, 64).expand(1, 1, 48, 64),
         torch.linspace(-1, 2, 64, dtype=torch.float64).expand(1, 1, 48, 64),
@@ -222,7 +224,7 @@ def test_rounding_is_no_information() -> None:
         assert all(torch.equal(info[k], torch.zeros_like(info[k])) for k, (u, _) in enumerate(zigzag(8)) if u)
 
 
-def test_a_block_unlike_its_neighbours_stands_out() -> None:
+def test_a_block_that_differs_from_its_neighbours_stands_out() -> None:
     x = torch.arange(48.0)[None, None, :, None] + torch.arange(64.0)
     x[:, :, 16:24, 32:40] += torch.randn(8, 8)
     info = frequency_self_information(x).mean(1)[0]
@@ -234,7 +236,7 @@ def test_a_block_unlike_its_neighbours_stands_out() -> None:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("gates", GATES, ids=str)
-def test_both_paths_are_the_formula(gates: tuple[bool, str | None], size: tuple[int, ...]) -> None:
+def test_both_paths_follow_the_formula(gates: tuple[bool, str | None], size: tuple[int, ...]) -> None:
     layer, x, aggregate = made(gates, gain=0.7, detach=False), torch.randn(size), torch.rand(size)
     for extra in (None, aggregate):
         expected = defined(layer, x.double().numpy(), None if extra is None else extra.double().numpy())
@@ -277,7 +279,7 @@ def test_gradients(gates: tuple[bool, str | None]) -> None:
     ).double()
     x = torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, (x,))
-    layer.detach = True  # then I is a constant, and the layer linear in the map but for it
+    layer.detach = True  # I is then a constant, and the layer is otherwise linear in the map
     y, info = layer.attend(x)
     assert not info.requires_grad
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(y.sum(), [x, *layer.parameters()]))
@@ -353,7 +355,7 @@ def test_function_transforms() -> None:
 
 
 def test_after_inference_mode_it_learns() -> None:
-    """What is kept from call to call is no tensor of inference mode."""
+    """Tensors that are kept between calls are not inference tensors."""
     with torch.inference_mode():
         FrequencySIAttention(2, 16)(torch.randn(1, 2, 16, 16))
     x = torch.randn(1, 2, 16, 16, requires_grad=True)
@@ -379,7 +381,7 @@ def test_compiled_in_training(dynamic: bool) -> None:
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     if dynamic:
         with torch.compiler.set_stance("fail_on_recompile"):
-            for rows in (12, 17, 20):  # whole blocks have a graph of their own
+            for rows in (12, 17, 20):  # sizes of whole blocks have a separate graph
                 y = torch.randn(3, CHANNELS, rows, rows + 3, requires_grad=True)
                 torch.testing.assert_close(compiled(y), layer(y), atol=1e-5, rtol=1e-5)
 

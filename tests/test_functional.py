@@ -1,4 +1,4 @@
-"""The functions and their module twin: what they return, and what they refuse. (The values: test_reference.py.)"""
+"""The functions and their module: what they return and what they refuse. (test_reference.py tests the values.)"""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_shape_dtype_and_memory_format_are_kept(dtype: torch.dtype, memory_forma
 
 @settings(max_examples=25)
 @given(small_cases(options(), dtypes=(torch.float32,)))
-def test_average_is_its_formula(case: Case) -> None:
+def test_average_follows_its_formula(case: Case) -> None:
     x = case.map.make()
     keywords = case.options._asdict()
     info = self_information(x.double(), **keywords)
@@ -129,7 +129,7 @@ def test_bad_reduction() -> None:
         average_self_information(torch.zeros(1, 1, 8, 8), reduction="none")
 
 
-def test_unknown_keyword_names_the_nearest() -> None:
+def test_an_unknown_keyword_suggests_the_nearest() -> None:
     with pytest.raises(TypeError, match="SelfInformation has no argument 'kernelsize'; did you mean 'kernel_size'"):
         SelfInformation(kernelsize=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="SelfInformation has no argument 'qqq'; it takes kernel_size, bandwidth, "):

@@ -1,4 +1,4 @@
-"""Capture and profile: the right maps, the right numbers, and no trace left in the model."""
+"""Capture and profile: the right maps, the right numbers, and an unchanged model."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_profile_is_the_mean_and_deviation_over_all_pictures(reduction: str) -> 
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "mambaout_femto", "vit_tiny_patch16_224"])
-def test_profile_of_models_that_tell_their_stages(name: str) -> None:
+def test_profile_of_models_that_declare_their_stages(name: str) -> None:
     extra = {"img_size": (32, 64)} if "vit" in name else {}
     model, x = timm.create_model(name, **extra), torch.rand(2, 3, 32, 64)
     bare = profile_self_information(model, [x], progress=False)

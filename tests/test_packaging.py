@@ -1,4 +1,4 @@
-"""What is installed, and that every place which names a version or a dependency names the same."""
+"""The installed files, and consistent versions and dependencies wherever they are named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METADATA = importlib.metadata.metadata("sia-layers")
 
 
 def project() -> dict[str, dict[str, object]]:
-    """pyproject.toml."""
+    """Return the contents of pyproject.toml."""
     tomllib = pytest.importorskip("tomllib")
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -59,7 +59,7 @@ def test_types_are_announced() -> None:
     assert importlib.resources.files("sia_layers").joinpath("py.typed").is_file()
 
 
-def test_kernels_is_no_name_of_its_own(tmp_path: Path) -> None:
+def test_kernels_is_not_a_top_level_package(tmp_path: Path) -> None:
     code = "import importlib.util as u, sys; s = u.find_spec('kernels'); print(s.origin if s else 'absent')"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert str(ROOT) not in done.stdout
@@ -92,7 +92,7 @@ def _below(root: Path, folder: str) -> list[Path]:
     return [path.relative_to(root) for path in (root / folder).rglob("__init__.py")]
 
 
-def test_what_the_tests_run_with_is_pinned() -> None:
+def test_requirements_are_pinned() -> None:
     lines = (ROOT / "requirements/constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {_name(line) for line in lines if "==" in line}
     extras = project()["project"]["optional-dependencies"]

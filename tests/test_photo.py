@@ -34,7 +34,7 @@ from sia_layers.photo import Photo, PhotoError  # noqa: E402
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in."""
+    """Change to an empty folder and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -87,7 +87,7 @@ def test_sixteen_bits_are_kept(name: str, folder: Path) -> None:
 
 
 def png(values: np.ndarray, colours: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of 16 bits, as the standard has it: grey is 0, grey with alpha 4."""
+    """Return a 16-bit PNG by the standard; grey is 0, grey with alpha 4."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -119,7 +119,7 @@ def test_a_transparent_level_of_sixteen_bits_is_white(folder: Path) -> None:
     assert torch.equal(reading.read("deep.png").pixels, torch.tensor([[[[0, 65535, 4661]]]]) / 65535)
 
 
-# EXIF that makes no sense, in what a camera would write as little-endian TIFF: a header, and entries of 12 bytes.
+# Invalid EXIF in little-endian TIFF, as cameras write it: a header, and entries of 12 bytes.
 
 
 def entry(tag: int, kind: int, count: int, value: bytes) -> bytes:
@@ -147,7 +147,7 @@ SENSELESS = {
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("case", SENSELESS)
-def test_exif_that_makes_no_sense_turns_nothing(case: str, suffix: str, folder: Path) -> None:
+def test_invalid_exif_rotates_nothing(case: str, suffix: str, folder: Path) -> None:
     image = Image.fromarray(VALUES)
     plain = saved(image, f"plain.{suffix}")
     with warnings.catch_warnings():
@@ -157,7 +157,7 @@ def test_exif_that_makes_no_sense_turns_nothing(case: str, suffix: str, folder: 
 
 
 @given(st.binary(max_size=80), st.sampled_from([b"", b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0", entries(b"")[:14]]))
-def test_no_exif_refuses_a_photograph(content: bytes, head: bytes) -> None:
+def test_exif_never_causes_a_refusal(content: bytes, head: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         photo = saved(Image.fromarray(VALUES), f"{folder}/any.png", exif=head + content)
     ways = [torch.from_numpy(turned.copy()).permute(2, 0, 1)[None] / 255 for turned in UPRIGHT.values()]
@@ -170,11 +170,11 @@ def test_a_turn_beside_damaged_exif_is_honoured(folder: Path) -> None:
     assert torch.equal(photo.pixels, torch.from_numpy(UPRIGHT[6].copy()).permute(2, 0, 1)[None] / 255)
 
 
-# Formats of plugins.
+# Formats that need plugins.
 
 
 def brands(*names: bytes) -> bytes:
-    """The beginning of a file of the ISO's format for media, with the brands that it names."""
+    """Return the start of an ISO media file that names these brands."""
     content = names[0] + b"\0" * 4 + b"".join(names[1:])
     return struct.pack(">I", len(content) + 8) + b"ftyp" + content + b"\0" * 40
 
@@ -188,7 +188,7 @@ FAMILIES = {
 
 @pytest.fixture
 def formats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Pillow knows, without AVIF, which only some builds read; afterwards as it was."""
+    """Remove AVIF, which only some builds read, from Pillow's formats, and restore them afterwards."""
     Image.init()
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name not in ("AVIF", "HEIF")])
     for name in ("AVIF", "HEIF"):
@@ -254,7 +254,7 @@ def test_wide_values_are_scaled_by_their_extremes(folder: Path) -> None:
     assert torch.equal(photo.pixels, torch.zeros(1, 1, 2, 3))
 
 
-def test_transparency_is_laid_over_white(folder: Path) -> None:
+def test_transparency_is_composited_over_white(folder: Path) -> None:
     values = np.array([[[200, 0, 100, 255], [200, 0, 100, 0], [0, 0, 0, 51]]], dtype=np.uint8)
     photo = saved(Image.fromarray(values), "clear.png")
     expected = torch.tensor([[200, 0, 100], [255, 255, 255], [204, 204, 204]]).T.reshape(1, 3, 1, 3) / 255
@@ -302,7 +302,7 @@ SIZES = {
 
 @pytest.fixture(params=SIZES, scope="module")
 def drawn(request: pytest.FixtureRequest) -> tuple[Photo, torch.Tensor, Figure]:
-    """A photo of each shape, its self-information and the figure of both."""
+    """Return a photo of each shape, its self-information, and the figure of both."""
     channels = 1 if request.param == "landscape" else 3
     height, width = SIZES[request.param]
     pixels = torch.rand(1, channels, height, width, generator=torch.Generator().manual_seed(0)) ** 3
@@ -350,7 +350,7 @@ def test_labels_stay_apart_and_on_the_page(drawn: tuple[Photo, torch.Tensor, Fig
 
 
 def labels(figure: Figure) -> dict[str, Bbox]:
-    """Every text that is drawn, with where it lies."""
+    """Return the extent of every text in a figure."""
     texts = [*figure.texts]
     for axes in figure.axes:
         texts += [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]

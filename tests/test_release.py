@@ -1,4 +1,4 @@
-"""What a release needs: the scripts that try one, and that there is one home for what it is made of."""
+"""Releases: the scripts that check one, and the single definition of each fact that it contains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not TOOLS.exists(), reason="runs from a checkout
 
 
 def tool(name: str) -> ModuleType:
-    """A script of tools/ as a module."""
+    """Import a script of tools/ as a module."""
     pytest.importorskip("tomllib")
     spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
     assert spec is not None and spec.loader is not None
@@ -28,7 +28,7 @@ def tool(name: str) -> ModuleType:
 
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
-    """The files that a release is checked by, ready for one."""
+    """Copy the files that the release check reads, with everything ready for a release."""
     for name in ("pyproject.toml", "CHANGELOG.md"):
         shutil.copy(ROOT / name, tmp_path / name)
     rewrite(tmp_path / "CHANGELOG.md", r"\] - (Unreleased|\d{4}-\d\d-\d\d)", "] - 2030-01-31")
@@ -58,13 +58,13 @@ def test_a_release_that_is_ready(release: Path) -> None:
         ("pyproject.toml", r'version = ".+"', 'version = "9.9.9"', "tag"),
     ],
 )
-def test_what_is_missing_is_said(release: Path, file: str, pattern: str, by: str, complaint: str) -> None:
+def test_missing_requirements_are_named(release: Path, file: str, pattern: str, by: str, complaint: str) -> None:
     tag = f"v{version(release)}"
     rewrite(release / file, pattern, by)
     assert any(complaint in line for line in tool("check_release").missing(tag, release))
 
 
-def test_a_wheel_with_a_name_that_is_not_ours(tmp_path: Path) -> None:
+def test_a_wheel_with_a_foreign_name(tmp_path: Path) -> None:
     wheel = tmp_path / "sia_layers-1-cp310-abi3-any.whl"
     inside = ["py.typed", "kernels/cpu/_sia_cpu.abi3.so", "kernels/reference.py", "kernels/triton/__init__.py"]
     with zipfile.ZipFile(wheel, "w") as file:
@@ -83,7 +83,7 @@ def test_every_workflow_uses_the_scripts_that_ci_uses() -> None:
         assert script in workflows and script in local
 
 
-def test_the_tools_before_a_commit_are_the_ones_of_the_tests() -> None:
+def test_pre_commit_tools_match_those_of_the_tests() -> None:
     hooks = (ROOT / ".pre-commit-config.yaml").read_text("utf-8")
     constraints = (ROOT / "requirements/constraints.txt").read_text("utf-8")
     pinned = set(re.findall(r"ruff==([\d.]+)", constraints))

@@ -1,4 +1,4 @@
-"""Say what is missing for a release: ``python tools/check_release.py vX.Y.Z``; the exit code is 0 if nothing is."""
+"""Check whether a release is ready: ``python tools/check_release.py vX.Y.Z`` fails and prints what is missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def missing(tag: str, root: Path = ROOT) -> list[str]:
-    """List what stands in the way of releasing a tag."""
+    """Return the reasons why a tag cannot be released."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     version, changelog = project["version"], (root / "CHANGELOG.md").read_text(encoding="utf-8")
     found = []
@@ -21,7 +21,7 @@ def missing(tag: str, root: Path = ROOT) -> list[str]:
     if not re.search(rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE):
         found.append(f"CHANGELOG.md has no section '## [{version}] - YYYY-MM-DD'")
     if "OWNER" in "".join(project.get("urls", {}).values()) or not project.get("urls"):
-        found.append("[project.urls] in pyproject.toml names no repository: put its owner in place of OWNER")
+        found.append("[project.urls] in pyproject.toml names no repository: replace OWNER by its owner")
     return found
 
 

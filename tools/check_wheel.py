@@ -1,4 +1,4 @@
-"""Look into a wheel: ``python tools/check_wheel.py WHEEL`` prints what it holds, and fails if that is not right."""
+"""Check the contents of a wheel: ``python tools/check_wheel.py WHEEL`` lists them, and fails if they are wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def problems(wheel: Path) -> list[str]:
-    """Say what is wrong with a wheel."""
+    """Return the problems of a wheel."""
     names = zipfile.ZipFile(wheel).namelist()
     found = [f"{name} lies outside sia_layers" for name in names if not name.startswith(("sia_layers/", "sia_layers-"))]
     for part in ("/py.typed", "/kernels/cpu/_sia_cpu.", "/kernels/reference.py", "/kernels/triton/__init__.py"):

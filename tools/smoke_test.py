@@ -1,6 +1,6 @@
-"""Try an installed sia-layers: ``python smoke_test.py BACKEND...`` names the backends that must be available.
+"""Test an installed sia-layers: ``python smoke_test.py BACKEND...`` names the backends that must be available.
 
-It runs outside of a checkout, needs torch alone, and fails if something else is imported or computed than it should be.
+Run it outside a checkout. It needs only torch, and fails if a wrong module is imported or a result is wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ assert found == expected, f"expected the backends {expected}, found:\n{explain_b
 for backend in expected:
     constant = self_information(torch.ones(1, 2, 6, 5), 3, backend=backend)
     assert torch.equal(constant, torch.zeros_like(constant)), (backend, constant)
-    # A lone pixel among equal ones, the bandwidth so small that nothing else counts: -log(1/9) there.
+    # A lone pixel among equal ones, with a bandwidth so small that nothing else counts: -log(1/9) at the pixel.
     lone = torch.zeros(1, 1, 5, 5)
     lone[..., 2, 2] = 1
     info = self_information(lone, 3, bandwidth=1e-3, adaptive=False, backend=backend)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Try the distributions in an environment of their own: smoke_test.sh DIST_FOLDER
+# Test the distributions in a separate environment: smoke_test.sh DIST_FOLDER
 #
-# The wheel alone, then the source distribution without a compiler, then with one. An environment is made once, and
-# torch comes into it once. CONSTRAINTS=FILE is given to pip; PYTHON=PATH is the Python to try with.
+# First the wheel alone, then the source distribution without a compiler, then with one. One environment, with one
+# installation of torch, serves all three. CONSTRAINTS=FILE is passed to pip; PYTHON=PATH selects the Python.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 wheel=$(realpath "$1"/*.whl)

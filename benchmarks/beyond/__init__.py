@@ -1,1 +1,1 @@
-"""Tasks beyond face forgery that hang on faint, abnormal clues: manipulation localisation, camouflage, spoofing."""
+"""Tasks beyond face forgery with faint, abnormal clues: manipulation localisation, camouflage and spoofing."""

@@ -1,8 +1,8 @@
 """Try SIA on tasks beyond face forgery, and write docs/beyond-faces.md from the result files.
 
-``python -m benchmarks.beyond localisation|camouflage|spoofing|all [--data PATH] [--quick] [--budget MINUTES]``. A run
-whose row is in the result files is not run again, so a call that was stopped goes on when it is made again; with
-``--budget`` no run is begun that would end after so many minutes.
+``python -m benchmarks.beyond localisation|camouflage|spoofing|all [--data PATH] [--quick] [--budget MINUTES]``. Runs
+that are already in the result files are skipped, so repeating an interrupted call resumes it. ``--budget`` starts no
+run that would end after this many minutes.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ QUICK: Final = {
     "camouflage": Plan(size=64, squares=4, tested=2, people=None, epochs=2),
     "spoofing": Plan(size=64, squares=0, tested=0, people=20, epochs=2),
 }
-FIRST_GUESS: Final = 120.0  # seconds that a run takes, before one has ended
+FIRST_GUESS: Final = 120.0  # expected seconds per run until the first one has ended
 
 
 class Wanted(NamedTuple):
-    """A run that is to be there."""
+    """A requested run."""
 
     task: Task
     variant: str
@@ -56,12 +56,12 @@ class Wanted(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is asked for; return 0 if all of it is there, 1 if something failed, 3 if the budget ran out before."""
+    """Run what is requested; return 0 if all runs are there, 1 if one failed, 3 if the budget ran out before."""
     parser = _parser()
     given = parser.parse_args(arguments)
     chosen = [each for name, each in TASKS.items() if "all" in given.tasks or name in given.tasks]
     if given.tree is not None and (len(chosen) != 1 or chosen[0].name == "localisation"):
-        parser.error("--tree is of one task, camouflage or spoofing")
+        parser.error("--tree needs a single task, camouflage or spoofing")
     for name in ("data", "photographs", "tree"):
         if (folder := getattr(given, name)) is not None and not folder.is_dir():
             parser.error(f"--{name} {folder} is not a folder")
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = given.results or ROOT / "benchmarks/results/beyond" / _setting(given)
     seeds = range(given.seeds or (QUICK_SEEDS if given.quick else SEEDS))
     wanted = [Wanted(each, variant, seed) for each in chosen for seed in seeds for variant in given.networks]
-    # Seed by seed over all tasks, so that a stop leaves each of them with as many seeds.
+    # Go seed by seed over all tasks, so that after an interruption each task has equally many seeds.
     wanted.sort(key=lambda each: each.seed)
     results = {each.name: Results(folder, each) for each in chosen}
     try:
@@ -84,11 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [
         each for each in wanted if given.fresh or not results[each.task.name].holds(_identity(each, plans, material))
     ]
-    print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there already: {folder}")
+    print(f"{len(wanted) - len(missing)} of {len(wanted)} runs already exist: {folder}")
     try:
-        failed, left = _ran(missing, plans, material, results, given)
+        failed, left = _run_missing(missing, plans, material, results, given)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; the same command resumes from here", file=sys.stderr)
         return 130
     for each in results.values():
         each.write_table()
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         page.write_text(report.filled(page.read_text(), folder))
         print(f"tables written: {page}")
     if left and not failed:
-        print(f"{left} runs are left; the same command goes on with them")
+        print(f"{left} runs are left; the same command resumes with them")
     return 1 if failed else 3 if left else 0
 
 
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.beyond", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("tasks", nargs="+", choices=("all", *TASKS), metavar="TASK", help=f"all, {', '.join(TASKS)}")
-    add("--data", type=Path, metavar="PATH", help="folder of landmarked faces; localisation also does without")
+    add("--data", type=Path, metavar="PATH", help="folder of landmarked faces; optional for localisation")
     add(
         "--photographs",
         type=Path,
@@ -116,23 +116,25 @@ def _parser() -> argparse.ArgumentParser:
         "--tree",
         type=Path,
         metavar="PATH",
-        help="real data set of the task in place of what is made: COD10K, OULU-NPU, ...",
+        help="real data set of the task instead of synthetic data: COD10K, OULU-NPU, ...",
     )
-    add("--quick", action="store_true", help="a small budget, for a look at whether all of it runs")
-    add("--budget", type=float, default=float("inf"), metavar="MINUTES", help="begin no run that would end after them")
-    add("--seeds", type=int, default=0, metavar="N", help=f"runs of every network ({SEEDS}; {QUICK_SEEDS} if quick)")
+    add("--quick", action="store_true", help="a small budget, to check that everything runs")
+    add("--budget", type=float, default=float("inf"), metavar="MINUTES", help="start no run that would end after this")
+    add("--seeds", type=int, default=0, metavar="N", help=f"runs per network ({SEEDS}; {QUICK_SEEDS} with --quick)")
     add("--networks", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS), metavar="NAME",
         help=", ".join(VARIANTS))  # fmt: skip
-    add("--jobs", type=int, default=1, metavar="N", help="processes, of one thread each (%(default)s)")
-    add("--work", type=Path, default=Path(".reproduction"), metavar="FOLDER", help="where faces are kept (%(default)s)")
-    add("--results", type=Path, metavar="FOLDER", help="where the CSV files go (benchmarks/results/beyond/...)")
-    add("--page", type=Path, metavar="FILE", help="whose tables to write (docs/beyond-faces.md with the full budget)")
-    add("--fresh", action="store_true", help="train and measure again what is there already")
+    add("--jobs", type=int, default=1, metavar="N", help="processes, with one thread each (%(default)s)")
+    add(
+        "--work", type=Path, default=Path(".reproduction"), metavar="FOLDER", help="cache of forged faces (%(default)s)"
+    )
+    add("--results", type=Path, metavar="FOLDER", help="folder for the CSV files (benchmarks/results/beyond/...)")
+    add("--page", type=Path, metavar="FILE", help="page to write tables to (docs/beyond-faces.md with the full budget)")
+    add("--fresh", action="store_true", help="train and measure again even if results exist")
     return parser
 
 
 def _setting(given: argparse.Namespace) -> str:
-    """Return the name of the folder of results: "full" for what the page shows, and another for all else."""
+    """Return the name of the results folder: "full" for what the page shows, and another for everything else."""
     other = given.tree or given.photographs
     return f"{'' if other is None else f'{other.resolve().name}-'}{'quick' if given.quick else 'full'}"
 
@@ -141,11 +143,11 @@ def _identity(wanted: Wanted, plans: dict[str, Plan], material: Material) -> tas
     return task.identity(wanted.task, wanted.variant, wanted.seed, plans[wanted.task.name], material)
 
 
-def _ran(
+def _run_missing(
     missing: Sequence[Wanted], plans: dict[str, Plan], material: Material, results: dict[str, Results],
     given: argparse.Namespace,
 ) -> tuple[list[str], int]:  # fmt: skip
-    """Run what is missing, while the budget lasts; return the names of those that failed, and how many are left."""
+    """Make the missing runs while the budget lasts; return the names of those that failed, and the number left."""
     began, failed, done = time.monotonic(), [], 0
     for chunk in _chunks(missing, given.jobs):
         gone = time.monotonic() - began
@@ -174,7 +176,7 @@ def _name(wanted: Wanted) -> str:
 
 
 def _chunks(missing: Sequence[Wanted], processes: int) -> Iterator[list[Wanted]]:
-    """Give runs one by one; with several processes those of one task and seed together, which share their pictures."""
+    """Yield runs one by one or, for several processes, those of one task and seed together, which share pictures."""
     if processes == 1:
         yield from ([one] for one in missing)
     else:

@@ -1,4 +1,4 @@
-"""Camouflaged objects: synthetic ones in ordinary photographs, or a tree of COD10K, CAMO or CHAMELEON."""
+"""Camouflaged objects: synthetic ones in ordinary photographs, or a folder of COD10K, CAMO or CHAMELEON."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from benchmarks.beyond.pictures import Made, Parts, Pictures
 from benchmarks.beyond.task import Material, Plan, Row
 from benchmarks.reproduction.data.pipeline import Mask, Picture
 
-CONTRASTS: Final = (0, 10, 25)  # of lightness, 0 to 100
-TEXTURES: Final = 5  # places that a texture is chosen from
+CONTRASTS: Final = (0, 10, 25)  # differences in lightness, which goes from 0 to 100
+TEXTURES: Final = 5  # number of places from which a texture is chosen
 KIND: Final = "synthetic camouflage"
 
 
 class Camouflage(segmentation.Segmentation):
-    """Find what hides."""
+    """Find camouflaged objects."""
 
     name = "camouflage"
     measures = ("S", "E", "weighted F", "MAE")
@@ -41,7 +41,7 @@ class Camouflage(segmentation.Segmentation):
         return {name: round(float(np.mean([row[name] for row in rows])), 4) for name in self.measures}, rows
 
     def summary(self, runs: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
-        """Return the figures of all, and by contrast or test set."""
+        """Return the figures over all pictures, and by contrast or test set."""
         cases: dict[str, segmentation.Case] = {f"{rows[0]['kind']}, all": lambda row: True}
         for condition in dict.fromkeys(row["condition"] for row in rows):
             cases[condition] = lambda row, condition=condition: row["condition"] == condition
@@ -53,7 +53,7 @@ def _measured(found: maps.Map, mask: Mask, kind: str) -> Mapping[str, float]:
 
 
 def _made(found: Mapping[str, Picture], size: int, count: int, seed: int, tested: bool) -> list[Made]:
-    """Hide a shape in squares of photographs: at every contrast for the test, at one drawn at random for training."""
+    """Hide a shape in squares of photographs: at every contrast for testing, at a random one for training."""
     made = []
     for name, photograph in found.items():
         for index in range(count):

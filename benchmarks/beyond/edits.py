@@ -1,8 +1,8 @@
-"""What forgers do to ordinary photographs: splice, copy and move, remove.
+"""Forge ordinary photographs: splice, copy-move and removal.
 
-Each takes a square of the photograph, uint8 (S, S, 3), a square of another photograph, and random numbers, and gives
-the edited square and the mask of what it changed, bool (S, S). Outside of the mask and its softened edge no pixel is
-touched. Nothing is compressed here but what a forger would find compressed: the donor of a splice.
+Each function takes a square of the photograph, uint8 (S, S, 3), a square of another photograph, and a random number
+generator. It returns the edited square and the mask of the changed pixels, bool (S, S). Pixels outside the mask and its
+softened edge stay unchanged. Only the donor of a splice is compressed here, since a forger would find it compressed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from benchmarks.beyond.photographs import Random, blob, soft
 from benchmarks.reproduction.data.pipeline import Mask, Picture, decode, encode
 
 Edited = tuple[Picture, Mask]
-AREAS: Final = (0.04, 0.16)  # least and largest share of the picture that is changed
+AREAS: Final = (0.04, 0.16)  # smallest and largest share of the picture that is changed
 EDGE: Final = 0.7  # sigma of the softened edge in pixels
-HISTORY: Final = (70, 95)  # JPEG quality that a picture has had before it is edited
+HISTORY: Final = (70, 95)  # range of the JPEG quality of a picture before editing
 TRIES: Final = 12
 
 
 def splice(host: Picture, other: Picture, rng: Random) -> Edited:
-    """Paste a region of another photograph, which has a JPEG quality and a grid of blocks of its own."""
+    """Paste a region of another photograph, which has its own JPEG quality and block grid."""
     mask = blob(len(host), rng, AREAS)
     down, right = rng.integers(1, 8, 2)
     donor = np.roll(compressed(np.roll(other, (down, right), (0, 1)), rng), (-down, -right), (0, 1))
@@ -32,7 +32,7 @@ def splice(host: Picture, other: Picture, rng: Random) -> Edited:
 
 
 def copy_move(host: Picture, other: Picture, rng: Random) -> Edited:
-    """Paste a region of the same picture, mirrored or not; the liveliest of some that could be taken."""
+    """Paste a region of the same picture, possibly mirrored; of several candidates, take the one with most detail."""
     mask = blob(len(host), rng, AREAS)
     donors = [np.roll(host, each, (0, 1)) for each in _shifts(mask, rng)]
     donor = max(donors, key=lambda each: float(each[mask].std(0).sum()))
@@ -42,14 +42,14 @@ def copy_move(host: Picture, other: Picture, rng: Random) -> Edited:
 
 
 def removal(host: Picture, other: Picture, rng: Random) -> Edited:
-    """Cover what stands out: inpaint it from the rim (Telea, 2004), or heal a patch in (Pérez et al., 2003)."""
+    """Cover salient content: inpaint it from the rim (Telea, 2004), or clone a patch over it (Pérez et al., 2003)."""
     mask = max((blob(len(host), rng, AREAS) for _ in range(6)), key=lambda each: float(host[each].std(0).sum()))
     as_bytes = mask.astype(np.uint8)
     if rng.random() < 0.5:
         filled = cv2.inpaint(host, as_bytes, 4, cv2.INPAINT_TELEA)
         return blended(host, filled, mask), mask
     donors = [np.roll(host, each, (0, 1)) for each in _shifts(mask, rng)]
-    donor = min(donors, key=lambda each: float(each[mask].std(0).sum()))  # the plainest covers best
+    donor = min(donors, key=lambda each: float(each[mask].std(0).sum()))  # the plainest donor covers best
     x, y, width, height = cv2.boundingRect(as_bytes)
     healed = cv2.seamlessClone(donor, host, as_bytes * 255, (x + width // 2, y + height // 2), cv2.NORMAL_CLONE)
     return np.where(mask[..., None], healed, host), mask
@@ -63,12 +63,12 @@ EDITS: Final[dict[str, Callable[[Picture, Picture, Random], Edited]]] = {
 
 
 def compressed(picture: Picture, rng: Random) -> Picture:
-    """Return a picture after JPEG of a random quality, as it is found before it is edited."""
+    """Compress a picture as JPEG at a random quality, as it would be before editing."""
     return decode(encode(picture, int(rng.integers(*HISTORY))))
 
 
 def blended(host: Picture, donor: Picture, mask: Mask) -> Picture:
-    """Return the host with the donor where the mask is, the edge softened by less than a pixel."""
+    """Blend the donor into the host where the mask is set; the edge is softened by less than a pixel."""
     weight = soft(mask, EDGE)
     return np.round(host + weight * (donor.astype(np.float32) - host)).astype(np.uint8)
 
@@ -86,7 +86,7 @@ def _bounds(mask: Mask) -> _Bounds:
 
 
 def _shifts(mask: Mask, rng: Random) -> list[tuple[int, int]]:
-    """Return shifts that bring other places of the picture under a mask, without those that overlap it most."""
+    """Return shifts that bring other places of the picture under a mask, except those that overlap it most."""
     size, bounds = len(mask), _bounds(mask)
     drawn = [
         (
@@ -99,7 +99,7 @@ def _shifts(mask: Mask, rng: Random) -> list[tuple[int, int]]:
 
 
 def _mirrored(picture: Picture, mask: Mask) -> Picture:
-    """Return a picture with the box around a mask mirrored from left to right."""
+    """Mirror the box around a mask from left to right."""
     bounds = _bounds(mask)
     place = slice(bounds.top, bounds.bottom), slice(bounds.left, bounds.right)
     turned = picture.copy()

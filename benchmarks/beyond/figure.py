@@ -1,6 +1,6 @@
-"""Draw examples of what the tasks are made of, from photographs of scikit-image and scikit-learn.
+"""Draw examples of the tasks' pictures, from photographs of scikit-image and scikit-learn.
 
-``python -m benchmarks.beyond.figure [FILE]``: docs/images/beyond_faces.png. No face of a data set is in it.
+``python -m benchmarks.beyond.figure [FILE]`` writes docs/images/beyond_faces.png. It shows no face from a data set.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Panel = tuple[str, Picture, Mask | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw the figure and say where it is."""
+    """Draw the figure and print its path."""
     given = sys.argv[1:] if arguments is None else arguments
     path = Path(given[0]) if given else Path(__file__).parents[2] / "docs/images/beyond_faces.png"
     draw(path)
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def draw(path: Path) -> None:
-    """Draw a row for each photograph: as it is, three edits, three contrasts of camouflage, and two recaptures."""
+    """Draw a row for each photograph: the original, three edits, three contrasts of camouflage, and two recaptures."""
     rows = [
         _panels(host, donor, np.random.default_rng([7, index]))
         for index, (host, donor) in enumerate(zip(SHOWN, DONORS, strict=True))
@@ -59,7 +59,7 @@ def draw(path: Path) -> None:
 
 
 def outlined(picture: Picture, mask: Mask) -> Picture:
-    """Return a picture with a thin red line around a mask."""
+    """Draw a thin red line around a mask on a picture."""
     grown = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
     drawn = picture.copy()
     drawn[grown & ~mask] = OUTLINE

@@ -1,8 +1,8 @@
-"""Manipulation localisation: where was a photograph or a face changed?
+"""Manipulation localisation: find the manipulated pixels of a photograph or a face.
 
-Splices, copy-moves and removals in ordinary photographs, and the four manipulations of faces of the reproduction, all
-compressed at three JPEG qualities in the end. One network learns all of it; unchanged pictures are among those that it
-learns from and is tested on.
+The data are splices, copy-moves and removals in ordinary photographs, and the four face manipulations of the
+reproduction, all of them finally compressed at one of three JPEG qualities. One network learns all of them; training
+and test also include unchanged pictures.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ REAL_KINDS: Final = ("real photograph", "real face")
 
 
 class Localisation(segmentation.Segmentation):
-    """Find what was changed."""
+    """Find manipulated pixels."""
 
     name = "localisation"
     measures = ("F1", "AUC", "IoU")
 
     def parts(self, material: Material, plan: Plan, seed: int) -> Parts:
-        """Make the forgeries of photographs, and of faces if there are any."""
+        """Forge photographs, and faces if there are any."""
         train, test = halves(photographs(material.photographs), seed)
         made = (_forged(train, plan.size, plan.squares, seed, False), _forged(test, plan.size, plan.tested, seed, True))
         if material.faces is not None:
@@ -48,11 +48,11 @@ class Localisation(segmentation.Segmentation):
         return Parts(Pictures.stack(made[0]), None, Pictures.stack(made[1]))
 
     def order(self, train: Pictures, generator: torch.Generator) -> Tensor:
-        """Return every real picture and as many changed ones, evenly over the kinds."""
+        """Return every real picture and as many manipulated ones, spread evenly over the kinds."""
         return sampled(train.kinds, train.sources, generator)
 
     def measured(self, network: nn.Module, parts: Parts) -> tuple[Row, list[Row]]:
-        """Return pixel F1, AUC and IoU of changed pictures, and the share of pixels flagged in unchanged ones."""
+        """Return pixel F1, AUC and IoU of manipulated pictures, and the share of pixels flagged in unchanged ones."""
         test = parts.test
         kinds = [
             REAL_KINDS["/" not in source] if kind == REAL else kind
@@ -63,7 +63,7 @@ class Localisation(segmentation.Segmentation):
         return {name: round(float(np.mean([row[name] for row in changed])), 4) for name in self.measures}, rows
 
     def summary(self, runs: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
-        """Return the figures by what was forged, by manipulation, and by quality."""
+        """Return the figures by kind of picture, by manipulation and by quality."""
         changed = [row for row in rows if row["kind"] not in REAL_KINDS]
         cases: dict[str, segmentation.Case] = {}
         for family, holds in {"photographs": _of_photograph, "faces": _of_face}.items():
@@ -98,7 +98,7 @@ def _measured(found: maps.Map, mask: Mask, kind: str) -> Mapping[str, float]:
 
 
 def _forged(found: Mapping[str, Picture], size: int, count: int, seed: int, tested: bool) -> list[Made]:
-    """Cut squares from photographs, and make of each a picture without a change and one of every edit."""
+    """Cut squares from photographs, and make from each an unchanged picture and one with every edit."""
     made = []
     for name, photograph in found.items():
         for index in range(count):
@@ -113,7 +113,7 @@ def _forged(found: Mapping[str, Picture], size: int, count: int, seed: int, test
 
 
 def _donor(found: Mapping[str, Picture], host: str, size: int, rng: Random) -> Picture:
-    """Cut a square from another photograph of the part, which has colour if the host has, and else is made grey."""
+    """Cut a square from another photograph of the part; match the host in having colour or not."""
     grey = is_grey(found[host])
     others = [name for name in found if name != host and (grey or not is_grey(found[name]))]
     others = others or [name for name in found if name != host] or [host]
@@ -122,13 +122,13 @@ def _donor(found: Mapping[str, Picture], host: str, size: int, rng: Random) -> P
 
 
 def _at_qualities(picture: Picture, mask: Mask, kind: str, source: str, rng: Random, tested: bool) -> list[Made]:
-    """Save a picture as JPEG: at every quality for the test, at one drawn at random for training."""
+    """Save a picture as JPEG: at every quality for testing, at a random one for training."""
     qualities = QUALITIES if tested else (QUALITIES[int(rng.integers(len(QUALITIES)))],)
     return [Made(decode(encode(picture, quality)), mask, kind, f"JPEG {quality}", source) for quality in qualities]
 
 
 def _saved(faces: Faces, seed: int, tested: bool) -> list[Made]:
-    """Save faces, which the data set gives at quality 90, once more."""
+    """Recompress faces, which the data set provides at quality 90."""
     rng = np.random.default_rng([seed, len(faces), tested])
     made = []
     for image, mask, kind, person in zip(faces.images, faces.masks, faces.kinds, faces.people, strict=True):

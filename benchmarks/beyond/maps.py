@@ -1,8 +1,8 @@
-"""How well a map says where something is: the measures of manipulation localisation and of camouflaged objects.
+"""Measures of maps against masks, for manipulation localisation and camouflaged objects.
 
-Maps are float (H, W) in [0, 1] and masks bool (H, W), of one picture. The four measures of camouflage follow their
-papers and what the toolboxes of that field do beside: a map is stretched to reach from 0 to 1 first, rounded to 256
-levels for the E-measure, and the E-measure's mean is over pixels less one.
+Maps are float (H, W) in [0, 1] and masks bool (H, W), for one picture. The four camouflage measures follow their
+papers and the conventions of that field's toolboxes: a map is first stretched to the range from 0 to 1 and, for the
+E-measure, rounded to 256 levels; the E-measure's mean divides by the number of pixels minus one.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ EPSILON = float(np.spacing(1))
 
 def f1(found: Map, mask: Mask, threshold: float = 0.5) -> float:
     """Return the F1 score of the pixels above a threshold."""
-    said = found > threshold
-    return float(2 * (said & mask).sum() / (said.sum() + mask.sum()))
+    above = found > threshold
+    return float(2 * (above & mask).sum() / (above.sum() + mask.sum()))
 
 
 def iou(found: Map, mask: Mask, threshold: float = 0.5) -> float:
-    """Return intersection over union of the pixels above a threshold and the mask."""
-    said = found > threshold
-    return float((said & mask).sum() / (said | mask).sum())
+    """Return the intersection over union of the mask and the pixels above a threshold."""
+    above = found > threshold
+    return float((above & mask).sum() / (above | mask).sum())
 
 
 def pixel_auc(found: Map, mask: Mask) -> float:
-    """Return how often a pixel of the mask has more of the map than another one."""
+    """Return the probability that a pixel in the mask has a higher value than a pixel outside."""
     inside, outside = np.sort(found[mask]), np.sort(found[~mask])
     below, upto = (np.searchsorted(outside, inside, side).mean() for side in ("left", "right"))
     return float((below + upto) / 2 / outside.size)
 
 
 def flagged(found: Map, threshold: float = 0.5) -> float:
-    """Return the share of the pixels that are above a threshold: a false alarm, where nothing was changed."""
+    """Return the share of pixels above a threshold; in an unchanged picture, these are false alarms."""
     return float((found > threshold).mean())
 
 
@@ -45,10 +45,10 @@ def camouflage(found: Map, mask: Mask) -> dict[str, float]:
     """Return S-measure, mean E-measure, weighted F-measure and mean absolute error of a map.
 
     Raises:
-        ValueError: the mask is empty or full, which these measures say nothing of.
+        ValueError: the mask is empty or full, for which these measures are undefined.
     """
     if not 0 < mask.sum() < mask.size:
-        raise ValueError(f"a mask must hold some pixels and not all, got {int(mask.sum())} of {mask.size}")
+        raise ValueError(f"a mask must contain some pixels but not all, got {int(mask.sum())} of {mask.size}")
     stretched = _stretched(found.astype(np.float64))
     return {
         "S": s_measure(stretched, mask),
@@ -61,8 +61,8 @@ def camouflage(found: Map, mask: Mask) -> dict[str, float]:
 def s_measure(found: Map, mask: Mask) -> float:
     """Return the structure measure (Fan et al., ICCV 2017) with alpha = 0.5.
 
-    Half is how bright and even the map is on the object and how dark and even elsewhere, and half how alike map and
-    mask are in the four rectangles around the object's centre.
+    Half of it measures whether the map is bright and even on the object and dark and even elsewhere, and half how
+    similar map and mask are in the four rectangles around the object's centre.
     """
     share = float(mask.mean())
     objects = share * _evenness(found[mask]) + (1 - share) * _evenness(1 - found[~mask])
@@ -76,17 +76,17 @@ def s_measure(found: Map, mask: Mask) -> float:
 
 
 def e_measure(found: Map, mask: Mask) -> float:
-    """Return the enhanced-alignment measure (Fan et al., IJCAI 2018), its mean over 256 thresholds."""
+    """Return the enhanced-alignment measure (Fan et al., IJCAI 2018), as the mean over 256 thresholds."""
     levels = (found * 255).astype(np.uint8)
     hits, alarms = (np.bincount(levels[of], minlength=256)[::-1].cumsum() for of in (mask, ~mask))
     size, objects = mask.size, int(mask.sum())
-    said, there = (hits + alarms) / size, objects / size
+    predicted, present = (hits + alarms) / size, objects / size
     total = np.zeros(256)
     for count, map_value, mask_value in (
-        (hits, 1 - said, 1 - there),
-        (alarms, 1 - said, -there),
-        (objects - hits, -said, 1 - there),
-        (size - objects - alarms, -said, -there),
+        (hits, 1 - predicted, 1 - present),
+        (alarms, 1 - predicted, -present),
+        (objects - hits, -predicted, 1 - present),
+        (size - objects - alarms, -predicted, -present),
     ):
         alignment = 2 * map_value * mask_value / (map_value**2 + mask_value**2 + EPSILON)
         total += count * (alignment + 1) ** 2 / 4
@@ -96,7 +96,7 @@ def e_measure(found: Map, mask: Mask) -> float:
 def weighted_f(found: Map, mask: Mask) -> float:
     """Return the weighted F-measure (Margolin et al., CVPR 2014) with beta = 1.
 
-    An error within the object counts less where its neighbours are right, and one outside less near the object.
+    An error inside the object counts less if its neighbours are correct, and one outside less if it is near the object.
     """
     distance, (rows, columns) = ndimage.distance_transform_edt(~mask, return_indices=True)
     error = np.abs(found - mask)
@@ -124,7 +124,7 @@ def _evenness(values: Map) -> float:
 
 
 def _likeness(found: Map, mask: Mask) -> float:
-    """Return the structural similarity of a rectangle, without the constants that keep it from dividing by 0."""
+    """Return the structural similarity of a rectangle, without the constants that prevent division by 0."""
     truth = mask.astype(np.float64)
     x, y, count = found.mean(), truth.mean(), found.size - 1 + EPSILON
     spreads = ((found - x) ** 2).sum() / count + ((truth - y) ** 2).sum() / count

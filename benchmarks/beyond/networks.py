@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet weights, bare and with attention, under a decoder or a classifier."""
+"""EfficientNet-Lite0 with ImageNet weights, bare and with attention, with a decoder or a classifier."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from benchmarks.reproduction.networks.detector import listed, normalised
 from benchmarks.reproduction.networks.lite import Lite, append_attention, bare, lite0
 from sia_layers import inject_sia
 
-# The maps are a quarter to a sixteenth of pictures of a hundred pixels: blocks of 8, the default, would leave one.
+# The maps are a quarter to a sixteenth of pictures of a hundred pixels: the default blocks of 8 would leave one.
 BLOCK: Final = 4
-STAGES: Final = 5  # up to a sixteenth of the picture: the decoder takes no smaller map
-LOW, HIGH = 1, 3  # of the maps of the backbone, from half of the picture down: a quarter, and a sixteenth
-DECODER: Final = 64  # channels
+STAGES: Final = 5  # up to a sixteenth of the picture: the decoder uses no smaller map
+LOW, HIGH = 1, 3  # indices of the backbone's maps, which start at half of the picture: a quarter and a sixteenth
+DECODER: Final = 64  # channels of the decoder
 
 VARIANTS: Final[dict[str, Callable[[nn.Module], object]]] = {
     "bare": bare,
@@ -29,11 +29,11 @@ VARIANTS: Final[dict[str, Callable[[nn.Module], object]]] = {
 
 
 class Segmenter(nn.Module):
-    """EfficientNet-Lite0 up to a sixteenth of the picture, and LR-ASPP (Howard et al., ICCV 2019) of torchvision.
+    """EfficientNet-Lite0 up to a sixteenth of the picture, with torchvision's LR-ASPP (Howard et al., ICCV 2019).
 
     Args:
         variant: one of :data:`VARIANTS`.
-        pretrained: start from the ImageNet weights.
+        pretrained: whether to start from the ImageNet weights.
 
     Shape:
         float pictures (N, 3, H, W), RGB in [0, 1], to logits (N, H, W).
@@ -70,7 +70,7 @@ def classifier(variant: str, pretrained: bool = True) -> Lite:
 
 
 def attach(variant: str, backbone: nn.Module) -> None:
-    """Put a variant's attention into a backbone, in place.
+    """Add a variant's attention to a backbone, in place.
 
     Raises:
         ValueError: there is no such variant.

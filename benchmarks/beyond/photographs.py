@@ -1,4 +1,4 @@
-"""Ordinary photographs, those that scikit-image and scikit-learn ship or a folder's, and the squares cut from them."""
+"""Ordinary photographs, from scikit-image and scikit-learn or from a folder, and squares cut from them."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ FROM_SKIMAGE: Final = (
     "rocket",
 )
 FROM_SKLEARN: Final = ("china", "flower")
-TESTED: Final = 0.45  # of the photographs
-SHORTEST: Final = 160  # pixels: a smaller photograph has no two squares that differ
-CLOSEST, WIDEST = 1.25, 3.0  # side of the square that is cut, over the side of the finished picture
+TESTED: Final = 0.45  # share of the photographs in the test part
+SHORTEST: Final = 160  # pixels: squares cut from a smaller photograph would be too similar
+CLOSEST, WIDEST = 1.25, 3.0  # side of a square before resizing, relative to the side of the finished picture
 
 
 def photographs(folder: Path | None = None) -> dict[str, Picture]:
-    """Return photographs by name, uint8 (H, W, 3); grey ones with three equal channels.
+    """Return photographs by name, uint8 (H, W, 3); grey ones have three equal channels.
 
     Args:
-        folder: of photographs, searched to the bottom; None for the thirteen that come with the libraries.
+        folder: folder of photographs, searched recursively; None for the thirteen that come with the libraries.
 
     Raises:
-        FileNotFoundError: the folder holds no photograph of 160 pixels or more that can be read.
+        FileNotFoundError: the folder has too few readable photographs of 160 pixels or more.
     """
     if folder is None:
         return dict(_shipped())
@@ -55,7 +55,7 @@ def photographs(folder: Path | None = None) -> dict[str, Picture]:
             found[path.relative_to(folder).with_suffix("").as_posix().replace("/", "_")] = picture
     if len(found) < 4:
         raise FileNotFoundError(
-            f"{folder} holds {len(found)} photographs of {SHORTEST} pixels or more that can be read; two parts need 4"
+            f"{folder} has {len(found)} readable photographs of {SHORTEST} pixels or more; two parts need 4"
         )
     return found
 
@@ -81,7 +81,7 @@ def is_grey(picture: Picture) -> bool:
 
 
 def halves(found: Mapping[str, Picture], seed: int) -> Split:
-    """Split photographs into those of train and those of test, coloured and grey ones each for themselves."""
+    """Split photographs into train and test, separately for coloured and grey ones."""
     train: dict[str, Picture] = {}
     test: dict[str, Picture] = {}
     rng = np.random.default_rng([seed, 0])
@@ -95,12 +95,12 @@ def halves(found: Mapping[str, Picture], seed: int) -> Split:
 
 
 def square(photograph: Picture, size: int, rng: Random) -> Picture:
-    """Cut a square of a random side and place, and resize it to ``size`` pixels."""
+    """Cut a square of random size and position, and resize it to ``size`` pixels."""
     return squares(photograph, size, 1, rng)[0]
 
 
 def squares(photograph: Picture, size: int, count: int, rng: Random) -> list[Picture]:
-    """Cut so many squares of one random side from random places, and resize them to ``size`` pixels."""
+    """Cut ``count`` squares of one random size from random places, and resize them to ``size`` pixels."""
     first = _box(photograph, size, rng)
     height, width = photograph.shape[:2]
     boxes = [first] + [
@@ -123,9 +123,9 @@ def blob(size: int, rng: Random, areas: tuple[float, float], margin: int = 3) ->
 
     Args:
         size: side of the picture in pixels.
-        rng: what is drawn with.
-        areas: least and largest share of the picture that it covers, about.
-        margin: pixels that it keeps off the border.
+        rng: random number generator.
+        areas: approximate smallest and largest share of the picture that the shape covers.
+        margin: distance to the border in pixels.
     """
     angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     radius = np.ones_like(angles)
@@ -147,5 +147,5 @@ def blob(size: int, rng: Random, areas: tuple[float, float], margin: int = 3) ->
 
 
 def soft(mask: Mask, sigma: float) -> np.ndarray:
-    """Return a mask with its edge softened by a Gaussian, float32 (S, S, 1), for blending."""
+    """Return a mask with its edge blurred by a Gaussian, float32 (S, S, 1), for blending."""
     return cv2.GaussianBlur(mask.astype(np.float32), (0, 0), sigma)[..., None]

@@ -1,4 +1,4 @@
-"""Pictures in memory with what is known of each, and the three parts of a split."""
+"""Pictures in memory with their labels, and the three parts of a split."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Made(NamedTuple):
 
     Attributes:
         picture: uint8 (S, S, 3), RGB.
-        mask: bool (S, S), True where something was changed or hidden.
-        kind: ``"real"``, or what was done to it.
-        condition: what it is tested at, such as ``"JPEG 75"``.
-        source: what it was made of: a photograph or a person, and after a slash the number of the square cut from it.
+        mask: bool (S, S), True where the picture was changed or something was hidden.
+        kind: ``"real"``, or the manipulation.
+        condition: test condition, such as ``"JPEG 75"``.
+        source: photograph or person that it was made from and, after a slash, the number of the square.
     """
 
     picture: Picture
@@ -35,14 +35,14 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of one part.
+    """The pictures of one part.
 
     Attributes:
         images: uint8 (N, 3, S, S), RGB.
         masks: bool (N, S, S).
-        kinds: of each, ``"real"`` or what was done to it.
-        conditions: what each is tested at.
-        sources: what each was made of.
+        kinds: ``"real"`` or the manipulation of each picture.
+        conditions: test condition of each picture.
+        sources: source of each picture.
     """
 
     images: Tensor
@@ -56,13 +56,13 @@ class Pictures:
 
     @classmethod
     def stack(cls, made: Sequence[Made]) -> Pictures:
-        """Put finished pictures of one size together.
+        """Collect finished pictures of one size.
 
         Raises:
             ValueError: there are none.
         """
         if not made:
-            raise ValueError("a part holds no picture; use more photographs or people")
+            raise ValueError("a part has no picture; use more photographs or people")
         images = torch.from_numpy(np.stack([each.picture for each in made])).permute(0, 3, 1, 2).contiguous()
         masks = torch.from_numpy(np.stack([each.mask for each in made]))
         kinds, conditions, sources = zip(*((each.kind, each.condition, each.source) for each in made), strict=True)
@@ -75,12 +75,12 @@ class Pictures:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Return the photograph or person of each picture: what is drawn together for an interval."""
+        """Return the photograph or person of each picture, which the bootstrap resamples."""
         return tuple(source.partition("/")[0] for source in self.sources)
 
 
 class Parts(NamedTuple):
-    """The parts of a split; no photograph and no person is in two. Nothing is chosen on ``test``."""
+    """The parts of a split; no photograph and no person is in two. ``test`` selects nothing."""
 
     train: Pictures
     validation: Pictures | None

@@ -1,8 +1,8 @@
-"""Simulated recapture: a face on paper or on a screen, before a camera. No picture here was ever printed or shown.
+"""Simulated recapture: a face on paper or on a screen in front of a camera. Nothing was really printed or displayed.
 
-A picture is uint8 (S, S, 3) in RGB, several times larger than the finished one: halftone dots and the screen's pixels
-are drawn at that resolution, and the camera samples them down, which is where moiré comes from. Real faces go before
-the same camera, so that neither its blur nor its noise nor its compression tells.
+A picture is uint8 (S, S, 3) in RGB, several times larger than the finished one: halftone dots and screen pixels are
+drawn at that resolution, and the camera samples them down, which causes moiré. Real faces pass through the same camera,
+so that its blur, noise and compression do not give the class away.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from benchmarks.reproduction.data.pipeline import Picture, decode, encode, resiz
 
 Light = NDArray[np.float32]  # (S, S, 3), 0 to 1
 
-ENLARGED: Final = 3  # the side that recapture works at, over the side of the finished picture
-ANGLES: Final = (15.0, 75.0, 0.0)  # of the halftone screens of cyan, magenta and yellow, in degrees
-INK: Final = 0.92  # the share of light that full ink takes away
-QUALITY: Final = 90  # of the camera's JPEG
+ENLARGED: Final = 3  # working size relative to the size of the finished picture
+ANGLES: Final = (15.0, 75.0, 0.0)  # angles of the cyan, magenta and yellow halftone screens, in degrees
+INK: Final = 0.92  # share of light that full ink absorbs
+QUALITY: Final = 90  # JPEG quality of the camera
 
 
 def printed(picture: Picture, rng: Random) -> Light:
-    """Return a picture as light from paper: halftone dots of three inks, their gain, and the fibres of the paper."""
+    """Return a picture as light from paper: halftone dots of three inks, dot gain, and the fibres of the paper."""
     light = _as_light(picture) ** np.float32(rng.uniform(0.85, 1.15))
     period = rng.uniform(4.0, 7.0)
     dots = np.stack(
         [light[..., ink] > _halftone(len(light), period, angle, rng) for ink, angle in enumerate(ANGLES)], 2
     )
     reflected = _blurred(1 - np.float32(INK) * (1 - dots.astype(np.float32)), rng.uniform(0.9, 1.6))
-    mixed = rng.uniform(0.1, 0.5)  # some printers scatter their dots so finely that the tone shows beside them
+    mixed = rng.uniform(0.1, 0.5)  # some printers scatter dots so finely that the continuous tone also shows
     reflected = mixed * reflected + (1 - mixed) * (1 - np.float32(INK) * (1 - light))
     fibres = _blurred(rng.standard_normal(light.shape[:2]).astype(np.float32), rng.uniform(0.8, 2.0))
     paper = 1 + np.float32(rng.uniform(0.005, 0.02)) * fibres[..., None] / fibres.std()
@@ -42,7 +42,7 @@ def printed(picture: Picture, rng: Random) -> Light:
 
 
 def shown(picture: Picture, rng: Random) -> Light:
-    """Return a picture as light from a screen: its gamma, the stripes of its subpixels, cold light and glare."""
+    """Return a picture as light from a screen: gamma, subpixel stripes, cold light and glare."""
     light = _as_light(picture) ** np.float32(rng.uniform(0.75, 1.3))
     period, turn = rng.uniform(2.2, 4.5), np.deg2rad(rng.uniform(-8, 8))
     across, down = _turned(len(light), turn)
@@ -60,9 +60,9 @@ def shown(picture: Picture, rng: Random) -> Light:
 
 
 def before_camera(light: Light, size: int, rng: Random) -> Picture:
-    """Return what a camera makes of light: a picture of ``size`` pixels, blurred, exposed, with noise, as JPEG."""
+    """Return a camera's picture of light: ``size`` pixels, blurred, exposed, noisy, and JPEG-compressed."""
     sampled = _blurred(light, rng.uniform(0.5, 1.2))
-    # Every third pixel of a nearly sharp picture, not the mean of nine: sensors see little areas, and alias.
+    # Sample every third pixel of a nearly sharp picture, not the mean of nine: small sensor elements alias.
     sampled = 0.5 * resize(sampled, size) + 0.5 * cv2.resize(sampled, (size, size), interpolation=cv2.INTER_LINEAR)
     exposed = sampled * np.float32(rng.uniform(0.9, 1.1)) * rng.uniform(0.9, 1.1, 3).astype(np.float32)
     noisy = exposed + np.float32(rng.uniform(0.004, 0.016)) * rng.standard_normal(exposed.shape).astype(np.float32)
@@ -70,7 +70,7 @@ def before_camera(light: Light, size: int, rng: Random) -> Picture:
 
 
 def live(picture: Picture, rng: Random) -> Light:
-    """Return a picture as light, without a detour."""
+    """Return a picture directly as light."""
     return _as_light(picture) * _uneven(len(picture), rng, 0.25)
 
 
@@ -82,28 +82,28 @@ def _as_light(picture: Picture) -> Light:
 
 
 def _turned(size: int, angle: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the coordinates of each pixel along two axes that are turned by an angle in radians."""
+    """Return each pixel's coordinates along two axes that are rotated by an angle in radians."""
     rows, columns = np.indices((size, size), dtype=np.float32)
     sine, cosine = np.float32(np.sin(angle)), np.float32(np.cos(angle))
     return cosine * columns + sine * rows, cosine * rows - sine * columns
 
 
 def _halftone(size: int, period: float, degrees: float, rng: Random) -> NDArray[np.float32]:
-    """Return the thresholds of a screen of round dots, spread evenly over 0 to 1."""
+    """Return the thresholds of a screen of round dots, evenly distributed over 0 to 1."""
     across, down = _turned(size, np.deg2rad(degrees + rng.uniform(-3, 3)))
     waves = np.cos(2 * np.pi * across / period) + np.cos(2 * np.pi * down / period)
     return np.clip(0.5 + 0.27 * waves + 0.02 * rng.standard_normal(waves.shape), 0.02, 0.98).astype(np.float32)
 
 
 def _uneven(size: int, rng: Random, most: float) -> Light:
-    """Return a lamp's light: brighter on one side by at most so much."""
+    """Return a lamp's light, brighter on one side by at most ``most``."""
     across, _ = _turned(size, rng.uniform(0, 2 * np.pi))
     ramp = (across - across.min()) / np.ptp(across)
     return (1 - np.float32(rng.uniform(0, most)) * ramp)[..., None]
 
 
 def _glare(size: int, rng: Random) -> Light:
-    """Return a soft bright spot, stretched and turned."""
+    """Return a soft bright spot, stretched and rotated."""
     across, down = _turned(size, rng.uniform(0, np.pi))
     x, y = rng.uniform(across.min(), across.max()), rng.uniform(down.min(), down.max())
     long, short = rng.uniform(0.2, 0.5) * size, rng.uniform(0.06, 0.15) * size

@@ -1,4 +1,4 @@
-"""docs/beyond-faces.md: its tables, and what may be said of them, from the CSV files alone."""
+"""Write the tables of docs/beyond-faces.md and the statements that they support, from the CSV files alone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 
 from benchmarks import harness
 from benchmarks.beyond.networks import VARIANTS
-from benchmarks.reproduction.report import CsvRow, percent, table, told, verdict
+from benchmarks.reproduction.report import CsvRow, cell, percent, table, verdict
 
-FEWEST: Final = 5  # seeds that differences are judged from
+FEWEST: Final = 5  # seeds below which differences are not judged
 
 
 def filled(page: str, folder: Path) -> str:
-    """Return the page with every section whose results are there put between its marks.
+    """Insert every section that has results between its marks on the page.
 
     Raises:
         ValueError: a mark is missing, or they are in the wrong order.
@@ -83,28 +83,28 @@ def _wide(
     rows: Sequence[CsvRow], case: str, measures: Sequence[str], compared: Sequence[str],
     beside: tuple[str, Mapping[str, CsvRow]] | None = None,
 ) -> str:  # fmt: skip
-    """Return a table of one case: networks down, measures and differences from bare across."""
+    """Format a table of one case, with networks as rows and measures and differences from bare as columns."""
     columns = [*measures, *(f"{measure} - bare" for measure in compared)]
     heads = [case, *(name.replace(" - ", " − ") for name in columns), *([] if beside is None else [beside[0]])]
     lines = []
     for name, row in _of(rows, case).items():
-        line = [name, *(told(row, column) for column in columns)]
+        line = [name, *(cell(row, column) for column in columns)]
         if beside is not None:
-            line.append(told(beside[1][name], beside[0]) if name in beside[1] else "")
+            line.append(cell(beside[1][name], beside[0]) if name in beside[1] else "")
         lines.append(line)
     return table(heads, lines)
 
 
 def _across(rows: Sequence[CsvRow], cases: Sequence[str], measure: str) -> str:
-    """Return a table of one measure: networks down, cases across."""
+    """Format a table of one measure, with networks as rows and cases as columns."""
     found = {case: _of(rows, case) for case in cases}
     names = [name for name in VARIANTS if any(name in of for of in found.values())]
-    lines = [[name, *(told(of[name], measure) if name in of else "" for of in found.values())] for name in names]
+    lines = [[name, *(cell(of[name], measure) if name in of else "" for of in found.values())] for name in names]
     return table([measure, *cases], lines)
 
 
 def _verdicts(rows: Sequence[CsvRow], cases: Sequence[str], measures: Sequence[str]) -> str:
-    """Return what the paired differences from bare allow to be said, and how many leave out zero."""
+    """Return what the paired differences from bare support, and the number of intervals that exclude zero."""
     found = [
         (f"{network} − bare, {case}", measure, percent(row, f"{measure} - bare"))
         for measure in measures for case in cases for network, row in _of(rows, case).items()
@@ -113,19 +113,19 @@ def _verdicts(rows: Sequence[CsvRow], cases: Sequence[str], measures: Sequence[s
     seeds = min((len(row["seeds"].split()) for case in cases for row in _of(rows, case).values()), default=0)
     if not found or seeds < FEWEST:
         return (
-            f"- The tables hold {seeds} of at least {FEWEST} seeds so far. Training alone differs from seed to seed by "
-            "more than so few can tell from a difference between networks: nothing is judged here yet.\n"
+            f"- The tables cover {seeds} of at least {FEWEST} seeds so far. So few seeds cannot separate differences "
+            "between networks from those between training runs: nothing is judged here yet.\n"
         )
     lines = [f"- {verdict(what, *figures, f'points of {measure}')}\n" for what, measure, figures in found]
     apart = sum(low > 0 or high < 0 for _, _, (_, low, high) in found)
     return "".join(lines) + (
-        f"- Of these {len(found)} intervals {apart} leave out zero. They share the bare runs, and none is widened for "
-        "there being many.\n"
+        f"- {apart} of these {len(found)} intervals exclude zero. They share the bare runs, and none is corrected for "
+        "multiple comparisons.\n"
     )
 
 
 def _setting(folder: Path, name: str) -> str:
-    """Return what the figures below were measured with, as the rows of the runs have it."""
+    """Return a line on the settings of the figures below it, from the rows of the runs."""
     runs = harness.read(folder / f"{name}_runs.csv")
     seeds = sorted({int(run["seed"]) for run in runs})
     first = runs[0]
@@ -136,8 +136,8 @@ def _setting(folder: Path, name: str) -> str:
     reach = f" Gains of SIA after training: {min(gains):+.2f} to {max(gains):+.2f}." if gains else ""
     return (
         f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}; {first['material']}; {first['size']} pixels, "
-        f"{first['epochs']} epochs, {first['train pictures']} pictures to learn from and {first['test pictures']} to "
-        f"test on at seed {seeds[0]}; {min(seconds):.0f} to {max(seconds):.0f} s of one core for a training; "
+        f"{first['epochs']} epochs, {first['train pictures']} training and {first['test pictures']} test pictures at "
+        f"seed {seeds[0]}; {min(seconds):.0f} to {max(seconds):.0f} s of one core per training; "
         f"{machines}; {versions}; "
         f"trained at {', '.join(commits)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}.{reach}\n"
     )

@@ -1,7 +1,7 @@
-"""The result files of a task: a row a run, rows by photograph or person, and the table made of them.
+"""The result files of a task: one row per run, rows by photograph or person, and the table made from them.
 
-A run whose row is there, with the same settings and material, is not run again: committed files are what a later call
-goes on from, on any machine.
+A run whose row exists, with the same settings and material, is not repeated: later calls, on any machine, build on the
+committed files.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Results:
     """The three files of a task in a folder.
 
     Args:
-        folder: of the files.
-        task: whose they are.
+        folder: folder of the files.
+        task: task that they belong to.
     """
 
     def __init__(self, folder: Path, task: Task) -> None:
@@ -29,42 +29,42 @@ class Results:
         )
 
     def runs(self) -> list[dict[str, str]]:
-        """Return the rows of all runs, as text; none without a file."""
+        """Return the rows of all runs, as text; an empty list if there is no file."""
         return harness.read(self.runs_file) if self.runs_file.exists() else []
 
     def rows(self) -> list[dict[str, str]]:
-        """Return the rows by photograph or person, as text; none without a file."""
+        """Return the rows by photograph or person, as text; an empty list if there is no file."""
         return harness.read(self.rows_file) if self.rows_file.exists() else []
 
     def holds(self, wanted: Row) -> bool:
-        """Tell whether there is a run with these settings."""
+        """Tell whether a run with these settings exists."""
         return any(all(run.get(name) == _as_text(value) for name, value in wanted.items()) for run in self.runs())
 
     def check(self, wanted: Row) -> None:
-        """Refuse what no table can hold beside the runs that there are.
+        """Refuse a run that cannot share a table with the existing runs.
 
         Raises:
-            ValueError: runs with other settings or other material are there.
+            ValueError: there are runs with other settings or other material.
         """
         shared = [name for name in wanted if name not in ("network", "seed")]
         for run in self.runs():
             if differing := [name for name in shared if run[name] != _as_text(wanted[name])]:
                 raise ValueError(
-                    f"{self.runs_file} holds runs with another {', '.join(differing)}; give another folder with "
+                    f"{self.runs_file} has runs with another {', '.join(differing)}; choose another folder with "
                     "--results, or remove the task's files there"
                 )
 
     def add(self, run: Row, rows: Sequence[Row]) -> None:
-        """Write a run and its rows, in place of one of the same network and seed."""
+        """Record a run and its rows, replacing one of the same network and seed."""
         place = (run["network"], str(run["seed"]))
         others, runs = (
             [row for row in found if (row["network"], row["seed"]) != place] for found in (self.rows(), self.runs())
         )
         harness.write(self.rows_file, sorted([*others, *rows], key=_rank))
-        harness.write(self.runs_file, sorted([*runs, run], key=_rank))  # last, since it says that the run is done
+        harness.write(self.runs_file, sorted([*runs, run], key=_rank))  # last, since its row marks the run as complete
 
     def write_table(self) -> None:
-        """Write the table of means and intervals, of the seeds that all networks have: each has other pictures."""
+        """Write the table of means and intervals, over the seeds that all networks share: pictures differ by seed."""
         runs = self.runs()
         networks: dict[str, set[str]] = {}
         for run in runs:
@@ -72,8 +72,8 @@ class Results:
         everyone = set().union(*networks.values())
         seeds = {seed for seed, found in networks.items() if found == everyone} or set(networks)
         if seeds:
-            held = ([row for row in found if row["seed"] in seeds] for found in (runs, self.rows()))
-            harness.write(self.table_file, self.task.summary(*held))
+            kept = ([row for row in found if row["seed"] in seeds] for found in (runs, self.rows()))
+            harness.write(self.table_file, self.task.summary(*kept))
 
 
 def _rank(row: Row) -> tuple[int, int]:

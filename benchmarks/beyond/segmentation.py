@@ -1,4 +1,4 @@
-"""What the two tasks that end in a map share: the network, the loss, and rows that are means over a photograph."""
+"""The common parts of the two tasks that predict a map: the network, the loss, and rows averaged per photograph."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DIGITS: Final = 4
 
 
 class Segmentation(Task):
-    """A task whose network gives a logit for each pixel."""
+    """A task whose network returns a logit for each pixel."""
 
     def network(self, variant: str, pretrained: bool) -> nn.Module:
         """Return EfficientNet-Lite0 with LR-ASPP."""
@@ -30,52 +30,52 @@ class Segmentation(Task):
     def loss(self, network: nn.Module, x: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
         """Return binary cross-entropy plus the Dice loss of the whole batch."""
         logits, truth = network(x), masks.to(x.dtype)
-        said = logits.sigmoid()
-        dice = 1 - (2 * (said * truth).sum() + 1) / (said.sum() + truth.sum() + 1)
+        predicted = logits.sigmoid()
+        dice = 1 - (2 * (predicted * truth).sum() + 1) / (predicted.sum() + truth.sum() + 1)
         return F.binary_cross_entropy_with_logits(logits, truth) + dice
 
 
 def by_group(
     network: nn.Module, test: Pictures, kinds: Sequence[str], measure: Callable[[Map, Mask, str], Mapping[str, float]]
 ) -> list[Row]:
-    """Measure the map of every picture, and take the mean over those of one photograph, kind and condition.
+    """Measure the map of every picture, and average over those of one photograph, kind and condition.
 
     Args:
-        network: gives logits (N, S, S).
+        network: network that returns logits (N, S, S).
         test: the pictures.
-        kinds: of each picture, as the rows are to have it.
-        measure: takes a map, a mask and the kind, and gives figures.
+        kinds: kind of each picture, for the rows.
+        measure: function of a map, a mask and the kind that returns figures.
     """
     found: dict[tuple[str, str, str], list[Mapping[str, float]]] = {}
     for index, logits in enumerate(outputs(network, test)):
         figures = measure(logits.sigmoid().double().numpy(), test.masks[index].numpy(), kinds[index])
         found.setdefault((kinds[index], test.conditions[index], test.groups[index]), []).append(figures)
     return [
-        {"kind": kind, "condition": condition, "group": group, "pictures": len(held),
-         **{name: round(float(np.mean([figures[name] for figures in held])), DIGITS) for name in held[0]}}
-        for (kind, condition, group), held in found.items()
+        {"kind": kind, "condition": condition, "group": group, "pictures": len(members),
+         **{name: round(float(np.mean([figures[name] for figures in members])), DIGITS) for name in members[0]}}
+        for (kind, condition, group), members in found.items()
     ]  # fmt: skip
 
 
 def table(rows: Sequence[Row], measures: Sequence[str], cases: Mapping[str, Case]) -> list[Row]:
-    """Take means with intervals over photographs or people and over seeds, and paired differences from bare.
+    """Compute means with intervals over photographs or people and over seeds, and paired differences from bare.
 
     Args:
-        rows: of all runs.
+        rows: rows of all runs.
         measures: columns of figures.
-        cases: what the rows of the table are of, and which rows go into each.
+        cases: name of each case, and the rows that belong to it.
     """
     made = []
     for case, holds in cases.items():
-        held = [row for row in rows if holds(row)]
-        variants = [name for name in networks.VARIANTS if any(row["network"] == name for row in held)]
+        selected = [row for row in rows if holds(row)]
+        variants = [name for name in networks.VARIANTS if any(row["network"] == name for row in selected)]
         for variant in variants:
-            row: Row = {"case": case, "network": variant, "seeds": _seeds(held, variant)}
+            row: Row = {"case": case, "network": variant, "seeds": _seeds(selected, variant)}
             for measure in measures:
-                if all(each[measure] != "" for each in held):
-                    row |= _interval(held, variant, measure).clipped(0, 1).as_row(measure)
+                if all(each[measure] != "" for each in selected):
+                    row |= _interval(selected, variant, measure).clipped(0, 1).as_row(measure)
                     if variant != "bare" and "bare" in variants:
-                        row |= _interval(held, variant, measure, "bare").as_row(f"{measure} - bare")
+                        row |= _interval(selected, variant, measure, "bare").as_row(f"{measure} - bare")
             made.append(row)
     return made
 
@@ -85,7 +85,7 @@ def _seeds(rows: Sequence[Row], variant: str) -> str:
 
 
 def _interval(rows: Sequence[Row], variant: str, measure: str, other: str | None = None) -> Interval:
-    """Return the interval of a measure, or of how much more of it a network has than another on the same pictures."""
+    """Return the interval of a measure, or of its difference from another network on the same pictures."""
     of = {_place(row): float(row[measure]) for row in rows if row["network"] == variant}
     if other is not None:
         beside = {_place(row): float(row[measure]) for row in rows if row["network"] == other}

@@ -1,8 +1,8 @@
-"""Face anti-spoofing: live faces and simulated recaptures of them, or a tree of a real data set.
+"""Face anti-spoofing: live faces and simulated recaptures of them, or a folder of a real data set.
 
-The threshold is that of equal error rates on the validation part. APCER is the share of an attack's pictures that pass
-as live, BPCER that of live ones that don't (ISO/IEC 30107-3); ACER is the mean of BPCER and the larger APCER, and HTER
-that of BPCER and the share of all attacks that pass.
+The threshold is that of equal error rates on the validation part. APCER is the share of an attack's pictures that are
+accepted as live, and BPCER the share of live ones that are rejected (ISO/IEC 30107-3). ACER is the mean of BPCER and
+the largest APCER, and HTER the mean of BPCER and the share of all attacks that are accepted.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from benchmarks.reproduction.scores import (
 )
 from benchmarks.reproduction.training import sampled
 
-FRACTIONS: Final = (0.5, 0.2, 0.3)  # of the people, in train, validation and test: a threshold needs some
+FRACTIONS: Final = (0.5, 0.2, 0.3)  # shares of the people in train, validation (for the threshold) and test
 CONDITION: Final = "simulated recapture"
 
 
 class Spoofing(Task):
-    """Tell live faces from recaptured ones."""
+    """Distinguish live faces from recaptured ones."""
 
     name = "spoofing"
     measures = ("ACER", "HTER", "AUC")
@@ -51,7 +51,7 @@ class Spoofing(Task):
         if material.tree is not None:
             return trees.spoofing(material.tree, plan.size, seed)
         if material.faces is None:
-            raise ValueError("spoofing needs faces; give the folder of a data set of faces with --data, or --tree")
+            raise ValueError("spoofing needs faces; name the folder of a face data set with --data or --tree")
         faces = _faces(material.faces)
         sides = limit(split(faces, seed, fractions=FRACTIONS), plan.people, seed)
         made: dict[str, list[Made]] = {part: [] for part in PARTS}
@@ -68,11 +68,11 @@ class Spoofing(Task):
         return cross_entropy(network(x), labels)
 
     def order(self, train: Pictures, generator: torch.Generator) -> Tensor:
-        """Return every live picture and as many attacks, evenly over the kinds."""
+        """Return every live picture and as many attacks, spread evenly over the kinds."""
         return sampled(train.kinds, train.groups, generator)
 
     def measured(self, network: nn.Module, parts: Parts) -> tuple[Row, list[Row]]:
-        """Return ACER, HTER and AUC, and how far each picture's logit lies above the threshold."""
+        """Return ACER, HTER and AUC, and each picture's logit relative to the threshold."""
         assert parts.validation is not None
         logits = torch.stack(list(outputs(network, parts.validation))).numpy()
         threshold = equal_error_threshold(logits, parts.validation.labels.numpy())
@@ -88,14 +88,14 @@ class Spoofing(Task):
         return {**figures, "threshold": round(threshold, 4)}, rows
 
     def summary(self, runs: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
-        """Return the figures of all attacks, and of each against live ones."""
+        """Return the figures for all attacks, and for each attack against live faces."""
         attacks = list(dict.fromkeys(row["kind"] for row in rows if row["kind"] != REAL))
         cases = {"all attacks": attacks, **{attack: [attack] for attack in attacks}}
         made = []
         for case, kinds in cases.items():
-            held = [row for row in rows if row["kind"] in (REAL, *kinds)]
-            variants = [name for name in networks.VARIANTS if any(row["network"] == name for row in held)]
-            found = {name: _predictions([row for row in held if row["network"] == name]) for name in variants}
+            selected = [row for row in rows if row["kind"] in (REAL, *kinds)]
+            variants = [name for name in networks.VARIANTS if any(row["network"] == name for row in selected)]
+            found = {name: _predictions([row for row in selected if row["network"] == name]) for name in variants}
             for variant in variants:
                 seeds = sorted(found[variant])
                 row: Row = {"case": case, "network": variant, "seeds": " ".join(map(str, seeds))}
@@ -110,7 +110,7 @@ class Spoofing(Task):
 
 
 def equal_error_threshold(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """Return the threshold at which live pictures and attacks are wrong equally often, as nearly as there is one."""
+    """Return the threshold at which the error rates of live pictures and attacks are most nearly equal."""
     levels = np.unique(logits)
     thresholds = np.concatenate([[levels[0] - 1], (levels[1:] + levels[:-1]) / 2, [levels[-1] + 1]])
     passed = (logits[labels == 1] <= thresholds[:, None]).mean(1)
@@ -126,7 +126,7 @@ def half_total_error(found: Predictions, weights: Array) -> Array:
 
 
 def classification_error(found: Predictions, weights: Array) -> Array:
-    """Return ACER (B,) at the threshold 0 under weights (B, N): the worst attack's error and that of live ones."""
+    """Return ACER (B,) at the threshold 0 under weights (B, N): the mean of the worst APCER and BPCER."""
     kinds, wrong = np.array(found.kinds), (found.logits > 0) != (found.labels == 1)
     with np.errstate(invalid="ignore"):
         shares = {kind: (weights * (wrong & (kinds == kind))).sum(1) / (weights * (kinds == kind)).sum(1)
@@ -138,32 +138,32 @@ SCORES: Final[dict[str, Score]] = {"ACER": classification_error, "HTER": half_to
 
 
 def _predictions(rows: Sequence[Row]) -> dict[int, Predictions]:
-    """Return by seed what rows say, the threshold being 0."""
+    """Return the predictions of each seed from rows whose threshold is 0."""
     seeds: dict[int, list[Row]] = {}
     for row in rows:
         seeds.setdefault(int(row["seed"]), []).append(row)
     return {
         seed: Predictions.from_lists(
-            [int(row["kind"] != REAL) for row in held], [float(row["above threshold"]) for row in held],
-            [row["group"] for row in held], [row["kind"] for row in held],
+            [int(row["kind"] != REAL) for row in kept], [float(row["above threshold"]) for row in kept],
+            [row["group"] for row in kept], [row["kind"] for row in kept],
         )
-        for seed, held in seeds.items()
+        for seed, kept in seeds.items()
     }  # fmt: skip
 
 
 def _faces(root: Path) -> dict[str, Path]:
-    """Return the pictures of a folder of faces, one person each, in ``faces/`` or beside it."""
+    """Return the pictures in a folder of faces, one per person, from ``faces/`` if it exists."""
     folder = root / "faces" if (root / "faces").is_dir() else root
     found: Mapping[str, Path] = {
         path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES
     }
     if not found:
-        raise FileNotFoundError(f"{folder} holds no picture; give a folder with one picture of each person")
+        raise FileNotFoundError(f"{folder} has no pictures; choose a folder with one picture of each person")
     return dict(found)
 
 
 def _recaptured(person: str, picture: Picture, size: int, seed: int) -> list[Made]:
-    """Return a face as a camera sees it live, and as it sees it on paper and on a screen."""
+    """Return a face as the camera sees it live, on paper and on a screen."""
     large = resize(crop(picture, centre_box(picture.shape)), recapture.ENLARGED * size)
     nowhere = np.zeros((size, size), bool)
     made = []

@@ -1,4 +1,4 @@
-"""What the tasks share: what is spent, what they are made from, how they are trained, and the rows that come of it."""
+"""The common parts of the tasks: the budget, the material, the training, and the resulting rows."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ Row = dict[str, Any]
 BATCH: Final = 4
 LEARNING_RATE: Final = 1e-3
 WEIGHT_DECAY: Final = 0.01
-GAIN_RATE: Final = 20.0  # of the learning rate: gains must be able to come from 0 to 1, the published formula
+GAIN_RATE: Final = 20.0  # relative learning rate: gains must be able to get from 0 to 1, the published formula
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is spent on a run.
+    """The budget of a run.
 
     Attributes:
         size: side of the pictures in pixels.
-        squares: cut from each photograph of the train part.
-        tested: cut from each photograph of the test part.
-        people: how many there are over all parts, at most; None for everybody.
+        squares: squares cut from each training photograph.
+        tested: squares cut from each test photograph.
+        people: largest number of people over all parts; None for everybody.
         epochs: passes over the train part.
-        pretrained: start from ImageNet weights.
+        pretrained: whether to start from ImageNet weights.
     """
 
     size: int
@@ -51,13 +51,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Material:
-    """What pictures are made from, or read from.
+    """The material that pictures are made or read from.
 
     Attributes:
-        photographs: a folder of photographs; None for those of scikit-image and scikit-learn.
+        photographs: folder of photographs; None for those of scikit-image and scikit-learn.
         faces: folder of a landmarked data set of faces, or None.
-        tree: folder of a real data set of the task, in place of what is made; or None.
-        cache: folder where forged faces are kept.
+        tree: folder of a real data set of the task, instead of synthetic data; or None.
+        cache: folder for forged faces.
     """
 
     photographs: Path | None = None
@@ -66,18 +66,20 @@ class Material:
     cache: Path = Path(".reproduction/pictures")
 
     def about(self, task: Task) -> str:
-        """Return what a task's runs are kept apart by: the folders' names and a digest of the files in them."""
+        """Return a key that separates a task's runs: the folders' names and a digest of their files."""
         if self.tree is not None:
-            return _told(self.tree)
+            return _described(self.tree)
         shipped = "photographs of scikit-image and scikit-learn"
-        photographs = [shipped if self.photographs is None else _told(self.photographs)] if task.of_photographs else []
-        faces = [_told(self.faces)] if task.of_faces and self.faces is not None else []
+        photographs = (
+            [shipped if self.photographs is None else _described(self.photographs)] if task.of_photographs else []
+        )
+        faces = [_described(self.faces)] if task.of_faces and self.faces is not None else []
         return "; ".join([*photographs, *faces])
 
 
 @functools.cache
-def _told(folder: Path) -> str:
-    """Return a folder's name, how many pictures it holds, and a digest of their names and sizes."""
+def _described(folder: Path) -> str:
+    """Return a folder's name, its number of pictures, and a digest of their names and sizes."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     listed = "\n".join(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in files)
     return f"{folder.name}, {len(files)} files, {hashlib.sha256(listed.encode()).hexdigest()[:8]}"
@@ -87,8 +89,8 @@ class Task(ABC):
     """A task: its pictures, its network, its loss and its measures.
 
     Attributes:
-        name: as the command line and the result files have it.
-        measures: the columns of figures of a run.
+        name: name on the command line and in the result files.
+        measures: columns of figures of a run.
         of_photographs: whether its pictures are made from photographs.
         of_faces: whether they are made from faces.
     """
@@ -99,7 +101,7 @@ class Task(ABC):
     of_faces: ClassVar[bool] = True
 
     def __eq__(self, other: object) -> bool:
-        """Tell whether both are the same task, for the pictures that a process keeps."""
+        """Tell whether both are the same task; this is for the cache of pictures in a process."""
         return type(self) is type(other)
 
     def __hash__(self) -> int:
@@ -110,27 +112,27 @@ class Task(ABC):
         """Make or read the pictures.
 
         Raises:
-            FileNotFoundError, ValueError: the material does not do for the task.
+            FileNotFoundError, ValueError: the material is not suitable for the task.
         """
 
     @abstractmethod
     def network(self, variant: str, pretrained: bool) -> nn.Module:
-        """Return a network before training."""
+        """Return an untrained network."""
 
     @abstractmethod
     def loss(self, network: nn.Module, x: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
-        """Return what to minimise on pictures (N, 3, S, S), masks bool (N, S, S) and labels (N,), a scalar."""
+        """Return the scalar loss for pictures (N, 3, S, S), masks bool (N, S, S) and labels (N,)."""
 
     @abstractmethod
     def measured(self, network: nn.Module, parts: Parts) -> tuple[Row, list[Row]]:
-        """Return what is found on the test part: a row for the run, and rows by photograph or person."""
+        """Measure the network on the test part; return a row for the run, and rows by photograph or person."""
 
     @abstractmethod
     def summary(self, runs: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
-        """Return the table of means and intervals, from the rows of all runs as they are read from the CSV files."""
+        """Return the table of means and intervals, from the rows of all runs as read from the CSV files."""
 
     def order(self, train: Pictures, generator: torch.Generator) -> Tensor:
-        """Return an epoch's pictures, indices int64: here all, in random order."""
+        """Return an epoch's pictures as int64 indices; by default all of them in random order."""
         return torch.randperm(len(train), generator=generator)
 
 
@@ -138,7 +140,7 @@ def run(task: Task, variant: str, seed: int, plan: Plan, material: Material) -> 
     """Train a network and measure it.
 
     Returns:
-        The row of the run, with all that decided it, and the rows by photograph or person.
+        The row of the run, with all its settings, and the rows by photograph or person.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -150,7 +152,7 @@ def run(task: Task, variant: str, seed: int, plan: Plan, material: Material) -> 
     loss = fit(task, network, parts.train, plan.epochs, seed)
     seconds = time.process_time() - began
     figures, rows = task.measured(network.eval(), parts)
-    told = {
+    summary = {
         **identity(task, variant, seed, plan, material),
         **figures,
         "last loss": round(loss, 4),
@@ -162,18 +164,18 @@ def run(task: Task, variant: str, seed: int, plan: Plan, material: Material) -> 
         "core seconds": round(seconds, 1),
         **timing.machine(training.CPU),
     }
-    return told, [{"network": variant, "seed": seed, **row} for row in rows]
+    return summary, [{"network": variant, "seed": seed, **row} for row in rows]
 
 
 def identity(task: Task, variant: str, seed: int, plan: Plan, material: Material) -> Row:
-    """Return all that decides a run but for the code, whose commit is written down beside it."""
+    """Return everything that determines a run except the code, whose commit is recorded separately."""
     settings = {**dataclasses.asdict(plan), "batch": BATCH, "learning rate": LEARNING_RATE, "gain rate": GAIN_RATE}
     return {"network": variant, "seed": seed, "material": material.about(task), **settings}
 
 
 @functools.lru_cache(maxsize=1)
 def parts_of(task: Task, material: Material, plan: Plan, seed: int) -> Parts:
-    """Return a task's pictures, kept for the next network of the same seed."""
+    """Return a task's pictures, cached for the next network with the same seed."""
     return task.parts(material, plan, seed)
 
 
@@ -181,7 +183,7 @@ def fit(task: Task, network: nn.Module, train: Pictures, epochs: int, seed: int)
     """Train a network with AdamW and one cycle of the learning rate; return the last epoch's mean loss.
 
     Pictures are flipped, shifted and made lighter or darker as in the reproduction of the paper. The weights of the
-    last epoch are kept; nothing is chosen by its score.
+    last epoch are used; no checkpoint is selected by its score.
     """
     labels = train.labels
     optimizer = torch.optim.AdamW(training.groups(network, LEARNING_RATE, WEIGHT_DECAY, GAIN_RATE))
@@ -208,7 +210,7 @@ def fit(task: Task, network: nn.Module, train: Pictures, epochs: int, seed: int)
 
 
 def outputs(network: nn.Module, pictures: Pictures, batch: int = 32) -> Iterator[Tensor]:
-    """Give the network's output for each picture, in their order."""
+    """Yield the network's output for each picture, in order."""
     with torch.no_grad():
         for images in pictures.images.split(batch):
             yield from network(training.as_input(images))

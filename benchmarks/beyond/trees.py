@@ -1,4 +1,4 @@
-"""Real data sets from the folders that they come in: COD10K, CAMO and CHAMELEON, and those of face anti-spoofing."""
+"""Read real data sets in their original folders: COD10K, CAMO and CHAMELEON, and those of face anti-spoofing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.reproduction.data.pipeline import Picture, centre_box, crop, res
 
 IMAGES: Final = ("image", "images", "imgs", "img")
 MASKS: Final = ("GT_Object", "GT", "gt", "Mask", "Masks")
-GENERAL: Final = {*IMAGES, "train", "test", "traindataset", "testdataset"}  # names of folders that name no data set
+GENERAL: Final = {*IMAGES, "train", "test", "traindataset", "testdataset"}  # folder names that name no data set
 LIVE: Final = {"live", "real", "genuine", "client", "clientraw", "clientface", "bonafide"}
 SPOOF: Final = {"spoof", "attack", "attacks", "fake", "imposter", "imposterraw", "imposterface"}
 KINDS: Final = ("print", "photo", "cut", "mask", "replay", "video", "screen", "mobile", "highdef")
@@ -28,12 +28,12 @@ CASIA: Final = {
     "1": REAL, "2": REAL, "HR_1": REAL, "3": "photo", "4": "photo", "HR_2": "photo", "5": "cut", "6": "cut",
     "HR_3": "cut", "7": "video", "8": "video", "HR_4": "video",
 }  # fmt: skip
-HELD_OUT: Final = (0.7, 0.3, 0.0)  # train and validation, of what a data set calls train
+HELD_OUT: Final = (0.7, 0.3, 0.0)  # shares of train and validation in a data set's own training part
 FRACTIONS: Final = (0.5, 0.2, 0.3)
 
 
 class Pair(NamedTuple):
-    """A picture with what is camouflaged in it: files, the part, and the data set."""
+    """A picture and its camouflage mask: the files, the part, and the data set."""
 
     image: Path
     mask: Path
@@ -42,7 +42,7 @@ class Pair(NamedTuple):
 
 
 class Presented(NamedTuple):
-    """A file of a face: a picture or a video, ``"real"`` or the attack, the person, and the part if there is one."""
+    """A file of a face: a picture or video, ``"real"`` or the attack, the person, and the part if known."""
 
     file: Path
     kind: str
@@ -51,10 +51,10 @@ class Presented(NamedTuple):
 
 
 def camouflage(root: Path, size: int) -> Parts:
-    """Read pictures of camouflaged objects, each resized whole to a square; those without an object are left out.
+    """Read pictures of camouflaged objects, each resized as a whole to a square; skip those without an object.
 
     Raises:
-        FileNotFoundError: there is nothing to learn from or nothing to test on.
+        FileNotFoundError: there are no training or no test pictures.
     """
     made: dict[str, list[Made]] = {"train": [], "test": []}
     for pair in camouflage_pairs(root):
@@ -68,7 +68,7 @@ def camouflage(root: Path, size: int) -> Parts:
     for part, found in made.items():
         if not found:
             raise FileNotFoundError(
-                f"{root} holds no camouflaged object for the {part} part; put COD10K or CAMO there, CHAMELEON beside it"
+                f"{root} has no camouflaged object for the {part} part; put COD10K or CAMO there, CHAMELEON beside it"
             )
     return Parts(Pictures.stack(made["train"]), None, Pictures.stack(made["test"]))
 
@@ -77,11 +77,11 @@ def camouflage_pairs(root: Path) -> list[Pair]:
     """Find the pictures and masks of COD10K, CAMO and CHAMELEON below a folder.
 
     Folders of pictures are ``Image``, ``Images`` or ``Imgs``, with ``GT_Object`` or ``GT`` beside them, whose masks
-    have the pictures' names and the suffix png. ``Train`` or ``TrainDataset`` on the way says what is to learn from:
+    have the pictures' names and the suffix png. ``Train`` or ``TrainDataset`` in the path marks the training part:
 
     - COD10K: ``Train/Image``, ``Train/GT_Object``, ``Test/Image``, ``Test/GT_Object``;
     - CAMO: ``Images/Train``, ``Images/Test``, ``GT``;
-    - CHAMELEON: ``Imgs``, ``GT``; all of it is for the test;
+    - CHAMELEON: ``Imgs``, ``GT``; only for testing;
     - the collections: ``TrainDataset/Imgs`` and ``GT``, ``TestDataset/CAMO/Imgs`` and ``GT``, and so on.
     """
     found = []
@@ -100,10 +100,10 @@ def camouflage_pairs(root: Path) -> list[Pair]:
 
 
 def spoofing(root: Path, size: int, seed: int) -> Parts:
-    """Read live faces and attacks, cropped to the square in the middle; of a video four frames.
+    """Read live faces and attacks, centre-cropped to a square; take four frames of a video.
 
-    The split is the data set's own. Where it has no validation part, people of its train part make one; where it has no
-    parts, people are split.
+    The split is the data set's own. If it has no validation part, people from its training part form one; if it has no
+    parts at all, the people are split.
 
     Raises:
         FileNotFoundError: a part lacks live faces or attacks.
@@ -130,24 +130,25 @@ def spoofing(root: Path, size: int, seed: int) -> Parts:
             part = each.part or sides[each.person]
             made[part].append(Made(square, np.zeros((size, size), bool), each.kind, root.name, each.person))
     if skipped:
-        print(f"{root}: {skipped} files that can't be read are left out", file=sys.stderr)
+        print(f"{root}: {skipped} unreadable files were skipped", file=sys.stderr)
     for part, pictures in made.items():
         if len({picture.kind == REAL for picture in pictures}) < 2:
             raise FileNotFoundError(
-                f"{root} lacks live faces or attacks for the {part} part; it holds {len(found)} files"
+                f"{root} lacks live faces or attacks for the {part} part; it has {len(found)} files"
             )
     return Parts(*(Pictures.stack(made[part]) for part in PARTS))
 
 
 def spoofing_files(root: Path) -> list[Presented]:
-    """Find pictures and videos of live faces and attacks below a folder, and say what each is.
+    """Find pictures and videos of live faces and attacks below a folder, and label each.
 
-    - OULU-NPU: ``Train_files/1_1_01_1.avi``, phone, session, person and type; ``Dev_files``, ``Test_files``;
-    - CASIA-FASD: ``train_release/1/HR_1.avi``, person and type; ``test_release``;
-    - all others by a folder on the way, ``live`` or ``real`` against ``spoof`` or ``attack`` and the like, with
-      ``train``, ``dev`` or ``val``, and ``test`` on the way, if there are parts: Replay-Attack, MSU-MFSD, CelebA-Spoof,
-      NUAA, LCC-FASD. The person is ``client001`` in the name, or the folder above ``live`` and ``spoof``, or else the
-      file itself, which is right where each file is of another person and too hopeful where not.
+    - OULU-NPU: ``Train_files/1_1_01_1.avi`` (phone, session, person and type); ``Dev_files``, ``Test_files``;
+    - CASIA-FASD: ``train_release/1/HR_1.avi`` (person and type); ``test_release``;
+    - all others by a folder in the path: ``live`` or ``real`` against ``spoof`` or ``attack`` and the like, and
+      ``train``, ``dev`` or ``val``, and ``test`` for the parts, if there are any: Replay-Attack, MSU-MFSD,
+      CelebA-Spoof, NUAA, LCC-FASD. The person is ``client001`` in the name, or the folder above ``live`` and ``spoof``,
+      or else the file itself; the last is correct only if every file shows another person, and makes the results too
+      good otherwise.
     """
     suffixes = (*SUFFIXES, *VIDEOS, ".mov")
     found = []
@@ -169,7 +170,7 @@ def _part(name: str) -> str | None:
 
 
 def _kind(names: Sequence[str], stem: str) -> str | None:
-    """Return "real", the kind of attack by the first word that names one, or None if no folder says what a file is."""
+    """Return "real", the kind of attack by the first word that names one, or None if no folder labels the file."""
     if any(name in LIVE for name in names):
         return REAL
     if not any(name in SPOOF for name in names):
@@ -186,7 +187,7 @@ def _person(names: Sequence[str], stem: str) -> str:
 
 
 def _pictures(each: Presented) -> Iterator[Picture | None]:
-    """Give the frames of a file; None for what can't be read."""
+    """Yield the frames of a file, or None if it cannot be read."""
     whole = each.file if each.file.suffix.lower() not in SUFFIXES else (each.file,)
     for frame in frames(Clip(whole, each.kind, (each.person,))):
         yield frame.picture if isinstance(frame, Frame) else None

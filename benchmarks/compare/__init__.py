@@ -1,1 +1,1 @@
-"""Does attention help on your own pictures? ``python -m benchmarks.compare --help``."""
+"""Test whether attention helps on your own pictures; see ``python -m benchmarks.compare --help``."""

@@ -1,8 +1,8 @@
-"""Train a model bare and with attention on your own pictures, with one budget, and tell what the difference is.
+"""Train a model bare and with attention on your own pictures, with the same budget, and report the difference.
 
-``python -m benchmarks.compare --data FOLDER --model NAME [--variants sia,se] [--seeds 5]``. The folder holds ``real``
-and ``fake``, or ``train`` and ``test`` with these two inside; docs/compare.md tells more. A call that was stopped goes
-on where it was when it is made again.
+``python -m benchmarks.compare --data FOLDER --model NAME [--variants sia,se] [--seeds 5]``. The folder contains
+``real`` and ``fake``, or ``train`` and ``test`` with these two inside; see docs/compare.md. If a call is interrupted,
+the same call resumes it.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ PRECISIONS: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "floa
 
 
 class Budget(NamedTuple):
-    """What is spent where the command line does not say.
+    """The budget, as far as the command line does not set it.
 
     Attributes:
         seeds: runs of every variant.
-        epochs: of each.
-        batch: pictures a step.
-        groups: of pictures, at most; None for all.
+        epochs: epochs per run.
+        batch: pictures per step.
+        groups: largest number of groups of pictures; None for all.
     """
 
     seeds: int
@@ -50,13 +50,13 @@ class Budget(NamedTuple):
 
 FULL: Final = Budget(seeds=5, epochs=20, batch=32, groups=None)
 QUICK: Final = Budget(seeds=2, epochs=2, batch=16, groups=60)
-QUICK_SIZE: Final = 64  # pixels, at most
+QUICK_SIZE: Final = 64  # pixels; the largest size with --quick
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the comparison; the exit code is 0 if all of it ran, 2 for what was asked wrongly, 130 if it was stopped."""
+    """Run the comparison; the exit code is 0 on success, 2 if a request is invalid and 130 if interrupted."""
     parser = _parser()
-    given = _filled(parser.parse_args(arguments))
+    given = _with_budget(parser.parse_args(arguments))
     try:
         variants = chosen(given.variants)
         native = models.native_size(given.model)
@@ -66,17 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _forget(given.out)
         store = runs.Store(given.out, config)
         start = runs.Start(given.checkpoint, given.pretrained)
-        for variant in variants:  # what can't be made is told before anything is trained
+        for variant in variants:  # refuse an impossible variant before anything is trained
             models.make(given.model, variant, size, 0, *start)
-        _ran(store, variants, range(given.seeds), start, place, given)
+        _run_missing(store, variants, range(given.seeds), start, place, given)
     except KeyboardInterrupt:
         print(
-            f"\nstopped; the same command{' without --fresh' if given.fresh else ''} goes on from here", file=sys.stderr
+            f"\nstopped; the same command{' without --fresh' if given.fresh else ''} resumes from here", file=sys.stderr
         )
         return 130
     except (OSError, ValueError, FloatingPointError, InjectionError, Refusal) as error:
         parser.error(str(error))
-    _tell(store, variants, range(given.seeds), given)
+    _report(store, variants, range(given.seeds), given)
     return 0
 
 
@@ -84,41 +84,41 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="your pictures: real/ and fake/, or a split of them")
-    add("--model", required=True, metavar="NAME", help="a model of timm")
+    add("--model", required=True, metavar="NAME", help="a timm model")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights to start from (random ones)")
-    weights.add_argument("--pretrained", action="store_true", help="start from timm's weights, downloaded if need be")
-    add("--variants", default="bare,se,cbam,sia", metavar="A,B", help=f"of {', '.join(VARIANTS)} (%(default)s)")
+    weights.add_argument("--pretrained", action="store_true", help="start from timm's weights, downloaded if necessary")
+    add("--variants", default="bare,se,cbam,sia", metavar="A,B", help=f"some of {', '.join(VARIANTS)} (%(default)s)")
     add("--seeds", type=int, metavar="N", help=f"runs of every variant ({FULL.seeds})")
     add("--epochs", type=int, metavar="N", help=f"passes over the real pictures ({FULL.epochs})")
-    add("--batch", type=int, metavar="N", help=f"pictures a step ({FULL.batch})")
+    add("--batch", type=int, metavar="N", help=f"pictures per step ({FULL.batch})")
     add("--size", type=int, metavar="N", help="side of the pictures in pixels (what the model declares)")
-    add("--lr", type=float, default=1e-3, help="the highest learning rate, of AdamW (%(default)s)")
-    add("--gain-rate", type=float, default=10.0, help="the learning rate of SIA's gains over --lr (%(default)s)")
-    add("--weight-decay", type=float, default=0.01, help="of weights, not of biases and norms (%(default)s)")
+    add("--lr", type=float, default=1e-3, help="highest learning rate of AdamW (%(default)s)")
+    add("--gain-rate", type=float, default=10.0, help="learning rate of SIA's gains relative to --lr (%(default)s)")
+    add("--weight-decay", type=float, default=0.01, help="weight decay, not for biases and norms (%(default)s)")
     add(
         "--ema",
         type=float,
         default=0.99,
-        help="decay of the averaged weights that are tested; 0 for none (%(default)s)",
+        help="decay of the averaged weights, which are tested; 0 for none (%(default)s)",
     )
-    add("--quality", choices=data.QUALITIES, default="HQ", help="of the JPEG step that all pictures pass (%(default)s)")
-    add("--groups", type=int, metavar="N", help="use the pictures of so many groups at most (all)")
-    add("--dataset", choices=data.SOURCES, default="folder", help="what the folder holds (%(default)s)")
-    add("--device", help="where, as torch names devices (cuda where there is one)")
+    add("--quality", choices=data.QUALITIES, default="HQ", help="JPEG quality applied to all pictures (%(default)s)")
+    add("--groups", type=int, metavar="N", help="largest number of groups of pictures to use (all)")
+    add("--dataset", choices=data.SOURCES, default="folder", help="kind of data set in the folder (%(default)s)")
+    add("--device", help="device, as torch names it (cuda if available)")
     add(
         "--precision",
         choices=PRECISIONS,
-        help="of the network's arithmetic (bfloat16 or float16 on a GPU, else float32)",
+        help="precision of training (bfloat16 or float16 on a GPU, else float32)",
     )
-    add("--out", type=Path, default=Path(".compare"), metavar="FOLDER", help="where all is written (%(default)s)")
-    add("--quick", action="store_true", help="a small budget, for a look at whether all of it runs")
-    add("--fresh", action="store_true", help="throw away what --out holds of runs")
+    add("--out", type=Path, default=Path(".compare"), metavar="FOLDER", help="folder for all output (%(default)s)")
+    add("--quick", action="store_true", help="a small budget, to check that everything runs")
+    add("--fresh", action="store_true", help="discard earlier runs in --out")
     return parser
 
 
-def _filled(given: argparse.Namespace) -> argparse.Namespace:
-    """The options with the budget's values where they were left out."""
+def _with_budget(given: argparse.Namespace) -> argparse.Namespace:
+    """Set the options that were omitted to the values of the budget."""
     budget = QUICK if given.quick else FULL
     for name in ("seeds", "epochs", "batch", "groups"):
         if getattr(given, name) is None:
@@ -170,7 +170,7 @@ def _place(given: argparse.Namespace) -> runs.Place:
 
 
 def _forget(out: Path) -> None:
-    """Throw away the runs that a folder holds."""
+    """Delete the runs in a folder."""
     for path in (
         *(out / name for name in (runs.RUNS, runs.CURVES, runs.CHECKPOINT)),
         *(out / "predictions").glob("*.csv"),
@@ -178,11 +178,11 @@ def _forget(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _ran(
+def _run_missing(
     store: runs.Store, variants: Sequence[str], seeds: Sequence[int], start: runs.Start, place: runs.Place,
     given: argparse.Namespace,
 ) -> None:  # fmt: skip
-    """Make all runs that are not done yet, seed by seed, so that what there is can be compared early."""
+    """Make all missing runs, seed by seed, so that variants can be compared early."""
     todo = {seed: [variant for variant in variants if not store.has(variant, seed)] for seed in seeds}
     todo = {seed: missing for seed, missing in todo.items() if missing}
     if not todo:
@@ -215,7 +215,7 @@ def _about(parts: data.Parts, seed: int, store: runs.Store, place: runs.Place) -
     )
 
 
-def _tell(store: runs.Store, variants: Sequence[str], seeds: Sequence[int], given: argparse.Namespace) -> None:
+def _report(store: runs.Store, variants: Sequence[str], seeds: Sequence[int], given: argparse.Namespace) -> None:
     made = table.lines(store, variants, seeds)
     print(f"\n{table.show(made)}\n")
     print("in percent, mean over seeds [95% interval over groups of pictures and seeds]; differences are paired")
@@ -224,8 +224,8 @@ def _tell(store: runs.Store, variants: Sequence[str], seeds: Sequence[int], give
     for warning in table.warnings(store, made[0], seeds):
         print(f"\n{warning}")
     if given.quick:
-        print("\n--quick is a look at whether all of it runs: its figures mean nothing.")
-    spoken = table.spoken_of(variants)
+        print("\n--quick only checks that everything runs: its figures mean nothing.")
+    spoken = table.headline(variants)
     if spoken is not None:
         print(f"\n{table.sentence(next(line for line in made if line.variant == spoken), len(seeds))}")
 

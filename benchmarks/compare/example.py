@@ -1,8 +1,7 @@
-"""A folder to try the comparison on: tiles of scikit-image's pictures, and the same with a patch made anew.
+"""Write an example folder for the comparison: tiles of scikit-image's pictures, with and without a resampled patch.
 
-``python -m benchmarks.compare.example FOLDER``. The patch is a round part of the tile at a lower resolution with too
-much grain in place of the detail that this lost, as a crude generator would leave it. All tiles of a picture are one
-group.
+``python -m benchmarks.compare.example FOLDER``. The patch is a round region of the tile at a lower resolution, with
+too much grain in place of the lost detail, as a crude generator would leave it. All tiles of a picture form one group.
 """
 
 from __future__ import annotations
@@ -26,26 +25,26 @@ PICTURES: Final = (
     "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png",
     "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg",
 )  # fmt: skip
-SIDE: Final = 96  # of a tile, in pixels
-MOST: Final = 16  # tiles of a picture
-PLAIN: Final = 4.0  # grey levels: a tile that varies less has nothing to forge
+SIDE: Final = 96  # side of a tile in pixels
+MOST: Final = 16  # most tiles per picture
+PLAIN: Final = 4.0  # grey levels: a tile that varies less is too plain to forge
 
 
 def tiles(picture: Picture) -> Iterator[Picture]:
-    """Cut a picture into squares that don't overlap, evenly over it, and leave out what is plain."""
+    """Cut a picture into evenly spread squares that do not overlap, and skip the plain ones."""
     rows, columns = (length // SIDE for length in picture.shape[:2])
     cut = [
         picture[SIDE * row : SIDE * (row + 1), SIDE * column : SIDE * (column + 1)]
         for row in range(rows)
         for column in range(columns)
     ]
-    held = [tile for tile in cut if tile.std() > PLAIN]
-    for index in np.linspace(0, len(held) - 1, min(MOST, len(held))).round().astype(int):
-        yield held[index]
+    candidates = [tile for tile in cut if tile.std() > PLAIN]
+    for index in np.linspace(0, len(candidates) - 1, min(MOST, len(candidates))).round().astype(int):
+        yield candidates[index]
 
 
 def forged(tile: Picture, rng: np.random.Generator) -> Picture:
-    """Return a tile with a round patch whose coarse part is right and whose fine part is made up."""
+    """Return a tile with a round patch whose coarse structure is real and whose detail is synthetic."""
     factor = rng.uniform(1.5, 2.5)
     small = cv2.resize(tile, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
     coarse = cv2.resize(small, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC).astype(np.float32)
@@ -57,10 +56,10 @@ def forged(tile: Picture, rng: np.random.Generator) -> Picture:
 
 
 def write(folder: Path, seed: int = 0) -> int:
-    """Write the folder; how many tiles there are of each class.
+    """Write the folder, and return the number of tiles per class.
 
     Raises:
-        FileExistsError: if it is there already.
+        FileExistsError: if the folder exists.
     """
     rng, count = np.random.default_rng(seed), 0
     for label in ("real", "fake"):
@@ -81,21 +80,21 @@ def write(folder: Path, seed: int = 0) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the folder that is named."""
+    """Write the folder that the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare.example", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("folder", type=Path, help="to write to; it must not be there yet")
+    parser.add_argument("folder", type=Path, help="folder to write; it must not exist")
     folder = parser.parse_args(arguments).folder
     try:
         print(f"{write(folder)} real tiles and as many fake ones written to {folder}")
     except FileExistsError:
-        parser.error(f"{folder} is there already; name another")
+        parser.error(f"{folder} already exists; name another folder")
     return 0
 
 
 def _disc(rng: np.random.Generator) -> NDArray[np.float32]:
-    """1 in a disc of a third of the tile or more, fading out to 0 around it."""
+    """Return a mask that is 1 in a disc of at least a third of the tile and fades to 0 around it."""
     radius = rng.uniform(0.3, 0.45) * SIDE
     x, y = rng.uniform(radius, SIDE - radius, 2)
     rows, columns = np.indices((SIDE, SIDE), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""A model of timm that tells real from fake, made the same way for every variant."""
+"""A timm model that classifies pictures as real or fake, built in the same way for every variant."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sia_layers.cli.checkpoint import fitting, read_checkpoints
 
 
 class Classifier(nn.Module):
-    """A model of timm with one logit, on pictures from 0 to 1.
+    """A timm model with one logit, for pictures in [0, 1].
 
     Args:
-        model: with one output.
-        mean: of each channel, subtracted.
-        std: of each channel, divided by after.
+        model: model with one output.
+        mean: mean of each channel, which is subtracted.
+        std: standard deviation of each channel, by which the difference is divided.
 
     Shape:
-        float pictures (N, 3, H, W), RGB in [0, 1], to logits (N,); greater than 0 means fake.
+        float pictures (N, 3, H, W), RGB in [0, 1], to logits (N,); a logit above 0 means fake.
     """
 
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -37,12 +37,12 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logit of each picture."""
+        """Return the logit of each picture."""
         logits: Tensor = self.model((x - self.mean) / self.std)
         return logits.flatten()
 
     def gains(self) -> list[nn.Parameter]:
-        """The gains of SIA: how far each site is from the identity, 0, on the way to the published formula, 1."""
+        """Return SIA's gains, which go from the identity, 0, to the published formula, 1."""
         return [
             parameter
             for module in sia_modules(self.model).values()
@@ -52,7 +52,7 @@ class Classifier(nn.Module):
 
 
 def native_size(name: str) -> int:
-    """Return the side of the pictures that a model of timm declares, in pixels.
+    """Return the picture size that a timm model declares, as a side in pixels.
 
     Raises:
         ValueError: if timm has no such model.
@@ -64,19 +64,19 @@ def native_size(name: str) -> int:
 
 
 def make(name: str, variant: str, size: int, seed: int, checkpoint: Path | None, pretrained: bool) -> Classifier:
-    """Make a model with a variant in it; what is new in it is decided by the seed, the same for all variants.
+    """Build a model with a variant; the seed determines its new weights, the same for all variants.
 
     Args:
-        name: of the model in timm.
+        name: name of the model in timm.
         variant: a key of ``VARIANTS``.
         size: side of the pictures in pixels.
-        seed: of the new weights.
-        checkpoint: file with its weights, without or with another classifier.
-        pretrained: take timm's weights, from the network or its cache.
+        seed: seed of the new weights.
+        checkpoint: file with the model's weights, with or without another classifier.
+        pretrained: whether to use timm's weights, from the network or its cache.
 
     Raises:
         ValueError: if the checkpoint does not fit.
-        InjectionError: if the variant can't be put into it.
+        InjectionError: if the model does not support the variant.
     """
     fixed = {"img_size": size} if getattr(_declared(name), "fixed_input_size", False) else {}
     torch.manual_seed(seed)
@@ -89,12 +89,12 @@ def make(name: str, variant: str, size: int, seed: int, checkpoint: Path | None,
 
 
 def _declared(name: str) -> Any:
-    """What timm knows of a model's input; None if nothing."""
+    """Return what timm declares about a model's input, or None."""
     return timm.get_pretrained_cfg(name, allow_unregistered=True)
 
 
 def _load(model: nn.Module, path: Path) -> None:
-    """Take a checkpoint's weights, all but those of the classifier if it has another number of classes."""
+    """Load a checkpoint's weights, except those of a classifier with another number of classes."""
     state = fitting(read_checkpoints(path), model).state
     own = model.state_dict()
     classifier: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ()

@@ -1,4 +1,4 @@
-"""The runs of a comparison: each variant with each seed, trained alike, and kept so that a stopped call goes on."""
+"""The runs of a comparison: train each variant with each seed in the same way, and save enough to resume."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ from benchmarks.reproduction.training import as_input, augmented, sampled
 
 RUNS: Final = "runs.csv"
 CURVES: Final = "curves.csv"
-LARGE: Final = 8  # pictures of a group, on average
+LARGE: Final = 8  # average number of pictures per group from which groups count as large
 CHECKPOINT: Final = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
 class Config:
-    """All that decides a run's figures, but for its variant, its seed and the code.
+    """All settings that determine a run's figures, except its variant, its seed and the code.
 
     Attributes:
         model: name in timm.
-        weights: that it starts from: digest of a checkpoint, "pretrained" or "random".
+        weights: initial weights: digest of a checkpoint, "pretrained" or "random".
         dataset: name of the data set.
         data: fingerprint of its files.
-        quality: of the JPEG step that all pictures pass.
-        groups: how many are used at most; None for all.
+        quality: JPEG quality applied to all pictures.
+        groups: largest number of groups used; None for all.
         size: side of the pictures in pixels.
         epochs: passes over the real pictures.
-        batch: pictures a step, at most.
-        learning_rate: the highest of the schedule.
-        gain_rate: that of SIA's gains over that of all else.
-        weight_decay: of weights, not of biases and norms.
-        ema: decay of the averaged weights, which are those that are tested; 0 to test the last ones.
-        precision: that networks are trained in.
+        batch: most pictures per step.
+        learning_rate: highest learning rate of the schedule.
+        gain_rate: learning rate of SIA's gains relative to that of all other parameters.
+        weight_decay: weight decay, not for biases and norms.
+        ema: decay of the averaged weights, which are tested; 0 to test the last weights.
+        precision: precision of training.
     """
 
     model: str
@@ -71,27 +71,27 @@ class Config:
 
 
 class Place(NamedTuple):
-    """Where networks are trained.
+    """The place where networks are trained.
 
     Attributes:
-        device: of the network.
-        dtype: of autocast; float32 for none.
+        device: device of the network.
+        dtype: dtype of autocast; float32 for none.
     """
 
     device: torch.device
     dtype: torch.dtype
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Mixed precision, where it is wanted."""
+        """Return a context of mixed precision, or one without effect for float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 class Start(NamedTuple):
-    """What a model starts from.
+    """The initial weights of a model.
 
     Attributes:
-        checkpoint: file of its weights.
-        pretrained: take timm's weights.
+        checkpoint: file with its weights, or None.
+        pretrained: whether to use timm's weights.
     """
 
     checkpoint: Path | None
@@ -99,14 +99,14 @@ class Start(NamedTuple):
 
 
 class Store:
-    """The runs that are done, in a folder: a row each in ``runs.csv``, and what they said of the test pictures.
+    """The completed runs in a folder: one row each in ``runs.csv``, and their predictions for the test pictures.
 
     Args:
-        folder: of one comparison.
-        config: that its runs must have.
+        folder: folder of one comparison.
+        config: configuration that its runs must have.
 
     Raises:
-        ValueError: if it holds runs of another configuration.
+        ValueError: if it contains runs with another configuration.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
@@ -118,23 +118,25 @@ class Store:
             other = [f"{name} {row.get(name)}, not {value}" for name, value in wanted.items() if row.get(name) != value]
             if other:
                 raise ValueError(
-                    f"{folder / RUNS} holds runs of another configuration: {'; '.join(other)}. "
-                    "Give another --out, or --fresh to throw them away"
+                    f"{folder / RUNS} has runs of another configuration: {'; '.join(other)}. "
+                    "Choose another --out, or discard them with --fresh"
                 )
 
     def has(self, variant: str, seed: int) -> bool:
-        """Tell whether a run is done."""
+        """Tell whether a run is complete."""
         known = any((row["variant"], row["seed"]) == (variant, str(seed)) for row in self.rows)
         return known and self._predictions(variant, seed).exists()
 
-    def add(self, variant: str, seed: int, row: dict[str, Any], curve: list[dict[str, Any]], said: Predictions) -> None:
-        """Write a run that is done, the row that says so last."""
+    def add(
+        self, variant: str, seed: int, row: dict[str, Any], curve: list[dict[str, Any]], predicted: Predictions
+    ) -> None:
+        """Record a completed run; write its row last, since it marks the run as complete."""
         names = {"variant": variant, "seed": seed}
-        told = [
+        rows = [
             {"label": label, "logit": logit, "group": group, "kind": kind}
-            for label, logit, group, kind in zip(*said.to_lists().values(), strict=True)
+            for label, logit, group, kind in zip(*predicted.to_lists().values(), strict=True)
         ]
-        harness.write(self._predictions(variant, seed), told)
+        harness.write(self._predictions(variant, seed), rows)
         self.curves = [*self._others(self.curves, variant, seed), *({**names, **each} for each in curve)]
         harness.write(self.folder / CURVES, self.curves)
         self.rows = [*self._others(self.rows, variant, seed), {**names, **row, **dataclasses.asdict(self.config)}]
@@ -142,8 +144,8 @@ class Store:
         self.rows = harness.read(self.folder / RUNS)
         self.curves = harness.read(self.folder / CURVES)
 
-    def said(self, variant: str, seed: int) -> Predictions:
-        """Return what a run said of its test pictures."""
+    def load_predictions(self, variant: str, seed: int) -> Predictions:
+        """Return a run's predictions for its test pictures."""
         rows = harness.read(self._predictions(variant, seed))
         labels, logits = [int(row["label"]) for row in rows], [float(row["logit"]) for row in rows]
         return Predictions.from_lists(labels, logits, [row["group"] for row in rows], [row["kind"] for row in rows])
@@ -157,16 +159,16 @@ class Store:
 
 
 def train(store: Store, variant: str, seed: int, parts: Parts, start: Start, place: Place, bar: tqdm[Any]) -> None:
-    """Train a variant with a seed, or go on with it where it was stopped, test it, and write it down.
+    """Train a variant with a seed, or resume its training, test it, and record the run.
 
     Args:
-        store: where it is kept.
+        store: store that records the run.
         variant: a key of ``variants.VARIANTS``.
-        seed: of the new weights, of the order of the pictures and of how they are changed.
+        seed: seed of the new weights, the order of the pictures and their augmentation.
         parts: the pictures.
-        start: the weights before training.
-        place: where to train.
-        bar: to be moved on by every picture.
+        start: initial weights.
+        place: device and precision of training.
+        bar: progress bar, which advances with every picture.
 
     Raises:
         FloatingPointError: the loss or the logits are not finite.
@@ -183,10 +185,10 @@ def train(store: Store, variant: str, seed: int, parts: Parts, start: Start, pla
         found = predictions(training.tested, parts.validation, place, config.batch)
         training.curve.append({"epoch": epoch + 1, "loss": loss, "validation AUC": auc(found)})
         training.keep(store.folder / CHECKPOINT, f"{variant} {seed} {config}", epoch + 1, spent)
-    said = predictions(training.tested, parts.test, place, config.batch)
+    predicted = predictions(training.tested, parts.test, place, config.batch)
     row = {
-        "AUC": auc(said),
-        "ACC": accuracy(said),
+        "AUC": auc(predicted),
+        "ACC": accuracy(predicted),
         "validation AUC": training.curve[-1]["validation AUC"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "gains": " ".join(f"{gain.item():.3f}" for gain in model.gains()),
@@ -196,17 +198,17 @@ def train(store: Store, variant: str, seed: int, parts: Parts, start: Start, pla
         **{f"{name} groups": len(set(part.people)) for name, part in parts._asdict().items()},
         **timing.machine(place.device),
     }
-    store.add(variant, seed, row, training.curve, said)
+    store.add(variant, seed, row, training.curve, predicted)
     (store.folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def pictures_of(faces: Faces, config: Config) -> int:
-    """Return how many pictures a run takes of a train part, over all epochs."""
+    """Return the number of training pictures that a run processes over all epochs."""
     return config.epochs * sum(map(len, _batches(faces, torch.Generator().manual_seed(0), config.batch)))
 
 
 def predictions(model: nn.Module, faces: Faces, place: Place, batch: int) -> Predictions:
-    """Return what a network says of pictures, in evaluation mode.
+    """Return a network's predictions for pictures, in evaluation mode.
 
     Raises:
         FloatingPointError: a logit is not finite.
@@ -223,7 +225,7 @@ def predictions(model: nn.Module, faces: Faces, place: Place, batch: int) -> Pre
 
 
 class _Training:
-    """A network being trained, with all that is to be kept of it.
+    """A network during training, with everything that must be saved to resume.
 
     Attributes:
         curve: loss and validation score after each epoch.
@@ -245,11 +247,11 @@ class _Training:
 
     @property
     def tested(self) -> nn.Module:
-        """The network whose scores count: that of the averaged weights, if there is one."""
+        """The network to test: that of the averaged weights if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     def epoch(self, faces: Faces, generator: torch.Generator, bar: tqdm[Any]) -> float:
-        """Take every real picture once, and as many fakes; the mean loss."""
+        """Train on every real picture once and on as many fakes; return the mean loss."""
         self.model.train()
         losses = []
         for indices in _batches(faces, generator, self.config.batch):
@@ -274,21 +276,21 @@ class _Training:
         return mean
 
     def keep(self, path: Path, name: str, epochs: int, spent: float) -> None:
-        """Write all that going on needs, after some epochs."""
-        held = {key: part.state_dict() for key, part in self._parts().items()}
+        """Save everything that is needed to resume after some epochs."""
+        saved = {key: part.state_dict() for key, part in self._parts().items()}
         about = {"name": name, "epochs": epochs, "updates": self.updates, "spent": spent, "curve": self.curve}
-        harness.replace(path, partial(torch.save, {**held, **about}))
+        harness.replace(path, partial(torch.save, {**saved, **about}))
 
     def resumed(self, path: Path, name: str, bar: tqdm[Any], faces: Faces) -> tuple[int, float]:
-        """Take up a run that was stopped, if this is the one that was kept; epochs done and seconds taken."""
-        held = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else {}
-        if held.get("name") != name:
+        """Resume an interrupted run if the file belongs to it; return its completed epochs and seconds."""
+        saved = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else {}
+        if saved.get("name") != name:
             return 0, 0.0
         for key, part in self._parts().items():
-            part.load_state_dict(held[key])
-        self.updates, self.curve = held["updates"], held["curve"]
-        bar.update(held["epochs"] * pictures_of(faces, self.config) // self.config.epochs)
-        return held["epochs"], held["spent"]
+            part.load_state_dict(saved[key])
+        self.updates, self.curve = saved["updates"], saved["curve"]
+        bar.update(saved["epochs"] * pictures_of(faces, self.config) // self.config.epochs)
+        return saved["epochs"], saved["spent"]
 
     def _parts(self) -> dict[str, Any]:
         parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
@@ -296,9 +298,9 @@ class _Training:
 
 
 def _batches(faces: Faces, generator: torch.Generator, batch: int) -> Iterator[Tensor]:
-    """An epoch's pictures, in steps of as even a size as can be.
+    """Yield an epoch's pictures in steps of nearly equal size.
 
-    Those of a group come together, real beside fake, unless groups are so large that one would fill a step.
+    Pictures of a group come together, real beside fake, unless groups are so large that one would fill a step.
     """
     together = len(faces) <= LARGE * len(set(faces.people))
     names = faces.people if together else [str(index) for index in range(len(faces))]
@@ -311,14 +313,14 @@ def _steps(faces: Faces, batch: int) -> int:
 
 
 def _random(seed: int, epoch: int) -> torch.Generator:
-    """An epoch's random numbers, the same for every variant; dropout draws from torch's own, seeded alike."""
+    """Return an epoch's generator, the same for every variant, and seed torch's own, which dropout uses, alike."""
     mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
     torch.manual_seed(mixed)
     return torch.Generator().manual_seed(mixed)
 
 
 def _groups(model: Classifier, config: Config) -> list[dict[str, Any]]:
-    """Parameters as timm groups them, but for SIA's gains, which have a rate of their own."""
+    """Group parameters as timm does, but give SIA's gains a group with their own learning rate."""
     gains = set(model.gains())
     groups = param_groups_weight_decay(model, config.weight_decay)
     made: list[dict[str, Any]] = [

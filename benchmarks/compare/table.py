@@ -1,4 +1,4 @@
-"""What the runs of a comparison say: the paired table, the picture, and the sentence that the figures allow."""
+"""Summarise the runs of a comparison: the paired table, the plot, and the sentence that the figures support."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from benchmarks.compare.variants import VARIANTS
 from benchmarks.plots import panels_of
 from benchmarks.reproduction.scores import Interval, difference, interval, weighted_accuracy, weighted_auc
 
-FEW: Final = 10  # groups: a bootstrap of fewer gives intervals that are too narrow
-LEARNED, SOLVED = 0.6, 0.99  # AUC of bare: below and above these there is hardly a difference to be seen
+FEW: Final = 10  # groups: with fewer, bootstrap intervals are too narrow
+LEARNED, SOLVED = 0.6, 0.99  # AUC of bare: outside these bounds, differences are hardly visible
 TABLE: Final = "compare.csv"
 PICTURE: Final = "compare.png"
-# A difference d is told with a power of 80 % where d = (1.960 + 0.842) standard errors, of which the interval is
-# 1.960 to either side.
+# A difference d is detected with a power of 80 % if d is (1.960 + 0.842) standard errors; the interval is 1.960 of
+# them to either side.
 POWER: Final = (1.960 + 0.842) / 1.960
 
 
@@ -35,13 +35,13 @@ class Line(NamedTuple):
     more_auc: Interval | None
 
     def cells(self) -> list[str]:
-        """Return it as a row of the printed table, in percent."""
-        figures = (told(each) for each in (self.accuracy, self.auc))
-        more = ("" if each is None else told(each, "+") for each in (self.more_accuracy, self.more_auc))
+        """Return the figures as a row of the printed table, in percent."""
+        figures = (as_percent(each) for each in (self.accuracy, self.auc))
+        more = ("" if each is None else as_percent(each, "+") for each in (self.more_accuracy, self.more_auc))
         return [self.variant, f"{self.parameters:,}", *figures, *more]
 
     def as_row(self) -> dict[str, Any]:
-        """Return it as a row of a CSV file."""
+        """Return the figures as a row of a CSV file."""
         row: dict[str, Any] = {"variant": self.variant, "about": VARIANTS[self.variant].about}
         row |= {"parameters": self.parameters, **self.accuracy.as_row("ACC"), **self.auc.as_row("AUC")}
         for name, more in (("ACC - bare", self.more_accuracy), ("AUC - bare", self.more_auc)):
@@ -50,12 +50,12 @@ class Line(NamedTuple):
 
 
 def lines(store: Store, variants: Sequence[str], seeds: Sequence[int]) -> list[Line]:
-    """Return the figures of every variant; differences are paired seed by seed on the same pictures."""
+    """Return the figures of every variant; differences are paired per seed, on the same pictures."""
     parameters = {row["variant"]: int(row["parameters"]) for row in store.rows}
-    said = {variant: [store.said(variant, seed) for seed in seeds] for variant in variants}
+    predicted = {variant: [store.load_predictions(variant, seed) for seed in seeds] for variant in variants}
     made = []
     for variant in variants:
-        found, bare = said[variant], said["bare"]
+        found, bare = predicted[variant], predicted["bare"]
         scores = [interval(found, score) for score in (weighted_accuracy, weighted_auc)]
         more = [
             None if variant == "bare" else difference(found, bare, score) for score in (weighted_accuracy, weighted_auc)
@@ -64,55 +64,57 @@ def lines(store: Store, variants: Sequence[str], seeds: Sequence[int]) -> list[L
     return made
 
 
-def told(found: Interval, sign: str = "") -> str:
-    """Return an interval in percent, such as ``74.9 [68.2, 80.9]``."""
+def as_percent(found: Interval, sign: str = "") -> str:
+    """Format an interval in percent, such as ``74.9 [68.2, 80.9]``."""
     mean, low, high = (100 * each for each in found)
     return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 def detectable(more: Interval) -> float:
-    """Return the smallest true difference whose 95 % interval would leave out zero four times in five."""
+    """Return the smallest true difference whose 95 % interval would exclude zero four times in five."""
     return POWER * (more.high - more.low) / 2
 
 
 def sentence(line: Line, seeds: int) -> str:
-    """Return what may be said of a variant beside bare, and no more."""
+    """Return the sentence that the figures support about a variant compared with bare."""
     assert line.more_auc is not None
     mean, low, high = (100 * each for each in line.more_auc)
     figures = f"{line.variant} - bare: {mean:+.1f} points of AUC, 95% interval [{low:+.1f}, {high:+.1f}]"
-    least = f"this design could tell one of {100 * detectable(line.more_auc):.1f} points with 80 % power"
+    least = f"this design could detect one of {100 * detectable(line.more_auc):.1f} points with 80 % power"
     if low == high:
-        return (
-            f"{figures}: every draw of the pictures gives the same, so nothing can be told; take more or harder ones."
-        )
+        return f"{figures}: every resample gives the same value, so nothing was detected; use more or harder pictures."
     if seeds == 1:
-        least += ", but with one seed it cannot tell a variant from the luck of one training"
+        least += ", but with one seed it cannot separate the variant from the luck of one training run"
     if low > 0:
-        return f"{figures}: higher here, by more than these pictures and seeds leave open; {least}."
+        return f"{figures}: higher here, by more than chance over these pictures and seeds explains; {least}."
     if high < 0:
-        return f"{figures}: lower here, by more than these pictures and seeds leave open; {least}."
-    return f"{figures}: no difference can be told; {least}."
+        return f"{figures}: lower here, by more than chance over these pictures and seeds explains; {least}."
+    return f"{figures}: no difference was detected; {least}."
 
 
-def spoken_of(variants: Sequence[str]) -> str | None:
-    """Return the variant that the last sentence is about: the first form of SIA, or else the first but bare."""
+def headline(variants: Sequence[str]) -> str | None:
+    """Return the variant that the last sentence is about: the first form of SIA, otherwise the first besides bare."""
     return next(
         iter(sorted((each for each in variants if each != "bare"), key=lambda each: not each.startswith("sia"))), None
     )
 
 
 def warnings(store: Store, bare: Line, seeds: Sequence[int]) -> list[str]:
-    """Return what must be said before the sentence, where its figures mean less than they seem to."""
-    groups, auc, made = {person for seed in seeds for person in store.said("bare", seed).people}, bare.auc.mean, []
+    """Return warnings about figures that mean less than they seem to."""
+    groups = {person for seed in seeds for person in store.load_predictions("bare", seed).people}
+    auc, made = bare.auc.mean, []
     if len(groups) < FEW:
-        made.append(f"only {len(groups)} groups of test pictures: intervals of so few are too narrow to be trusted")
+        made.append(f"only {len(groups)} groups of test pictures: intervals from so few are too narrow")
     if auc < LEARNED:
         made.append(
-            f"bare has learned next to nothing (AUC {100 * auc:.1f}), and networks that guess differ by little: train "
-            "longer, start from trained weights or take more pictures"
+            f"bare has learned almost nothing (AUC {100 * auc:.1f}), and networks that guess differ little: train "
+            "longer, start from pretrained weights or use more pictures"
         )
     if auc > SOLVED:
-        made.append(f"bare tells nearly all (AUC {100 * auc:.1f}), which leaves nothing to gain: take harder pictures")
+        made.append(
+            f"bare classifies nearly all correctly (AUC {100 * auc:.1f}), which leaves nothing to gain: use harder "
+            "pictures"
+        )
     return made
 
 
@@ -126,7 +128,7 @@ def show(made: Sequence[Line]) -> str:
 
 
 def write(store: Store, made: Sequence[Line]) -> list[Path]:
-    """Write the table as CSV and the curves as a picture, into the store's folder; where they went."""
+    """Write the table as CSV and the curves as a plot into the store's folder; return the paths."""
     harness.write(store.folder / TABLE, [line.as_row() for line in made])
     figure, (left, right) = panels_of(2, width=4.8)
     _curves(left, store.curves, [line.variant for line in made])
@@ -136,7 +138,7 @@ def write(store: Store, made: Sequence[Line]) -> list[Path]:
 
 
 def _curves(ax: Axes, rows: Sequence[Mapping[str, str]], variants: Sequence[str]) -> None:
-    """Validation AUC by epoch: thin for every seed, thick for their mean."""
+    """Draw the validation AUC by epoch: a thin line for every seed, a thick one for their mean."""
     for index, variant in enumerate(variants):
         seeds: dict[str, list[float]] = {}
         for row in rows:
@@ -154,11 +156,11 @@ def _curves(ax: Axes, rows: Sequence[Mapping[str, str]], variants: Sequence[str]
 
 
 def _differences(ax: Axes, made: Sequence[Line]) -> None:
-    """AUC on the test part less that of bare, with its interval."""
+    """Draw the difference in test AUC from bare, with its interval."""
     shown = [(line.variant, line.more_auc) for line in made if line.more_auc is not None][::-1]
     for place, (_, more) in enumerate(shown):
         ax.plot([100 * more.low, 100 * more.high], [place, place], color="black", linewidth=1)
         ax.plot([100 * more.mean], [place], "o", color="black", markersize=4)
     ax.axvline(0, color="0.6", linewidth=0.8)
     ax.set_yticks(range(len(shown)), [variant for variant, _ in shown], fontsize=8)
-    ax.set_xlabel("points of AUC more than bare on the test part, 95 % interval", fontsize=9)
+    ax.set_xlabel("difference in test AUC from bare, points, 95 % interval", fontsize=9)

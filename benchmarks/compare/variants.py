@@ -1,4 +1,4 @@
-"""What is put into a bare network: SIA in several forms, and other attention at the same sites."""
+"""The variants of a network: SIA in several forms, and other attention layers at the same sites."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Attach = Callable[[nn.Module, Tensor], object]
 
 
 class Variant(NamedTuple):
-    """What is put into the bare network.
+    """An addition to the bare network.
 
     Attributes:
-        about: what it is, for tables.
-        attach: changes a model in place; it is given an example of the model's input as well.
+        about: description for tables.
+        attach: function of a model and an example of its input, which changes the model in place.
     """
 
     about: str
@@ -27,20 +27,20 @@ class Variant(NamedTuple):
 
 
 class Append:
-    """A hook that runs an attention layer on a module's feature maps, output or input.
+    """A hook that runs an attention layer on a module's output or input feature maps.
 
-    An object and no closure, so that a deep copy of the model runs its own copy of the layer.
+    This is an object rather than a closure, so that a deep copy of the model runs its own copy of the layer.
 
     Args:
-        site: of the module.
-        attention: takes maps (N, C, H, W).
+        site: site of the module.
+        attention: layer that takes maps (N, C, H, W).
     """
 
     def __init__(self, site: Site, attention: nn.Module) -> None:
         self.site, self.attention = site, attention
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> Any:
-        """Return what the module gives or is given, attended to."""
+        """Return the module's output or input with attention applied."""
         given = inputs[0] if self.site.side == "input" else output
         layout = self.site.layout
         reading = layout.read(given, (layout.grid,))
@@ -49,23 +49,23 @@ class Append:
 
 
 def append(model: nn.Module, example: Tensor, kind: str) -> None:
-    """Put one of timm's attention layers where :func:`sia_layers.inject_sia` puts SIA by default, in place.
+    """Add one of timm's attention layers, in place, where :func:`sia_layers.inject_sia` puts SIA by default.
 
     The layers are in ``model.attentions``.
 
     Args:
-        model: of timm.
-        example: of its input.
+        model: a timm model.
+        example: example of its input.
         kind: name of the layer, as ``timm.layers.create_attn`` knows it.
 
     Raises:
-        InjectionError: if there are no such sites.
-        ValueError: if a site gives several tensors, or tokens out of reading order.
+        InjectionError: if the model has no such sites.
+        ValueError: if a site returns several tensors, or tokens out of reading order.
     """
     sites = find_sites(model, example_input=example)
     for site in sites:
         if site.item is not None or site.layout.order is not None:
-            raise ValueError(f"{kind} can't be put behind {site.host}, which gives no maps in reading order")
+            raise ValueError(f"{kind} can't follow {site.host}, which returns no maps in reading order")
     layers = [create_attn(kind, site.channels) for site in sites]
     model.add_module("attentions", nn.ModuleList(layer for layer in layers if layer is not None))
     for site, layer in zip(sites, layers, strict=True):
@@ -78,7 +78,7 @@ def append(model: nn.Module, example: Tensor, kind: str) -> None:
 
 
 def _bare(model: nn.Module, example: Tensor) -> None:
-    """Leave the model as it is."""
+    """Leave the model unchanged."""
 
 
 def _appended(about: str, kind: str) -> Variant:
@@ -104,10 +104,10 @@ VARIANTS: Final[dict[str, Variant]] = {
 
 
 def chosen(names: str) -> list[str]:
-    """Return the variants that are named, with commas between them, and "bare" first.
+    """Return the variants in a comma-separated list, with "bare" first.
 
     Raises:
-        ValueError: if there is none of a name.
+        ValueError: if a name is unknown.
     """
     asked = [name.strip() for name in names.split(",") if name.strip()]
     if unknown := [name for name in asked if name not in VARIANTS]:

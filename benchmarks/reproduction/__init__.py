@@ -1,1 +1,1 @@
-"""The experiments of the paper's supplement, on data that can be had: ``python -m benchmarks.reproduction --help``."""
+"""Repeat the experiments of the paper's supplement on available data: ``python -m benchmarks.reproduction --help``."""

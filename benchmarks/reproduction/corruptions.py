@@ -1,6 +1,6 @@
 """The corruptions of Figure 1 of the supplement, each at five severities.
 
-The paper names them, with a blur of 3 x 3 pixels, and prints no strengths: those here are ours.
+The paper names them, with a blur of 3 x 3 pixels, but prints no strengths; the strengths here are our choice.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 Picture = NDArray[np.uint8]
 STRENGTHS: Final[dict[str, tuple[float, ...]]] = {
-    "Gaussian blur": (0.4, 0.5, 0.65, 0.85, 1.5),  # sigma in pixels, of a 3 x 3 kernel
-    "Gaussian noise": (2, 4, 8, 16, 32),  # standard deviation, of 255
+    "Gaussian blur": (0.4, 0.5, 0.65, 0.85, 1.5),  # sigma in pixels, with a 3 x 3 kernel
+    "Gaussian noise": (2, 4, 8, 16, 32),  # standard deviation, on a scale of 255
     "salt and pepper": (0.002, 0.005, 0.01, 0.02, 0.05),  # share of the pixels
     "JPEG": (80, 60, 40, 25, 12),  # quality
 }
@@ -27,13 +27,13 @@ SEVERITIES: Final = range(1, 6)
 
 
 def corrupted(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
-    """Corrupt pictures; the same ones come out the same every time.
+    """Corrupt pictures deterministically.
 
     Args:
         images: uint8 (N, 3, S, S), RGB.
         name: one of ``STRENGTHS``.
-        severity: 1 to 5; 0 leaves them as they are.
-        seed: of the noise, which differs from picture to picture and not from severity to severity in its seed.
+        severity: 1 to 5; 0 leaves the pictures unchanged.
+        seed: seed of the noise, which differs between pictures but is the same for all severities.
 
     Returns:
         uint8 (N, 3, S, S).
@@ -64,7 +64,7 @@ def _noise(picture: Picture, deviation: float, seed: int) -> Picture:
 
 
 def _salt_and_pepper(picture: Picture, amount: float, seed: int) -> Picture:
-    # Whole pixels, not single values: the mask is drawn for a grey picture.
+    # Corrupt whole pixels rather than single values: the mask is drawn for a grey picture.
     drawn = random_noise(np.full(picture.shape[:2], 0.5), "s&p", rng=seed, amount=amount)
     return np.where((drawn == 0.5)[..., None], picture, _rounded(drawn)[..., None])
 

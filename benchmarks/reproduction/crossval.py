@@ -1,11 +1,11 @@
-"""Train networks so that every person is tested once, and keep what they say of each picture.
+"""Cross-validate networks so that every person is tested once, and record the score of each picture.
 
 ``python -m benchmarks.reproduction.crossval pilot|study|recipe|chosen|kinds|datasets|toys --data PATH [--budget N]``
-runs; ``python -m benchmarks.reproduction.crossval report`` writes docs/reproduction.md from the rows that there are.
+runs; ``python -m benchmarks.reproduction.crossval report`` writes docs/reproduction.md from the existing rows.
 
 The people are dealt into eight folds; a network is trained on six of them and tested on one. Every run is a row of a
-``_runs.csv`` file in the results, which is written as soon as the run is done: a call that is stopped, on this machine
-or another, goes on with the first run that has no row. ``--budget`` begins no run that would not end within it.
+``_runs.csv`` file in the results, written as soon as the run is complete: an interrupted call, on this machine or
+another, resumes with the first run that has no row. ``--budget`` starts no run that would not end within it.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ TOY_SIZE, TOY_EPOCHS, TOY_BATCH = 64, 4, 8
 
 @dataclass
 class Bench:
-    """The data, the folders, and how much time there is.
+    """The data, the folders, and the time budget.
 
     Attributes:
-        source: of the pictures.
+        source: source of the pictures.
         work: folder of weights and checkpoints.
         results: folder of the tables.
-        minutes: that all may take; None for no limit.
-        pretrained: begin from ImageNet weights.
+        minutes: time limit for all runs; None for no limit.
+        pretrained: whether to start from ImageNet weights.
         size: side of the pictures in pixels.
-        epochs: of every run.
+        epochs: epochs per run.
         toy_size: side of the pictures of the toy networks, in pixels.
-        toy_epochs: of the toy networks.
+        toy_epochs: epochs of the toy networks.
     """
 
     source: Source
@@ -70,19 +70,19 @@ class Bench:
     began: float = field(default_factory=time.monotonic)
 
     def ledger(self, name: str, keys: Sequence[str] = KEYS) -> Ledger:
-        """A table of the results."""
+        """Return a table of the results."""
         return Ledger(self.results / f"{name}.csv", keys)
 
     def left(self) -> float:
-        """Seconds that are left of the budget."""
+        """Return the seconds left in the budget."""
         return float("inf") if self.minutes is None else 60 * self.minutes - (time.monotonic() - self.began)
 
     def pictures(self, fold: int, network: str = "") -> Pictures:
-        """The pictures of a fold, of the size that a network takes."""
+        """Return the pictures of a fold, in the size that a network takes."""
         return Pictures(self.toy_size if network.startswith("toy ") else self.size, "HQ", fold)
 
     def settings(self, task: Task) -> Settings:
-        """The settings of a run."""
+        """Return the settings of a run."""
         pictures = self.pictures(task.fold, task.network)
         known = facts(self.source, pictures)
         family, _, name = task.network.partition(" ")
@@ -104,12 +104,12 @@ class Bench:
         )
 
     def train(self, task: Task, chosen: Callable[[Parts], Parts] = lambda parts: parts, label: str = "") -> Run:
-        """Train a network, or read it where that was done in this work folder.
+        """Train a network, or load it if this work folder has it.
 
         Args:
-            task: what to train.
-            chosen: takes the parts of the fold and gives those to use.
-            label: of the choice, in the name of the run's folder.
+            task: task to train.
+            chosen: function that selects the parts to use from those of the fold.
+            label: name of the selection, for the run's folder.
         """
         settings = self.settings(task)
         parts = chosen(self.source.parts(self.pictures(task.fold, task.network)))
@@ -117,12 +117,12 @@ class Bench:
 
 
 def row(task: Task, run: Run, found: Predictions, **more: Any) -> dict[str, Any]:
-    """What is written down of a run.
+    """Return the row that records a run.
 
     Args:
-        task: that it did.
-        run: that is done.
-        found: of the pictures that its scores are of.
+        task: task of the run.
+        run: completed run.
+        found: predictions to score.
         **more: further columns.
     """
     record, settings = run.record, run.settings
@@ -144,10 +144,10 @@ def row(task: Task, run: Run, found: Predictions, **more: Any) -> dict[str, Any]
 
 
 def work_off(bench: Bench, ledger: Ledger, tasks: Sequence[Task], do: Callable[[Task], None]) -> bool:
-    """Do the tasks that have no row yet, in their order, as far as the budget goes.
+    """Do the tasks that have no row yet, in order, within the budget.
 
     Returns:
-        Whether all are done.
+        Whether all tasks are done.
     """
     todo = [task for task in tasks if task.key not in ledger]
     print(f"{ledger.path.name}: {len(tasks) - len(todo)} of {len(tasks)} runs are there", flush=True)
@@ -176,7 +176,7 @@ def work_off(bench: Bench, ledger: Ledger, tasks: Sequence[Task], do: Callable[[
 
 
 def study(bench: Bench, tasks: Sequence[Task]) -> bool:
-    """Run tasks of the study: study_runs.csv, study_scores.csv, fig1_runs.csv and localise_runs.csv grow."""
+    """Run tasks of the study; this extends study_runs.csv, study_scores.csv, fig1_runs.csv and localise_runs.csv."""
     runs = bench.ledger("study_runs")
 
     def do(task: Task) -> None:
@@ -200,7 +200,7 @@ def study(bench: Bench, tasks: Sequence[Task]) -> bool:
 
 
 def recipe(bench: Bench) -> bool:
-    """Search for the recipe on validation people alone: recipe_runs.csv grows, whose scores are theirs."""
+    """Search for the recipe on validation people alone; this extends recipe_runs.csv with their scores."""
     ledger = bench.ledger("recipe_runs")
 
     def do(task: Task) -> None:
@@ -214,7 +214,7 @@ def recipe(bench: Bench) -> bool:
 
 
 def across_kinds(bench: Bench) -> bool:
-    """Test on a manipulation that was not trained on: kinds_runs.csv and kinds_scores.csv grow."""
+    """Test on a manipulation that was not trained on; this extends kinds_runs.csv and kinds_scores.csv."""
     ledger = bench.ledger("kinds_runs")
     kinds = facts(bench.source, bench.pictures(0)).kinds
 
@@ -229,7 +229,7 @@ def across_kinds(bench: Bench) -> bool:
 
 
 def joined(faces: Sequence[Faces]) -> Faces:
-    """All pictures of several in one."""
+    """Combine the pictures of several sets."""
     return Faces(
         *(torch.cat([getattr(each, name) for each in faces]) for name in ("images", "labels", "masks")),
         *(tuple(value for each in faces for value in getattr(each, name)) for name in ("people", "kinds")),
@@ -237,7 +237,7 @@ def joined(faces: Sequence[Faces]) -> Faces:
 
 
 def from_to(parts: Parts, train: str, test: str) -> Parts:
-    """Training and validation people of one folder, and everybody of another as test people."""
+    """Combine the training and validation people of one folder with all people of another as test people."""
 
     def of(faces: Faces, folder: str) -> Faces:
         return faces.among({person for person in faces.people if person.startswith(f"{folder}/")})
@@ -246,7 +246,7 @@ def from_to(parts: Parts, train: str, test: str) -> Parts:
 
 
 def across_data_sets(bench: Bench) -> bool:
-    """Train on portraits, test on all London faces: datasets_runs.csv and datasets_scores.csv grow."""
+    """Train on portraits, test on all London faces; this extends datasets_runs.csv and datasets_scores.csv."""
     ledger = bench.ledger("datasets_runs")
     chosen = partial(from_to, train="portraits", test="london_faces")
 
@@ -263,7 +263,7 @@ def across_data_sets(bench: Bench) -> bool:
 
 
 def toys(bench: Bench) -> bool:
-    """Train the toy networks, and measure their self-information: toys_runs.csv grows."""
+    """Train the toy networks and measure their self-information; this extends toys_runs.csv."""
     ledger = bench.ledger("toys_runs")
 
     def do(task: Task) -> None:
@@ -284,7 +284,7 @@ def toys(bench: Bench) -> bool:
 
 
 def write_people(bench: Bench) -> None:
-    """Write people.csv: in which subset each person is, by the person's running number."""
+    """Write people.csv: the subset of each person, by running number."""
     people = data.people_of(bench.source.name, bench.source.root).values()
     named = {name: inside for name, inside in data.SUBSETS.items() if name != "all"}
     harness.write(
@@ -297,10 +297,10 @@ def write_people(bench: Bench) -> None:
 
 
 def keep_memory() -> None:
-    """Let glibc keep what is freed: giving it back to the system, step by step, takes a tenth of the time on a CPU."""
-    trim_threshold, mmap_threshold = -1, -3  # of its mallopt
+    """Let glibc keep freed memory: returning it to the system bit by bit takes a tenth of the time on a CPU."""
+    trim_threshold, mmap_threshold = -1, -3  # parameters of glibc's mallopt
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # other C libraries have none
+        with contextlib.suppress(OSError, AttributeError):  # other C libraries lack it
             for option in (trim_threshold, mmap_threshold):
                 ctypes.CDLL(None).mallopt(option, 1 << 30)
 
@@ -346,7 +346,7 @@ COMMANDS: Final[dict[str, Callable[[Bench, argparse.Namespace], bool]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is asked for; the exit code is 0 if all of it is done, 3 if the budget was spent, 130 if stopped."""
+    """Run what is requested; the exit code is 0 if all is done, 3 if the budget ran out, 130 if interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.reproduction.crossval", description=(__doc__ or "").partition("\n")[0]
     )
@@ -365,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--data {given.data} is not a folder; give the one that holds portraits and london_faces")
     torch.set_num_threads(1)
     keep_memory()
-    timing.machine(training.CPU)  # the commit that runs is the one that is there now
+    timing.machine(training.CPU)  # record the current commit, which is the one that runs
     source = Source("portraits", given.data, None, given.work / "pictures")
     bench = Bench(source, given.work, given.results, given.budget)
     source.prepare([bench.pictures(0)], 1)

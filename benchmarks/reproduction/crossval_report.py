@@ -1,4 +1,4 @@
-"""The sections of docs/reproduction.md that are of the cross-validated study, from its CSV files alone."""
+"""Write the sections of docs/reproduction.md on the cross-validated study, from its CSV files alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RIVAL_NOTES: Final = {
 
 
 def sections(results: Path, earlier: Path) -> dict[str, str]:
-    """Every section by its name; where nothing was run yet it says so.
+    """Return every section by its name; a section without runs says so.
 
     Args:
         results: folder of the cross-validated study.
@@ -55,7 +55,7 @@ def sections(results: Path, earlier: Path) -> dict[str, str]:
 
 
 def parts_of(people: Sequence[Row], scores: Sequence[Row]) -> dict[str, Part]:
-    """The ways to choose pictures: all, the subsets of people, and each manipulation."""
+    """Return the selections of pictures: all, the subsets of people, and each manipulation."""
     subsets = {name: {row["person"] for row in people if row["subset"] == name} for name in SUBSETS}
     kinds = [kind for kind in dict.fromkeys(row["kind"] for row in scores) if kind != REAL]
     return {
@@ -66,7 +66,7 @@ def parts_of(people: Sequence[Row], scores: Sequence[Row]) -> dict[str, Part]:
 
 
 def progress(results: Path, held: Mapping[str, Sequence[Row]]) -> str:
-    """How many of the runs that are planned have a row, and the command that goes on with the others."""
+    """Return how many planned runs have a row, and the command that makes the others."""
     search = Ledger(results / "recipe_runs.csv", plan.KEYS)
     kinds = [kind for kind in dict.fromkeys(row["kind"] for row in held["study_scores"]) if kind != REAL]
     planned = {
@@ -95,7 +95,7 @@ def progress(results: Path, held: Mapping[str, Sequence[Row]]) -> str:
 
 
 def _time(rows: Sequence[Row], left: int) -> str:
-    """How long training took, how fast it was, and about how long the runs that are left take."""
+    """Return the time and speed of training so far, and an estimate for the remaining runs."""
     runs = [row for row in rows if row.get("core seconds")]
     if not runs:
         return ""
@@ -109,7 +109,7 @@ def _time(rows: Sequence[Row], left: int) -> str:
 
 
 def _giveaways(rows: Sequence[Row]) -> str:
-    """How well files and colours tell fakes without a look at the picture."""
+    """Return how well files and colours alone reveal fakes."""
     shown = [
         [
             *(row[name] for name in ("people", "count", "kinds")),
@@ -143,7 +143,7 @@ def _claims(evidence: Evidence, robust: Sequence[Row], old: Mapping[str, list[Ro
 
 
 def _power(rows: Sequence[Row]) -> str:
-    """What the design can tell, and whether that is as little as the paper's Table 1 prints."""
+    """Return what the design can detect, compared with the differences in the paper's Table 1."""
     said = []
     printed = dict(
         zip(("ACC", "AUC"), zip(paper.TABLE1["EfficientNet-b4"], paper.TABLE1["Ours"], strict=True), strict=True)
@@ -219,7 +219,7 @@ def _recipe(runs: Sequence[Row], evidence: Evidence, results: Path) -> str:
 
 
 def _tested(chosen: str | None, evidence: Evidence) -> list[str]:
-    """What the test of the recipe that was chosen allows to be said."""
+    """Return what the test of the selected recipe supports."""
     if chosen is None:
         return ["The search is not finished, and no recipe is chosen."]
     said = [f"Chosen by validation people: {chosen.removeprefix('recipe ')}."]
@@ -232,7 +232,7 @@ def _tested(chosen: str | None, evidence: Evidence) -> list[str]:
 
 
 def _robust_differences(rows: Sequence[Row]) -> tuple[dict[str, tuple[Interval, int]], int]:
-    """By form of SIA and corruption: the difference from bare of the mean AUC over the severities, over the folds."""
+    """Return the difference from bare in mean AUC over severities, by form of SIA and corruption, over the folds."""
     by: dict[tuple[str, str], dict[int, list[float]]] = {}
     for row in rows:
         if row["severity"] != "0":
@@ -347,7 +347,7 @@ def _toys(runs: Sequence[Row]) -> str:
 
 
 def _trained(runs: Sequence[Row]) -> str:
-    """What the runs were done with."""
+    """Return a line on the settings of the runs."""
     told = {
         name: ", ".join(sorted({row[name] for row in runs})) for name in ("size", "epochs", "machine", "commit", "date")
     }

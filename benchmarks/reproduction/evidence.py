@@ -1,4 +1,4 @@
-"""What the rows of :mod:`benchmarks.reproduction.crossval` say: scores and differences with intervals, and power."""
+"""Summarise the rows of :mod:`benchmarks.reproduction.crossval`: scores, differences, intervals and power."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ Part = Callable[[Predictions], Predictions]
 
 
 def label(network: str, repeat: int = 0) -> str:
-    """The column of a network's scores: its name, without the family unless that is of a recipe."""
+    """Return the column of a network's scores: its name, and its family only if that is of a recipe."""
     family, _, name = network.partition(" ")
     return (network if family == "recipe" else name) + (f" again {repeat}" if repeat else "")
 
 
 def score_rows(column: str, found: Predictions, **more: Any) -> list[dict[str, Any]]:
-    """A row for each picture: whose it is, of what kind, and its logit.
+    """Return a row for each picture, with its person, kind and logit.
 
     Args:
-        column: what the logits are called.
-        found: of a run.
+        column: name of the column of logits.
+        found: predictions of a run.
         **more: columns that all rows share.
     """
     return [
@@ -50,29 +50,29 @@ def score_rows(column: str, found: Predictions, **more: Any) -> list[dict[str, A
 
 
 def predictions(rows: Sequence[Row], column: str) -> dict[int, Predictions]:
-    """What a network said, by fold; folds that it was not tested on, or not whole, are missing."""
+    """Return a network's predictions by fold; folds without complete predictions are missing."""
     folds: dict[int, list[Row]] = {}
     for row in rows:
         folds.setdefault(int(row["fold"]), []).append(row)
     return {
         fold: Predictions(
-            np.asarray([int(row["kind"] != REAL) for row in held]),
-            np.asarray([float(row[column]) for row in held], np.float32),
-            tuple(row["person"] for row in held),
-            tuple(row["kind"] for row in held),
+            np.asarray([int(row["kind"] != REAL) for row in members]),
+            np.asarray([float(row[column]) for row in members], np.float32),
+            tuple(row["person"] for row in members),
+            tuple(row["kind"] for row in members),
         )
-        for fold, held in sorted(folds.items())
-        if all(row.get(column) for row in held)
+        for fold, members in sorted(folds.items())
+        if all(row.get(column) for row in members)
     }
 
 
 @dataclass
 class Evidence:
-    """The scores of all networks, by fold, and which of the pictures count.
+    """The scores of all networks by fold, and selections of the pictures.
 
     Attributes:
-        rows: of a table of scores.
-        parts: ways to choose pictures, by name; ``"all"`` is one of them.
+        rows: rows of a table of scores.
+        parts: selections of pictures, by name; ``"all"`` is one of them.
     """
 
     rows: Sequence[Row]
@@ -81,7 +81,7 @@ class Evidence:
     _columns: dict[tuple[str, int, str, str], NDArray[np.float64]] = field(default_factory=dict)
 
     def folds(self, *networks: str, part: str = "all") -> list[int]:
-        """The folds that all of some networks were tested on, and that hold real and fake pictures of a part."""
+        """Return the folds on which all named networks were tested and that have real and fake pictures of a part."""
         for name in networks:
             if name not in self._found:
                 self._found[name] = predictions(self.rows, name)
@@ -89,14 +89,14 @@ class Evidence:
         return [fold for fold in shared if len(set(self.parts[part](self._found[networks[0]][fold]).labels)) == 2]
 
     def score(self, network: str, score: str = "AUC", part: str = "all") -> Interval | None:
-        """The mean over the folds of a network's score; None for fewer than two folds."""
+        """Return the mean of a network's score over folds; None for fewer than two folds."""
         folds = self.folds(network, part=part)
         if len(folds) < 2:
             return None
         return cross_validated([self._column(network, fold, part, score) for fold in folds]).clipped(0, 1)
 
     def difference(self, network: str, other: str, score: str = "AUC", part: str = "all") -> Interval | None:
-        """How much more a network scores than another, on the folds of both; None for fewer than two.
+        """Return the difference in score of two networks over the folds that both have; None for fewer than two.
 
         Raises:
             ValueError: the two were not tested on the same pictures.
@@ -115,17 +115,17 @@ class Evidence:
 
 
 def among(people: Collection[str]) -> Part:
-    """The pictures that are of some people."""
+    """Return a selection of the pictures of some people."""
     return lambda found: found.among(people)
 
 
 def of_kind(kind: str) -> Part:
-    """The real pictures and those of a manipulation."""
+    """Return a selection of the real pictures and those of one manipulation."""
     return lambda found: found.of(kind)
 
 
 def write_power(results: Path) -> list[dict[str, Any]]:
-    """Write power.csv, and print it: the smallest difference that the design tells, from the pilot's folds."""
+    """Write power.csv and print it: the smallest difference that the design detects, from the pilot's folds."""
     rows = harness.read(results / "study_scores.csv")
     first, again = (predictions(rows, name) for name in ("bare", label("lite bare", 1)))
     folds = [fold for fold in first if fold in again]
@@ -150,7 +150,7 @@ def write_power(results: Path) -> list[dict[str, Any]]:
 
 
 def told_power(row: Mapping[str, Any]) -> str:
-    """A row of power.csv as a sentence."""
+    """Format a row of power.csv as a sentence."""
     deviation = max(float(row["deviation of runs"]), float(row["deviation of people"]))
     return (
         f"{row['score']}: with {row['folds']} folds a true difference of {100 * float(row['smallest difference']):.1f} "

@@ -1,4 +1,4 @@
-"""Figures of the results, from the CSV files alone."""
+"""Draw figures of the results, from the CSV files alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AVERAGE: Final = "all five"
 
 
 def draw(results: Path, images: Path) -> list[Path]:
-    """Draw every figure whose CSV is there; where they went."""
+    """Draw every figure whose CSV exists; return the paths."""
     made = []
     for name, (file, function) in FIGURES.items():
         if (results / f"{file}.csv").exists():
@@ -30,7 +30,7 @@ def draw(results: Path, images: Path) -> list[Path]:
 
 
 def differences(rows: Sequence[CsvRow]) -> Figure:
-    """AUC of every variant less that of the bare network, with its interval."""
+    """Draw the difference in AUC of every variant from the bare network, with its interval."""
     shown = [row for row in rows if row["kinds"] == "all" and row.get("AUC - bare")][::-1]
     figure, (ax,) = panels_of(1, width=6.4, height=0.8 + 0.28 * len(shown))
     _points(ax, [row["network"] for row in shown], shown, "AUC - bare")
@@ -40,14 +40,14 @@ def differences(rows: Sequence[CsvRow]) -> Figure:
 
 
 def self_information(rows: Sequence[CsvRow]) -> Figure:
-    """Accuracy over average self-information: a panel for each manipulation, a point for each trained network."""
+    """Draw accuracy over average self-information: a panel per manipulation, a point per trained network."""
     trained = [row for row in rows if (row["state"], row["behind"]) == ("trained", "layer")]
     kinds = list(dict.fromkeys(row["kinds"] for row in trained))
     figure, axes = panels_of(len(kinds), most=2)
     for ax, kind in zip(axes, kinds, strict=True):
         for name in dict.fromkeys(row["network"] for row in trained):
-            held = [row for row in trained if (row["kinds"], row["network"]) == (kind, name)]
-            ax.scatter([float(row["AVG"]) for row in held], [float(row["ACC"]) for row in held],
+            selected = [row for row in trained if (row["kinds"], row["network"]) == (kind, name)]
+            ax.scatter([float(row["AVG"]) for row in selected], [float(row["ACC"]) for row in selected],
                        color=COLORS[name], label=name)  # fmt: skip
         ax.set_title(kind, fontsize=9)
         ax.set_xlabel("average self-information, nats", fontsize=9)
@@ -57,19 +57,19 @@ def self_information(rows: Sequence[CsvRow]) -> Figure:
 
 
 def robustness(rows: Sequence[CsvRow]) -> Figure:
-    """AUC over the severity of each corruption, a curve for each network."""
+    """Draw AUC over the severity of each corruption, with a curve per network."""
     corruptions = list(dict.fromkeys(row["corruption"] for row in rows))
     figure, axes = panels_of(len(corruptions), most=2)
     for ax, corruption in zip(axes, corruptions, strict=True):
         for name in dict.fromkeys(row["network"] for row in rows):
-            held = [row for row in rows if (row["corruption"], row["network"]) == (corruption, name)
+            selected = [row for row in rows if (row["corruption"], row["network"]) == (corruption, name)
                     and row["severity"] != AVERAGE]  # fmt: skip
-            places = [int(row["severity"]) for row in held]
-            ax.plot(places, [float(row["AUC"]) for row in held], marker="o", color=COLORS[name], label=name)
+            places = [int(row["severity"]) for row in selected]
+            ax.plot(places, [float(row["AUC"]) for row in selected], marker="o", color=COLORS[name], label=name)
             if name in ("bare", "SIA"):
-                low, high = ([float(row[f"AUC {end}"]) for row in held] for end in ("low", "high"))
+                low, high = ([float(row[f"AUC {end}"]) for row in selected] for end in ("low", "high"))
                 ax.fill_between(places, low, high, color=COLORS[name], alpha=0.15, linewidth=0)
-        strengths = [row["strength"] for row in held]
+        strengths = [row["strength"] for row in selected]
         ax.set_xticks(places, [strength or "clean" for strength in strengths], fontsize=8)
         ax.set_title(corruption, fontsize=9)
         ax.set_ylabel("AUC", fontsize=9)
@@ -78,12 +78,12 @@ def robustness(rows: Sequence[CsvRow]) -> Figure:
 
 
 def bars(rows: Sequence[CsvRow]) -> Figure:
-    """The paper's Figure 1: bare and SIA side by side under every corruption, the mean of the five severities."""
-    held = [row for row in rows if row["severity"] == AVERAGE and row["network"] in ("bare", "SIA")]
-    corruptions = list(dict.fromkeys(row["corruption"] for row in held))
+    """Draw the paper's Figure 1: bare and SIA side by side under every corruption, as means over five severities."""
+    selected = [row for row in rows if row["severity"] == AVERAGE and row["network"] in ("bare", "SIA")]
+    corruptions = list(dict.fromkeys(row["corruption"] for row in selected))
     figure, (ax,) = panels_of(1, width=6.4)
     for side, name in ((-0.2, "bare"), (0.2, "SIA")):
-        of = {row["corruption"]: row for row in held if row["network"] == name}
+        of = {row["corruption"]: row for row in selected if row["network"] == name}
         places = [index + side for index in range(len(corruptions))]
         drawn = ax.bar(places, [float(of[each]["AUC"]) for each in corruptions], 0.4, color=COLORS[name], label=name,
                        yerr=_errors([of[each] for each in corruptions], "AUC"), capsize=3)  # fmt: skip
@@ -96,14 +96,14 @@ def bars(rows: Sequence[CsvRow]) -> Figure:
 
 
 def localisation(rows: Sequence[CsvRow]) -> Figure:
-    """Pixel AUC of every map on the fakes and on the real pictures under the same masks."""
+    """Draw the pixel AUC of every map on the fakes, and on the real pictures with the same masks."""
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     panels = [[row for row in rows if (row["size"], row["kinds"]) == (size, "all")][::-1] for size in sizes]
     figure, axes = panels_of(len(sizes), width=5.6, most=2, height=0.9 + 0.3 * max(map(len, panels)))
-    for ax, size, held in zip(axes, sizes, panels, strict=True):
-        names = [row["map"] for row in held]
-        _points(ax, names, held, "real", color="0.55", label="real picture, same mask", shift=-0.15)
-        _points(ax, names, held, "AUC", color="C0", label="fake", shift=0.15)
+    for ax, size, selected in zip(axes, sizes, panels, strict=True):
+        names = [row["map"] for row in selected]
+        _points(ax, names, selected, "real", color="0.55", label="real picture, same mask", shift=-0.15)
+        _points(ax, names, selected, "AUC", color="C0", label="fake", shift=0.15)
         ax.axvline(0.5, color="black", linewidth=0.8)
         ax.set_xlabel(f"pixel AUC at {size} pixels; chance is 0.5", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
@@ -123,7 +123,7 @@ def _points(
     ax: Axes, names: Sequence[str], rows: Sequence[CsvRow], column: str, color: str = "C0", label: str | None = None,
     shift: float = 0.0,
 ) -> None:  # fmt: skip
-    """Means with their intervals, one line below the other."""
+    """Draw means with their intervals, one line below the other."""
     places = [index + shift for index in range(len(names))]
     means = [float(row[column]) for row in rows]
     ax.errorbar(means, places, xerr=_errors(rows, column), fmt="o", color=color, markersize=4, capsize=2, label=label)
@@ -131,7 +131,7 @@ def _points(
 
 
 def _errors(rows: Sequence[CsvRow], column: str) -> tuple[list[float], list[float]]:
-    """How far an interval reaches below and above its mean, which it need not hold where seeds differ much."""
+    """Return the distances from the mean to the ends of the interval, which may exclude the mean if seeds vary much."""
     low = [max(0.0, float(row[column]) - float(row[f"{column} low"])) for row in rows]
     high = [max(0.0, float(row[f"{column} high"]) - float(row[column])) for row in rows]
     return low, high

@@ -1,7 +1,7 @@
-"""What tells real from fake portraits without a look at them: the size of a file, and the spread of its colours.
+"""Measure how well file size and colour statistics alone separate real from fake portraits.
 
-``python -m benchmarks.reproduction.giveaways --data PATH [--people 120]``. An AUC of 0.5, within its margin, means that
-a network has to look.
+``python -m benchmarks.reproduction.giveaways --data PATH [--people 120]``. An AUC of 0.5, within its margin, means
+that a network has to look at the content.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COLUMNS: Final = {
 
 
 def file_statistics(files: Sequence[bytes]) -> Features:
-    """What can be told of JPEG files without decoding them."""
+    """Return statistics of JPEG files that need no decoding."""
     rows = []
     for file in files:
         with Image.open(io.BytesIO(file)) as image:
@@ -46,7 +46,7 @@ def file_statistics(files: Sequence[bytes]) -> Features:
 
 
 def colour_spread(files: Sequence[bytes]) -> Features:
-    """Standard deviations of R - G and of B - G over a picture."""
+    """Return the standard deviations of R - G and B - G over each picture."""
     rows = []
     for file in files:
         with Image.open(io.BytesIO(file)) as image:
@@ -55,15 +55,15 @@ def colour_spread(files: Sequence[bytes]) -> Features:
     return np.array(rows)
 
 
-def told_apart(features: Features, labels: Sequence[int], people: Sequence[str]) -> float:
-    """AUC of a linear classifier on people that it has not been trained on."""
+def linear_auc(features: Features, labels: Sequence[int], people: Sequence[str]) -> float:
+    """Return the AUC of a linear classifier on people that it was not trained on."""
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     found = cross_val_predict(model, features, labels, groups=people, cv=GroupKFold(6), method="predict_proba")
     return float(roc_auc_score(labels, found[:, 1]))
 
 
 def margin(labels: Sequence[int]) -> float:
-    """Two standard errors of the AUC of chance (Hanley and McNeil, 1982, with no separation)."""
+    """Return two standard errors of a chance AUC (Hanley and McNeil, 1982, without separation)."""
     fake = int(np.sum(labels))
     real = len(labels) - fake
     return float(2 * ((real + fake + 1) / (12 * real * fake)) ** 0.5)
@@ -72,24 +72,24 @@ def margin(labels: Sequence[int]) -> float:
 def auc_of(
     files: Sequence[bytes], kinds: Sequence[str], people: Sequence[str], forgeries: Sequence[str]
 ) -> dict[str, float]:
-    """AUCs of real pictures against some kinds of forgeries: by the file, by the colours, and by both.
+    """Return AUCs of real pictures against some kinds of forgeries: from the file, from the colours, and from both.
 
     Args:
         files: JPEG files.
-        kinds: of each, ``"real"`` or its manipulation.
-        people: whose picture each is.
-        forgeries: the kinds to tell from real ones.
+        kinds: kind of each file, ``"real"`` or its manipulation.
+        people: person of each file.
+        forgeries: kinds to separate from real pictures.
     """
     chosen = [index for index, kind in enumerate(kinds) if kind in (REAL, *forgeries)]
     some, names = [files[index] for index in chosen], [people[index] for index in chosen]
     labels = [int(kinds[index] != REAL) for index in chosen]
     file, colour = file_statistics(some), colour_spread(some)
     features = {"file": file, "colour": colour, "both": np.hstack([file, colour])}
-    return {name: told_apart(each, labels, names) for name, each in features.items()} | {"margin": margin(labels)}
+    return {name: linear_auc(each, labels, names) for name, each in features.items()} | {"margin": margin(labels)}
 
 
 def rows_of(root: Path, size: int, quality: str, people: int | None, cache: Path) -> list[dict[str, Any]]:
-    """A row for each subset of the portraits and each kind of forgery, and for all kinds."""
+    """Return a row for each subset of the portraits and each kind of forgery, and for all kinds together."""
     table = data.people_of("portraits", root)
     files, kinds, names = data.files_of(root, size=size, quality=quality, people=people, cache=cache)
     rows = []
@@ -97,9 +97,9 @@ def rows_of(root: Path, size: int, quality: str, people: int | None, cache: Path
         chosen = [index for index, name in enumerate(names) if holds(table[name])]
         some = [[each[index] for index in chosen] for each in (files, kinds, names)]
         for forgeries in (*((kind,) for kind in data.MANIPULATIONS), data.MANIPULATIONS):
-            told = auc_of(*some, forgeries)
+            aucs = auc_of(*some, forgeries)
             kind = forgeries[0] if len(forgeries) == 1 else "all"
-            rows.append({"quality": quality, "people": subset, "count": len(set(some[2])), "kinds": kind, **told})
+            rows.append({"quality": quality, "people": subset, "count": len(set(some[2])), "kinds": kind, **aucs})
     return rows
 
 
@@ -110,11 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="PATH", help="folder of the portraits")
-    add("--people", type=int, metavar="N", help="how many, about (all)")
+    add("--people", type=int, metavar="N", help="approximate number of people (all)")
     add("--size", type=int, default=128, help="side of the pictures in pixels (%(default)s)")
-    add("--quality", nargs="+", choices=data.QUALITIES, default=[*data.QUALITIES], help="of the pictures (both)")
-    add("--work", type=Path, default=Path(".reproduction"), metavar="FOLDER", help="where pictures are kept")
-    add("--csv", type=Path, metavar="FILE", help="write the figures there as well")
+    add("--quality", nargs="+", choices=data.QUALITIES, default=[*data.QUALITIES], help="JPEG quality (both)")
+    add("--work", type=Path, default=Path(".reproduction"), metavar="FOLDER", help="folder for pictures")
+    add("--csv", type=Path, metavar="FILE", help="also write the figures to this file")
     given = parser.parse_args(arguments)
     table = harness.Table(torch.device("cpu"), COLUMNS)
     for quality in given.quality:

@@ -1,4 +1,4 @@
-"""Independent jobs in several processes of one thread each, with one bar over all of them."""
+"""Run independent jobs in several single-threaded processes, with one progress bar for all of them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Errors = dict[str, str]
 
 
 class Job(NamedTuple):
-    """A call of a module's function.
+    """A call of a module-level function.
 
     Attributes:
-        name: that no other job has.
-        cost: about how long it takes, in any unit that all jobs share.
-        function: to be called.
-        arguments: of it.
+        name: unique name.
+        cost: approximate duration, in any unit common to all jobs.
+        function: function to call.
+        arguments: its arguments.
     """
 
     name: str
@@ -36,18 +36,18 @@ class Job(NamedTuple):
 
 
 def run(jobs: Sequence[Job], processes: int, title: str) -> tuple[dict[str, Any], Errors]:
-    """Run jobs in their order; one that fails is told and stops no other.
+    """Run jobs in order; a failing job is reported and does not stop the others.
 
     Args:
-        jobs: independent of each other.
-        processes: how many; 1 runs them in this one.
-        title: of the bar.
+        jobs: independent jobs.
+        processes: number of processes; 1 runs the jobs in this process.
+        title: title of the progress bar.
 
     Returns:
-        What they gave, and the errors of those that failed, by their names.
+        Results of the jobs, and errors of those that failed, by name.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the processes are stopped first.
+        KeyboardInterrupt: Ctrl-C was pressed; the processes are stopped first.
     """
     done: dict[str, Any] = {}
     errors: Errors = {}
@@ -68,7 +68,7 @@ def run(jobs: Sequence[Job], processes: int, title: str) -> tuple[dict[str, Any]
 
 
 def _finished(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, Any, str | None]]:
-    """Each job as it ends, with its value or its error."""
+    """Yield each job as it ends, with its result or its error."""
     if processes == 1:
         for job in jobs:
             yield (job, *_called(job))
@@ -80,7 +80,7 @@ def _finished(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, Any, s
             broken = future.exception()
             if broken is None:
                 yield (waiting[future], *future.result())
-            else:  # the process died, or could not take the job: of memory, as a rule
+            else:  # the process died, usually for lack of memory, or could not start the job
                 yield waiting[future], None, f"{type(broken).__name__}: {broken}"
 
 
@@ -94,7 +94,7 @@ def _called(job: Job) -> tuple[Any, str | None]:
 
 @contextlib.contextmanager
 def _stopping(pool: ProcessPoolExecutor) -> Iterator[ProcessPoolExecutor]:
-    """The pool; its processes are stopped at once if the block is left early."""
+    """Yield the pool; if the block is left early, stop its processes at once."""
     try:
         yield pool
     except BaseException:
@@ -106,7 +106,7 @@ def _stopping(pool: ProcessPoolExecutor) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin() -> None:
-    """In a new process: one thread, Ctrl-C left to the parent, and an end when the parent ends."""
+    """Initialise a new process: one thread, Ctrl-C left to the parent, and exit when the parent exits."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Tables that grow run by run and lie in the repository, so that another machine goes on where one stopped."""
+"""Tables in the repository that grow run by run, so that another machine can resume where one stopped."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Row = Mapping[str, Any]
 
 
 class Ledger:
-    """A CSV file of rows that some columns tell apart; every row is written as soon as it is added.
+    """A CSV file whose rows are identified by some columns; every row is written as soon as it is added.
 
     Args:
-        path: of the file; it need not be there yet.
-        keys: columns that no two rows share the values of.
+        path: path of the file, which need not exist.
+        keys: columns whose values identify a row.
 
     Raises:
         ValueError: the file lacks one of the columns.
@@ -38,7 +38,7 @@ class Ledger:
 
     @property
     def rows(self) -> list[dict[str, str]]:
-        """All rows, as text."""
+        """Return all rows, as text."""
         return list(self._rows.values())
 
     def __contains__(self, values: Sequence[Any]) -> bool:
@@ -48,10 +48,10 @@ class Ledger:
         return len(self._rows)
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Add rows, and write the file; a row with the keys of another takes its place, and keeps its other columns."""
+        """Add rows and write the file; a row with existing keys replaces that row, but keeps its other columns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
-            self._read()  # what another process has added meanwhile
+            self._read()  # include rows that another process has added
             for row in rows:
                 key = self._key(row)
                 self._rows[key] = {**self._rows.get(key, {}), **{name: str(value) for name, value in row.items()}}
@@ -60,7 +60,7 @@ class Ledger:
     def _read(self) -> None:
         for row in harness.read(self.path) if self.path.exists() else []:
             if missing := [name for name in self.keys if name not in row]:
-                raise ValueError(f"{self.path} lacks the columns {', '.join(missing)}; move it away to begin a new one")
+                raise ValueError(f"{self.path} lacks the columns {', '.join(missing)}; move it away to start a new one")
             self._rows[self._key(row)] = row
 
     def _key(self, row: Row) -> tuple[str, ...]:

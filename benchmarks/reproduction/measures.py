@@ -1,4 +1,4 @@
-"""What is measured on a network as soon as it is trained, since its weights are not kept: Figure 1 and localisation."""
+"""Measure networks right after training, since their weights are not kept: Figure 1 and localisation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 def one_fake_each(faces: Faces) -> Faces:
-    """Every real picture, and one fake of each person, whose kind goes round from person to person."""
+    """Return every real picture, and one fake of each person, whose kind rotates from person to person."""
     kinds = [kind for kind in dict.fromkeys(faces.kinds) if kind != REAL]
     turn = {person: kinds[place % len(kinds)] for place, person in enumerate(sorted(set(faces.people)))}
     return faces.take(
@@ -40,11 +40,11 @@ def one_fake_each(faces: Faces) -> Faces:
 
 
 def robustness(run: Run, test: Faces) -> list[Row]:
-    """AUC of a run's test pictures under every corruption and severity; severity 0 is none.
+    """Return the AUC of a run's test pictures under every corruption and severity; severity 0 is no corruption.
 
     Args:
-        run: that is done.
-        test: the pictures; one fake of each person is taken.
+        run: completed run.
+        test: test pictures, of which one fake of each person is used.
     """
     faces, detector = one_fake_each(test), run.detector()
     labels, rows = faces.labels.numpy(), list[Row]()
@@ -59,11 +59,11 @@ def robustness(run: Run, test: Faces) -> list[Row]:
 
 
 def localisation(run: Run, test: Faces) -> list[Row]:
-    """Pixel AUC of maps on one fake of each person, and on the real picture under the same mask.
+    """Return the pixel AUC of maps on one fake of each person, and on the real picture with the same mask.
 
     Args:
-        run: of a network that holds SIA.
-        test: the pictures; those with a mask are taken.
+        run: run of a network with SIA.
+        test: test pictures, of which those with a mask are used.
     """
     fakes, reals = pairs(one_fake_each(test))
     size = fakes.images.shape[-1]
@@ -88,6 +88,11 @@ def localisation(run: Run, test: Faces) -> list[Row]:
 
 
 def _means(found: Sequence[tuple[str, float, float]], kind: str) -> Row:
-    held = [each for each in found if kind in ("all", each[0])]
-    fake, real = (fmean(each[place] for each in held) for place in (1, 2))
-    return {"pictures": len(held), "AUC": round(fake, 5), "real": round(real, 5), "fake - real": round(fake - real, 5)}
+    selected = [each for each in found if kind in ("all", each[0])]
+    fake, real = (fmean(each[place] for each in selected) for place in (1, 2))
+    return {
+        "pictures": len(selected),
+        "AUC": round(fake, 5),
+        "real": round(real, 5),
+        "fake - real": round(fake - real, 5),
+    }

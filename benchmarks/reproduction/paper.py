@@ -1,4 +1,4 @@
-"""The figures that the supplement of Sun et al. (ECCV 2022) prints, in percent where it does."""
+"""Figures printed in the supplement of Sun et al. (ECCV 2022), in percent where the supplement uses percent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TABLE3: Final = {
     "CDC": {"DF": (90.05, 78.95), "F2F": (82.90, 64.69), "FS": (89.87, 67.74), "NT": (81.93, 62.14)},
     "Depthwise": {"DF": (91.38, 86.99), "F2F": (91.47, 77.11), "FS": (90.19, 79.83), "NT": (82.97, 66.59)},
 }
-# The manipulation of FaceForensics++ that is most like each of ours, and its own names; none blends a face with itself.
+# The manipulation of FaceForensics++ most similar to each of ours, and its own names; none is like self-blending.
 NEAREST: Final = {
     "face swap": "FS", "reenactment": "F2F", "texture resynthesis": "NT",
     "Deepfakes": "DF", "Face2Face": "F2F", "FaceSwap": "FS", "NeuralTextures": "NT",

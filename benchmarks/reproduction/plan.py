@@ -1,4 +1,4 @@
-"""Which networks are trained on which folds by :mod:`benchmarks.reproduction.crossval`, and in what order."""
+"""The networks and folds that :mod:`benchmarks.reproduction.crossval` trains, and their order."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ KEYS: Final = ("network", "fold", "repeat", "test kinds")
 PILOT_FOLDS: Final = 2
 KIND_FOLDS: Final = 1
 DATA_SET_FOLDS: Final = 3
-SEARCH_FOLD: Final = 6  # whose validation part, fold 7, the recipe is chosen on
-REPEATS: Final = 3  # of the recipes that lead the first round
+SEARCH_FOLD: Final = 6  # its validation part, fold 7, selects the recipe
+REPEATS: Final = 3  # runs of the recipes that lead after the first round
 LEADING: Final = 4
 
 CORE: Final = ("lite bare", "lite SIA", "lite not identity at first", "lite SE", "lite CBAM")
@@ -24,20 +24,20 @@ SECTION5: Final = ("lite ECA", "lite SK", "lite non-local", "lite DANet", "lite 
 RIVALS: Final = tuple(f"method {name}{plus}" for name in ("MAT", "RFM", "Add-Net") for plus in ("", "+SIA"))
 GROUPS: Final = {"core": CORE, "forms": FORMS, "attentions": SECTION5, "rivals": RIVALS}
 GROUP_FOLDS: Final = {"core": FOLDS, "forms": 4, "attentions": 4, "rivals": 4}
-TOY_KINDS: Final = ("self-blending", "face swap")  # which small networks without pretraining can learn
+TOY_KINDS: Final = ("self-blending", "face swap")  # kinds that small networks without pretraining can learn
 TOY_FOLDS: Final = 2
 TRANSFERRED: Final = ("lite bare", "lite SIA", "lite not identity at first")
 
 
 class Task(NamedTuple):
-    """A run that is wanted.
+    """A planned run.
 
     Attributes:
         network: family and name, as :class:`Settings` takes it.
-        fold: that is tested.
-        repeat: as in :class:`Settings`.
-        test_kinds: manipulations that are tested; empty for all.
-        kinds: manipulations that are trained on; empty for all that are not tested, or all where all are tested.
+        fold: fold to test on.
+        repeat: number of the repetition, as in :class:`Settings`.
+        test_kinds: manipulations to test on; empty for all.
+        kinds: manipulations to train on; empty for all that are not tested, or for all if all are tested.
     """
 
     network: str
@@ -48,27 +48,27 @@ class Task(NamedTuple):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What tells its row from others."""
+        """Return the columns that identify its row."""
         return self.network, self.fold, self.repeat, ", ".join(self.test_kinds)
 
 
 def study_tasks(networks: Sequence[str], folds: Sequence[int] = range(FOLDS)) -> list[Task]:
-    """Every network on every fold, fold by fold, so that what is there is paired at any time."""
+    """Return every network on every fold, fold by fold, so that existing results are paired at any time."""
     return [Task(network, fold) for fold in folds for network in networks]
 
 
 def group_tasks(group: str) -> list[Task]:
-    """The networks of one of :data:`GROUPS` on as many folds as it is to have."""
+    """Return the networks of one of :data:`GROUPS` on their folds."""
     return study_tasks(GROUPS[group], range(GROUP_FOLDS[group]))
 
 
 def pilot_tasks() -> list[Task]:
-    """The bare network twice, with other random numbers, on the first folds."""
+    """Return the bare network twice, with different random numbers, on the first folds."""
     return [Task("lite bare", fold, repeat) for fold in range(PILOT_FOLDS) for repeat in range(2)]
 
 
 def recipe_tasks(ledger: Ledger) -> list[Task]:
-    """Every recipe once, and then those that lead again, until each of them was run as often as it shall be."""
+    """Return every recipe once, and then repeats of those that lead, until each of them has enough runs."""
     first = [Task(f"recipe {name}", SEARCH_FOLD) for name in RECIPES]
     if any(task.key not in ledger for task in first):
         return first
@@ -79,9 +79,9 @@ def recipe_tasks(ledger: Ledger) -> list[Task]:
 
 
 def chosen_recipe(ledger: Ledger) -> str | None:
-    """The network with the recipe of the highest mean validation AUC, of those run as often as all; None before that.
+    """Return the network with the recipe of the highest mean validation AUC among fully repeated ones, or None.
 
-    It is tested on folds 0 to 6: the people of fold 7 chose it.
+    It is tested on folds 0 to 6, since the people of fold 7 selected it.
     """
     tasks = recipe_tasks(ledger)
     if any(task.key not in ledger for task in tasks):
@@ -94,13 +94,13 @@ def chosen_recipe(ledger: Ledger) -> str | None:
 
 
 def chosen_tasks(ledger: Ledger) -> list[Task]:
-    """The test of the recipe that was chosen; the default's is that of SIA in the study."""
+    """Return the test of the selected recipe; the default recipe is already tested as SIA in the study."""
     name = chosen_recipe(ledger)
     return [] if name == "recipe default" else study_tasks([name or "recipe"], range(SEARCH_FOLD + 1))
 
 
 def kind_tasks(kinds: Sequence[str]) -> list[Task]:
-    """Train on all manipulations but one, and test on that."""
+    """Return tasks that train on all manipulations but one and test on that one."""
     return [
         Task(network, fold, test_kinds=(kind,))
         for fold in range(KIND_FOLDS)
@@ -110,7 +110,7 @@ def kind_tasks(kinds: Sequence[str]) -> list[Task]:
 
 
 def toy_tasks() -> list[Task]:
-    """Each toy network on each of two manipulations alone."""
+    """Return each toy network on each of two manipulations separately."""
     return [
         Task(f"toy {name}", fold, test_kinds=(kind,), kinds=(kind,))
         for fold in range(TOY_FOLDS)

@@ -1,4 +1,4 @@
-"""What a design can tell, before it is run: the smallest true difference that it finds with a given power."""
+"""Compute what a design can detect: the smallest true difference that it finds with a given power."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from scipy import optimize, stats
 
 from benchmarks.reproduction.scores import Predictions, Score, drawn
 
-LEVEL = 0.05  # of the two-sided test, as the intervals are of 95 %
+LEVEL = 0.05  # level of the two-sided test, matching the 95 % intervals
 POWER = 0.8
 
 
 class Pilot(NamedTuple):
-    """How far paired differences of a fold lie apart when there is none.
+    """The standard deviation of a fold's paired difference when there is no true difference.
 
     Attributes:
-        runs: the deviation, around 0, of two networks that differ in their random numbers alone.
-        people: the same from one pair of runs, when other people are drawn.
+        runs: deviation, around 0, between two networks that differ only in their random numbers.
+        people: deviation of one pair of runs when its people are resampled.
     """
 
     runs: float
@@ -28,23 +28,23 @@ class Pilot(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """The larger of the two: few folds may agree by chance, and people alone leave training out."""
+        """The larger of the two: few folds may agree by chance, and resampling people ignores training."""
         return max(self)
 
 
 def pilot(runs: Sequence[Predictions], again: Sequence[Predictions], score: Score) -> Pilot:
-    """Deviation of a fold's paired difference, from runs and their repetitions with other random numbers.
+    """Estimate the deviation of a fold's paired difference from runs that were repeated with other random numbers.
 
     Args:
-        runs: one a fold.
-        again: the same folds.
-        score: of :mod:`benchmarks.reproduction.scores`.
+        runs: one run per fold.
+        again: repeated runs on the same folds.
+        score: function of :mod:`benchmarks.reproduction.scores`.
 
     Raises:
         ValueError: there is no fold.
     """
     if not runs:
-        raise ValueError("a pilot needs one fold or more with both runs; run the pilot first")
+        raise ValueError("a pilot needs at least one fold with both runs; run the pilot first")
     columns = [drawn(one, score) - drawn(other, score) for one, other in zip(runs, again, strict=True)]
     between = math.sqrt(float(np.mean([column[0] ** 2 for column in columns])))
     within = math.sqrt(float(np.mean([np.nanvar(column[1:], ddof=1) for column in columns])))
@@ -52,13 +52,13 @@ def pilot(runs: Sequence[Predictions], again: Sequence[Predictions], score: Scor
 
 
 def smallest_difference(deviation: float, folds: int, power: float = POWER, level: float = LEVEL) -> float:
-    """The true difference that a paired t-test over folds finds with the given power.
+    """Return the true difference that a paired t-test over folds detects with the given power.
 
     Args:
-        deviation: of a fold's difference.
-        folds: how many, two or more.
-        power: how often it is found.
-        level: of the two-sided test.
+        deviation: standard deviation of a fold's difference.
+        folds: number of folds, two or more.
+        power: probability of detection.
+        level: level of the two-sided test.
 
     Example:
         >>> round(smallest_difference(1.0, 8), 2)
@@ -67,7 +67,7 @@ def smallest_difference(deviation: float, folds: int, power: float = POWER, leve
     if folds < 2:
         raise ValueError(f"folds must be 2 or more, got {folds}")
     freedom = folds - 1
-    # The noncentral t distribution by its definition, a normal over a chi: scipy's own fails far from 0.
+    # The noncentral t distribution from its definition, a normal over a chi: scipy's own fails far from 0.
     chances = (np.arange(4000) + 0.5) / 4000
     needed = stats.t.ppf(1 - level / 2, freedom) * np.sqrt(stats.chi2.ppf(chances, freedom) / freedom)
 

@@ -1,7 +1,7 @@
-"""docs/reproduction.md: its tables, and what may be said of them, from the CSV files alone.
+"""Write the tables of docs/reproduction.md and the statements that they support, from the CSV files alone.
 
-The page holds a pair of marks for each section, and its prose between them and around them. Sentences that say whether
-something helps are made here from the interval of a paired difference, in the same words whichever way it went.
+The page has a pair of marks for each section, and prose between and around them. The sentences that say whether
+something helps are generated here from the interval of a paired difference, with the same words in either direction.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COMPARED: Final = ("bare", "SE", "CBAM", "SIA")
 
 
 def filled(page: str, folder: Path) -> str:
-    """The page with every section whose results are there put between its marks.
+    """Insert every section that has results between its marks on the page.
 
     Raises:
         ValueError: a mark is missing, or they are in the wrong order.
@@ -28,7 +28,7 @@ def filled(page: str, folder: Path) -> str:
 
 
 def put(page: str, sections: Mapping[str, str | None]) -> str:
-    """The page with sections between their marks; those that are None stay as they are.
+    """Insert sections between their marks on the page; a section that is None leaves the page unchanged.
 
     Raises:
         ValueError: a mark is missing, or they are in the wrong order.
@@ -44,17 +44,17 @@ def put(page: str, sections: Mapping[str, str | None]) -> str:
 
 
 def verdict(what: str, mean: float, low: float, high: float, unit: str = "points of AUC") -> str:
-    """What a paired difference, with its 95 % interval, allows to be said; all three in one unit."""
+    """Return the statement that a paired difference with its 95 % interval supports; all three have one unit."""
     figures = f"{what}: {mean:+.1f} {unit} [{low:+.1f}, {high:+.1f}]"
     if low > 0:
-        return f"{figures}: higher here, by more than these people and seeds leave open."
+        return f"{figures}: higher here, by more than chance over these people and seeds explains."
     if high < 0:
-        return f"{figures}: lower here, by more than these people and seeds leave open."
-    return f"{figures}: no difference can be told from this."
+        return f"{figures}: lower here, by more than chance over these people and seeds explains."
+    return f"{figures}: no difference was detected."
 
 
-def told(row: CsvRow, name: str) -> str:
-    """An interval of a row in percent, such as ``74.9 [68.2, 80.9]``; differences carry their sign."""
+def cell(row: CsvRow, name: str) -> str:
+    """Format an interval of a row in percent, such as ``74.9 [68.2, 80.9]``; differences have a sign."""
     if not row.get(name):
         return ""
     sign = "+" if " - " in name else ""
@@ -63,13 +63,13 @@ def told(row: CsvRow, name: str) -> str:
 
 
 def percent(row: CsvRow, name: str) -> tuple[float, float, float]:
-    """Mean, low and high of a row, in percent."""
+    """Return the mean and the ends of an interval of a row, in percent."""
     mean, low, high = (100 * float(row[f"{name}{end}"]) for end in ("", " low", " high"))
     return mean, low, high
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Format a table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -89,31 +89,32 @@ def _table1(folder: Path) -> str:
         ("network", "parameters", "ACC", "AUC", "ACC − bare", "AUC − bare"),
         [
             [name, millions(of[name, "all"]["parameters"]),
-             *(told(of[name, "all"], score) for score in ("ACC", "AUC", "ACC - bare", "AUC - bare"))]
+             *(cell(of[name, "all"], score) for score in ("ACC", "AUC", "ACC - bare", "AUC - bare"))]
             for name in COMPARED
         ],
     )  # fmt: skip
     by_kind = table(
-        ("AUC by manipulation", *kinds), [[name, *(told(of[name, kind], "AUC") for kind in kinds)] for name in COMPARED]
+        ("AUC by manipulation", *kinds),
+        [[name, *(cell(of[name, kind], "AUC") for kind in kinds)] for name in COMPARED],
     )
-    said = [verdict(f"{name} − bare", *percent(of[name, "all"], "AUC - bare")) for name in COMPARED[1:]]
+    verdicts = [verdict(f"{name} − bare", *percent(of[name, "all"], "AUC - bare")) for name in COMPARED[1:]]
     (bare_acc, bare_auc), (acc, auc) = paper.TABLE1["EfficientNet-b4"], paper.TABLE1["Ours"]
     printed = (
         f"The paper's Table 1 (DFDC, EfficientNet-B4): ACC {bare_acc} to {acc} ({acc - bare_acc:+.2f}), "
         f"AUC {bare_auc} to {auc} ({auc - bare_auc:+.2f}); one figure each, without spread."
     )
     gains = _gains(folder / "table1_runs.csv", ["lite SIA"])
-    return _setting(rows, folder, "table1") + f"{scores}\n{by_kind}\n{listed([*said, *gains])}\n{printed}\n"
+    return _setting(rows, folder, "table1") + f"{scores}\n{by_kind}\n{listed([*verdicts, *gains])}\n{printed}\n"
 
 
 def _gains(path: Path, networks: Sequence[str]) -> list[str]:
-    """How far the gains of SIA came, and could come."""
+    """Return sentences on how far SIA's gains moved, and how far they could move."""
     made = []
     for network in networks:
         runs = [row for row in harness.read(path) if row["network"] == network]
         sites = zip(*(map(float, row["run's gains"].split()) for row in runs), strict=True)
-        told = ", ".join(f"{min(site):+.2f} to {max(site):+.2f}" for site in sites)
-        made.append(f"Gains of {network.partition(' ')[2]} after training, site by site over the seeds: {told}.")
+        ranges = ", ".join(f"{min(site):+.2f} to {max(site):+.2f}" for site in sites)
+        made.append(f"Gains of {network.partition(' ')[2]} after training, site by site over the seeds: {ranges}.")
     limit = max(float(row["gains at most about"]) for row in runs)
     short = "; short of 1, SIA acts damped in these networks" if limit < 1 else ""
     return [
@@ -127,16 +128,16 @@ def _ablations(folder: Path) -> str:
     rows = [row for row in harness.read(folder / "table1.csv") if row["kinds"] == "all" and row.get("AUC - SIA")]
     shown = table(
         ("ablation", "what it is", "ACC", "AUC", "AUC − SIA", "AUC − bare"),
-        [[row["network"], row["about"], *(told(row, name) for name in ("ACC", "AUC", "AUC - SIA", "AUC - bare"))]
+        [[row["network"], row["about"], *(cell(row, name) for name in ("ACC", "AUC", "AUC - SIA", "AUC - bare"))]
          for row in rows],
     )  # fmt: skip
     apart = [row["network"] for row in rows if _differs(row, "AUC - SIA")]
     names = f": {', '.join(apart)}" if apart else ""
-    said = (
+    statement = (
         f"Of the {len(rows)} intervals of AUC − SIA, {len(apart)} leave out zero{names}. All of them share SIA's runs, "
         "so they are not independent, and none is widened for there being many."
     )
-    return _setting(rows, folder, "table1") + f"{shown}\n{said}\n"
+    return _setting(rows, folder, "table1") + f"{shown}\n{statement}\n"
 
 
 def _table3(folder: Path) -> str:
@@ -144,7 +145,7 @@ def _table3(folder: Path) -> str:
     shown = table(
         ("network", "manipulation", "quality", "ACC", "± seeds", "AUC", "± seeds", "nearest in the paper", "its ACC"),
         [
-            [row["network"], row["kinds"], row["quality"], told(row, "ACC"), _deviation(row, "ACC"), told(row, "AUC"),
+            [row["network"], row["kinds"], row["quality"], cell(row, "ACC"), _deviation(row, "ACC"), cell(row, "AUC"),
              _deviation(row, "AUC"), *_printed(row)]
             for row in rows
         ],
@@ -155,7 +156,7 @@ def _table3(folder: Path) -> str:
         [[name, millions(row["convolution weights"]), paper.PARAMETERS[name]] for name, row in first.items()],
     )
     learned = sum(percent(row, "AUC")[1] > 50 for row in rows)
-    said = (
+    statement = (
         f"In {learned} of {len(rows)} cases the interval of AUC lies above 50: in the others it cannot be told that "
         "the network learned anything, and which of them is ahead says nothing."
     )
@@ -164,11 +165,11 @@ def _table3(folder: Path) -> str:
                 *percent(row, f"{score} - Norm"), f"points of {score}")
         for row in harness.read(folder / "table3_differences.csv") for score in ("ACC", "AUC")
     ]  # fmt: skip
-    return _setting(rows, folder, "table3") + f"{shown}\n{weights}\n{listed([said, *differences, _ranking(rows)])}"
+    return _setting(rows, folder, "table3") + f"{shown}\n{weights}\n{listed([statement, *differences, _ranking(rows)])}"
 
 
 def _ranking(rows: Sequence[CsvRow]) -> str:
-    """How often each network has the highest mean accuracy."""
+    """Return a sentence on how often each network has the highest mean accuracy."""
     cells: dict[tuple[str, str], list[CsvRow]] = {}
     for row in rows:
         cells.setdefault((row["kinds"], row["quality"]), []).append(row)
@@ -212,7 +213,7 @@ def _order(figures: Mapping[str, float]) -> str:
 
 
 def _correlation(row: CsvRow) -> str:
-    """A rank correlation: over all runs a description, within manipulation and seed with what it allows to be said."""
+    """Return a rank correlation: a description over all runs, and a conclusion within manipulation and seed."""
     what = f"Self-information behind the {row['behind']} and {row['score']}, over {row['over']}"
     if not row.get("rho") or row["rho"] == "nan":
         return f"{what}: nothing to rank."
@@ -240,13 +241,13 @@ def _fig1(folder: Path) -> str:
     names = [name for name in COMPARED if (name, corruptions[0]) in of]
     shown = table(
         ("mean AUC of five severities", *corruptions),
-        [[name, *(told(of[name, corruption], "AUC") for corruption in corruptions)] for name in names],
+        [[name, *(cell(of[name, corruption], "AUC") for corruption in corruptions)] for name in names],
     )
-    said = [
+    statements = [
         verdict(f"SIA − bare, {corruption}", *percent(of["SIA", corruption], "AUC - bare"))
         for corruption in corruptions
     ]
-    return _setting(rows, folder, "fig1") + f"{shown}\n{listed(said)}"
+    return _setting(rows, folder, "fig1") + f"{shown}\n{listed(statements)}"
 
 
 def _table5(folder: Path) -> str:
@@ -254,19 +255,19 @@ def _table5(folder: Path) -> str:
     shown = table(
         ("method", "parameters", "ACC", "AUC", "AUC − bare", "paper: DFDC ACC, AUC", "paper: WildDeepfake ACC, AUC"),
         [
-            [row["network"], millions(row["parameters"]), *(told(row, name) for name in ("ACC", "AUC", "AUC - bare")),
+            [row["network"], millions(row["parameters"]), *(cell(row, name) for name in ("ACC", "AUC", "AUC - bare")),
              *("{:.2f}, {:.2f}".format(*paper.TABLE5[row["network"]][part : part + 2]) for part in (0, 2))]
             for row in rows
         ],
     )  # fmt: skip
-    said = [
+    statements = [
         verdict(f"{row['network']} − {row['network'].removesuffix('+SIA')}", *percent(row, "AUC - bare"))
         for row in rows
         if row.get("AUC - bare")
     ]
     injected = [f"method {row['network']}" for row in rows if row["network"].endswith("+SIA")]
     gains = _gains(folder / "table5_runs.csv", injected)
-    return _setting(rows, folder, "table5") + f"{shown}\n{listed([*said, *gains])}"
+    return _setting(rows, folder, "table5") + f"{shown}\n{listed([*statements, *gains])}"
 
 
 def _localise(folder: Path) -> str:
@@ -278,13 +279,13 @@ def _localise(folder: Path) -> str:
     shown = table(
         ("map", "size", "AUC on fakes", "on real, same mask", "fake − real", *each),
         [
-            [name, size, *(told(of[name, size, "all"], column) for column in ("AUC", "real", "fake - real")),
+            [name, size, *(cell(of[name, size, "all"], column) for column in ("AUC", "real", "fake - real")),
              *(f"{percent(of[name, size, kind], 'AUC')[0]:.1f}, {percent(of[name, size, kind], 'fake - real')[0]:+.1f}"
                for kind in kinds)]
             for name, size in cases
         ],
     )  # fmt: skip
-    said = [
+    statements = [
         verdict(f"{name} at {size} pixels, fake − real", *percent(of[name, size, "all"], "fake - real"))
         for name, size in cases
         if "self-information" in name or "SIA network, trained" in name
@@ -292,12 +293,12 @@ def _localise(folder: Path) -> str:
     best, size = max(
         (case for case in cases if "centred" not in case[0]), key=lambda case: float(of[(*case, "all")]["AUC"])
     )
-    said.append(
+    statements.append(
         f"The highest AUC on fakes of {len(cases)} maps, picked here on the test part, which flatters it, is that of "
-        f"{best} at {size} pixels: {told(of[best, size, 'all'], 'AUC')}. "
-        f"The centred Gaussian, which looks at no picture, has {told(of['centred Gaussian', size, 'all'], 'AUC')}."
+        f"{best} at {size} pixels: {cell(of[best, size, 'all'], 'AUC')}. "
+        f"The centred Gaussian, which looks at no picture, has {cell(of['centred Gaussian', size, 'all'], 'AUC')}."
     )
-    return _setting(rows, folder, "localise") + f"{shown}\n{listed(said)}"
+    return _setting(rows, folder, "localise") + f"{shown}\n{listed(statements)}"
 
 
 SECTIONS: Final[dict[str, tuple[str, Callable[[Path], str]]]] = {
@@ -313,12 +314,12 @@ SECTIONS: Final[dict[str, tuple[str, Callable[[Path], str]]]] = {
 
 
 def _setting(rows: Sequence[CsvRow], folder: Path, name: str) -> str:
-    """What the figures below were measured with, as the records of the runs have it."""
+    """Return a line on the settings of the figures below it, from the records of the runs."""
     runs = harness.read(folder / f"{name}_runs.csv")
-    told = ("; ".join(sorted({row[f"run's {key}"] for row in runs})) for key in ("machine", "versions"))
+    details = ("; ".join(sorted({row[f"run's {key}"] for row in runs})) for key in ("machine", "versions"))
     commits, dates = (sorted({row[f"run's {key}"] for row in runs}) for key in ("commit", "date"))
     trained = f"trained at {', '.join(commits)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
-    return f"{_budget(rows)}; {'; '.join(told)}; {trained}\n\n"
+    return f"{_budget(rows)}; {'; '.join(details)}; {trained}\n\n"
 
 
 def _budget(rows: Sequence[CsvRow]) -> str:
@@ -327,7 +328,7 @@ def _budget(rows: Sequence[CsvRow]) -> str:
 
 
 def listed(sentences: Iterable[str]) -> str:
-    """Sentences as a list in Markdown."""
+    """Format sentences as a list in Markdown."""
     return "".join(f"- {sentence}\n" for sentence in sentences)
 
 
@@ -337,7 +338,7 @@ def _differs(row: CsvRow, name: str) -> bool:
 
 
 def _printed(row: CsvRow) -> tuple[str, str]:
-    """The manipulation of the paper that is most like a row's, and what it prints for it."""
+    """Return the paper's manipulation that is most similar to a row's, and the figure that it prints."""
     nearest = paper.NEAREST.get(row["kinds"])
     if nearest is None:
         return "none", ""
@@ -350,5 +351,5 @@ def _deviation(row: CsvRow, name: str) -> str:
 
 
 def millions(count: str) -> str:
-    """A count such as ``3.37M``."""
+    """Format a count in millions, such as ``3.37M``."""
     return f"{int(count) / 1e6:.2f}M"

@@ -1,12 +1,12 @@
-"""Accuracy, area under the ROC curve, and what can be said of them from few people and few seeds.
+"""Accuracy and area under the ROC curve, with intervals for few people and few seeds.
 
-Intervals are bootstrapped over two things at once, the people of the test pictures and the seeds of the runs: each
-draw takes people and seeds with replacement, and a person who is in the test parts of several seeds is drawn for
-all of them together, since a face that is hard for one is for the others too (the pigeonhole bootstrap of Owen,
-"The pigeonhole bootstrap", Annals of Applied Statistics, 2007). All pictures of a person are drawn together. Drawn
-from a handful, the seeds alone would give intervals that are too narrow where training itself varies most. So Student's
-t interval of the seeds' scores, or of their paired differences, is taken in its place wherever that is the wider one.
-The wider of two can be wider than it need be: it says less rather than too much.
+Intervals are bootstrapped over two factors at once, the people of the test pictures and the seeds of the runs: each
+draw resamples people and seeds with replacement, and a person in the test parts of several seeds is drawn for all of
+them together, since a face that is hard for one is hard for the others too (the pigeonhole bootstrap of Owen, "The
+pigeonhole bootstrap", Annals of Applied Statistics, 2007). All pictures of a person are drawn together. Resampling a
+handful of seeds would give intervals that are too narrow where training itself varies most. If Student's t interval of
+the seeds' scores, or of their paired differences, is wider, it is therefore used instead. Taking the wider of two
+intervals is conservative.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ Score = Callable[["Predictions", Array], Array]
 
 
 class Predictions(NamedTuple):
-    """What a network says of test pictures.
+    """A network's predictions for test pictures.
 
     Attributes:
         labels: int (N,), 0 real, 1 fake.
-        logits: float (N,), above 0 for fake; or (V, N) of V versions of the same pictures, whose scores an interval
-            is of the mean of.
-        people: whose picture each is.
-        kinds: "real", or the manipulation.
+        logits: float (N,), above 0 for fake; or (V, N) for V versions of the same pictures, whose mean score is used.
+        people: person of each picture.
+        kinds: kind of each picture, "real" or the manipulation.
     """
 
     labels: NDArray[np.int64]
@@ -43,25 +42,25 @@ class Predictions(NamedTuple):
 
     @classmethod
     def from_lists(cls, labels: list[int], logits: list[float], people: list[str], kinds: list[str]) -> Predictions:
-        """From what JSON holds."""
+        """Create predictions from lists, as stored in JSON."""
         return cls(np.asarray(labels), np.asarray(logits, np.float32), tuple(people), tuple(kinds))
 
     def to_lists(self) -> dict[str, list[Any]]:
-        """As JSON holds it."""
+        """Return the fields as lists, for JSON."""
         people, kinds = list(self.people), list(self.kinds)
         return {"labels": self.labels.tolist(), "logits": self.logits.tolist(), "people": people, "kinds": kinds}
 
     def of(self, kind: str) -> Predictions:
-        """The real pictures and those of one manipulation."""
-        held = [index for index, found in enumerate(self.kinds) if found in ("real", kind)]
-        people, kinds = (tuple(values[index] for index in held) for values in (self.people, self.kinds))
-        return Predictions(self.labels[held], self.logits[held], people, kinds)
+        """Select the real pictures and those of one manipulation."""
+        selected = [index for index, found in enumerate(self.kinds) if found in ("real", kind)]
+        people, kinds = (tuple(values[index] for index in selected) for values in (self.people, self.kinds))
+        return Predictions(self.labels[selected], self.logits[selected], people, kinds)
 
     def among(self, wanted: Collection[str]) -> Predictions:
-        """The pictures of some people."""
-        held = [index for index, person in enumerate(self.people) if person in wanted]
-        people, kinds = (tuple(values[index] for index in held) for values in (self.people, self.kinds))
-        return Predictions(self.labels[held], self.logits[held], people, kinds)
+        """Select the pictures of some people."""
+        selected = [index for index, person in enumerate(self.people) if person in wanted]
+        people, kinds = (tuple(values[index] for index in selected) for values in (self.people, self.kinds))
+        return Predictions(self.labels[selected], self.logits[selected], people, kinds)
 
 
 class Interval(NamedTuple):
@@ -72,26 +71,26 @@ class Interval(NamedTuple):
     high: float
 
     def clipped(self, lowest: float, highest: float) -> Interval:
-        """Cut to the values that there can be."""
+        """Return the interval clipped to the possible values."""
         return self._replace(low=max(lowest, self.low), high=min(highest, self.high))
 
     def as_row(self, name: str) -> dict[str, float]:
-        """As three columns of a table."""
+        """Return the interval as three columns of a table."""
         return {name: self.mean, f"{name} low": self.low, f"{name} high": self.high}
 
 
 def accuracy(found: Predictions) -> float:
-    """Share that is told right at the threshold of probability 0.5, where real and fake weigh the same."""
+    """Return the balanced accuracy at the threshold of probability 0.5, with equal weight for real and fake."""
     return float(balanced_accuracy_score(found.labels, found.logits > 0))
 
 
 def auc(found: Predictions) -> float:
-    """Area under the ROC curve."""
+    """Return the area under the ROC curve."""
     return float(roc_auc_score(found.labels, found.logits))
 
 
 def weighted_accuracy(found: Predictions, weights: Array) -> Array:
-    """:func:`accuracy` (B,) under weights (B, N) of the pictures; NaN where a class weighs nothing."""
+    """Return :func:`accuracy` (B,) under weights (B, N) of the pictures; NaN where a class has no weight."""
     right = (found.logits > 0) == (found.labels == 1)
     with np.errstate(invalid="ignore"):
         shares = [(weights * (of & right)).sum(1) / (weights * of).sum(1) for of in _classes(found)]
@@ -99,7 +98,7 @@ def weighted_accuracy(found: Predictions, weights: Array) -> Array:
 
 
 def weighted_auc(found: Predictions, weights: Array) -> Array:
-    """:func:`auc` (B,) under weights (B, N) of the pictures; NaN where a class weighs nothing."""
+    """Return :func:`auc` (B,) under weights (B, N) of the pictures; NaN where a class has no weight."""
     order = np.argsort(found.logits, kind="stable")
     _, starts = np.unique(found.logits[order], return_index=True)
     real, fake = (np.add.reduceat((weights * of)[:, order], starts, axis=1) for of in _classes(found))
@@ -109,12 +108,12 @@ def weighted_auc(found: Predictions, weights: Array) -> Array:
 
 
 def interval(runs: Sequence[Predictions], score: Score, draws: int = DRAWS) -> Interval:
-    """Mean of a score over runs of different seeds, with its interval.
+    """Return the mean of a score over runs with different seeds, with its interval.
 
     Args:
-        runs: one for each seed.
+        runs: one run per seed.
         score: :func:`weighted_accuracy` or :func:`weighted_auc`.
-        draws: of the bootstrap.
+        draws: number of bootstrap draws.
     """
     return _combined([_drawn(run, score, runs, draws) for run in runs]).clipped(0, 1)
 
@@ -122,10 +121,10 @@ def interval(runs: Sequence[Predictions], score: Score, draws: int = DRAWS) -> I
 def difference(
     runs: Sequence[Predictions], others: Sequence[Predictions], score: Score, draws: int = DRAWS
 ) -> Interval:
-    """Mean of how much more runs score than others, seed by seed on the same pictures, with its interval.
+    """Return the mean difference in score, paired per seed on the same pictures, with its interval.
 
     Raises:
-        ValueError: a pair that was not tested on the same pictures.
+        ValueError: a pair was not tested on the same pictures.
     """
     return mean_difference([[run] for run in runs], [[other] for other in others], score, draws)
 
@@ -133,10 +132,10 @@ def difference(
 def mean_difference(
     runs: Sequence[Sequence[Predictions]], others: Sequence[Sequence[Predictions]], score: Score, draws: int = DRAWS
 ) -> Interval:
-    """:func:`difference` of the mean score of several tasks: for every seed its runs, one for each task.
+    """Return :func:`difference` for the mean score over several tasks; each seed has one run per task.
 
     Raises:
-        ValueError: a pair that was not tested on the same pictures.
+        ValueError: a pair was not tested on the same pictures.
     """
     everyone = [run for tasks in runs for run in tasks]
     columns = []
@@ -151,25 +150,25 @@ def mean_difference(
 
 
 def drawn(run: Predictions, score: Score, draws: int = DRAWS) -> Array:
-    """The score of a run, and then of every draw of its people: (1 + draws,)."""
+    """Return the score of a run, followed by its score in every draw of people: (1 + draws,)."""
     return _drawn(run, score, [run], draws)
 
 
 def cross_validated(columns: Sequence[Array]) -> Interval:
-    """Mean over folds of a score or of a difference, with its interval.
+    """Return the mean over folds of a score or of a difference, with its interval.
 
-    Every fold has people of its own and a network of its own, so that the spread of the folds holds both what other
-    people and what another training would change: the interval is Student's over the folds. Few folds can agree by
-    chance, so the bootstrap of people within the folds is taken in its place where that is the wider one.
+    Every fold has its own people and its own network, so the spread of the folds reflects both sampling of people and
+    variation of training: the interval is Student's t over the folds. Few folds can agree by chance, so the bootstrap
+    over people within the folds is used instead if it is wider.
 
     Args:
-        columns: for each fold what :func:`drawn` gives, or the difference of two of them on the same people.
+        columns: output of :func:`drawn` for each fold, or the difference of two such outputs for the same people.
 
     Raises:
         ValueError: there is no fold.
     """
     if not columns:
-        raise ValueError("an interval needs one fold or more")
+        raise ValueError("an interval needs at least one fold")
     spread = student([float(column[0]) for column in columns])
     low, high = np.nanquantile(np.mean(columns, axis=0)[1:], (0.025, 0.975))
     found = Interval(spread.mean, float(low), float(high))
@@ -177,7 +176,7 @@ def cross_validated(columns: Sequence[Array]) -> Interval:
 
 
 def mean_interval(values: Sequence[Sequence[float]], people: Sequence[Sequence[str]], draws: int = DRAWS) -> Interval:
-    """Mean of figures of pictures, with its interval: for every seed the values, and whose picture each is of."""
+    """Return the mean of figures of pictures with its interval, from the values and the people of every seed."""
     columns = []
     for column, names in zip(values, people, strict=True):
         weights = _weights(names, sorted({name for each in people for name in each}), draws)
@@ -187,7 +186,7 @@ def mean_interval(values: Sequence[Sequence[float]], people: Sequence[Sequence[s
 
 
 def student(values: Sequence[float]) -> Interval:
-    """Mean of the seeds' values with Student's t interval; NaN as its ends for a single seed, which has no spread."""
+    """Return the mean of the seeds' values with Student's t interval; its ends are NaN for a single seed."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean, float("nan"), float("nan"))
@@ -196,7 +195,7 @@ def student(values: Sequence[float]) -> Interval:
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation; NaN where one of the two does not vary."""
+    """Return Spearman's rank correlation; NaN if either sequence is constant."""
     if len(set(first)) < 2 or len(set(second)) < 2:
         return float("nan")
     return float(stats.spearmanr(first, second).statistic)
@@ -207,14 +206,14 @@ def _classes(found: Predictions) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 
 
 def _drawn(run: Predictions, score: Score, runs: Sequence[Predictions], draws: int) -> Array:
-    """The score of a run, and of every draw of people: (1 + draws,)."""
+    """Return the score of a run and its score in every draw of people: (1 + draws,)."""
     everybody = sorted({name for each in runs for name in each.people})
     weights = _weights(run.people, everybody, draws)
     return np.mean([score(run._replace(logits=logits), weights) for logits in np.atleast_2d(run.logits)], axis=0)
 
 
 def _weights(people: Sequence[str], everybody: list[str], draws: int) -> Array:
-    """How often each picture is drawn: ones first, as they are, then every draw; (1 + draws, N)."""
+    """Return how often each picture is drawn, (1 + draws, N); the first row is all ones."""
     generator = np.random.default_rng(zlib.crc32("\n".join(everybody).encode()))
     counts = generator.multinomial(len(everybody), np.full(len(everybody), 1 / len(everybody)), draws)
     counts = np.concatenate([np.ones_like(counts[:1]), counts])
@@ -223,20 +222,20 @@ def _weights(people: Sequence[str], everybody: list[str], draws: int) -> Array:
 
 
 def _combined(columns: Sequence[Array]) -> Interval:
-    """The wider of the two intervals of the mean over seeds, from every seed's score under every draw of people."""
+    """Return the wider of the two intervals of the mean over seeds, from every seed's score in every draw of people."""
     drawn, spread = _bootstrapped(columns), student([float(column[0]) for column in columns])
     return spread if spread.high - spread.low > drawn.high - drawn.low else drawn
 
 
 def _bootstrapped(columns: Sequence[Array]) -> Interval:
-    """The interval of the mean over seeds by drawing both, seeds and people."""
+    """Return the interval of the mean over seeds from resampling both seeds and people."""
     table = np.stack(columns, 1)
     seeds = table.shape[1]
     counts = np.random.default_rng(seeds).multinomial(seeds, np.full(seeds, 1 / seeds), len(table) - 1)
     drawn = table[1:]
-    held = np.isfinite(drawn)
-    weights = counts * held
+    finite = np.isfinite(drawn)
+    weights = counts * finite
     with np.errstate(invalid="ignore"):
-        means = (weights * np.where(held, drawn, 0)).sum(1) / weights.sum(1)
+        means = (weights * np.where(finite, drawn, 0)).sum(1) / weights.sum(1)
     low, high = np.nanquantile(means, (0.025, 0.975))
     return Interval(float(table[0].mean()), float(low), float(high))

@@ -1,4 +1,4 @@
-"""What the experiments share: the data, the budget, the seeds, and where everything is kept."""
+"""The common parts of the experiments: the data, the budget, the seeds, and the folders."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is spent.
+    """The budget of a study.
 
     Attributes:
-        people: how many there are in all, over the three parts; None for everybody.
+        people: number of people over the three parts; None for everybody.
         toy_size: side of the pictures of the toy networks in pixels.
-        toy_epochs: of the toy networks.
+        toy_epochs: epochs of the toy networks.
         size: side of the pictures of all other networks in pixels.
-        epochs: of EfficientNet-Lite0 and its variants.
-        method_epochs: of the methods of Table 5.
-        map_size: side of the pictures whose own self-information is set against the masks, in pixels.
+        epochs: epochs of EfficientNet-Lite0 and its variants.
+        method_epochs: epochs of the methods of Table 5.
+        map_size: side in pixels of the pictures whose own self-information is compared with the masks.
     """
 
     people: int | None
@@ -44,12 +44,12 @@ class Budget:
     map_size: int
 
 
-# On two cores FULL takes about an hour, and QUICK six minutes.
+# FULL takes about an hour on two cores, and QUICK six minutes.
 FULL: Final = Budget(people=None, toy_size=64, toy_epochs=10, size=128, epochs=20, method_epochs=12, map_size=224)
 QUICK: Final = Budget(people=30, toy_size=64, toy_epochs=3, size=96, epochs=3, method_epochs=2, map_size=128)
 
-# Seconds a picture and epoch on one core of an AVX2 machine, at 64 pixels for toys and 128 for the others: for the
-# estimate of the time left, which is all that they decide.
+# Seconds per picture and epoch on one core of an AVX2 machine, at 64 pixels for toys and 128 for the others. They are
+# used only to estimate the remaining time.
 COSTS: Final = {"toy": 0.016, "lite": 0.020, "method": 0.035}
 COST_SIZES: Final = {"toy": 64, "lite": 128, "method": 128}
 LEARNING_RATES: Final = {"toy": 1e-3, "lite": 1e-3, "method": 1e-3}
@@ -57,7 +57,7 @@ BATCHES: Final = {"toy": 8, "lite": 16, "method": 16}
 
 
 class Pictures(NamedTuple):
-    """One way to make the pictures."""
+    """The parameters of a set of pictures."""
 
     size: int
     quality: str
@@ -65,25 +65,25 @@ class Pictures(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What must be known of the pictures before anything is trained."""
+    """Facts about the pictures that training needs."""
 
     fingerprint: str
     kinds: tuple[str, ...]
     reals: int
     counts: dict[str, int]
     skipped: dict[str, int]
-    masks: bool  # whether any fake of the test part has one
+    masks: bool  # whether any fake in the test part has a mask
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set, and how many of its people are taken.
+    """A data set and the number of its people to use.
 
     Attributes:
         name: one of ``data.SOURCES``.
-        root: its folder.
-        people: how many; None for everybody.
-        cache: folder where made pictures are kept.
+        root: folder of the data set.
+        people: number of people; None for everybody.
+        cache: folder for finished pictures.
     """
 
     name: str
@@ -92,13 +92,13 @@ class Source:
     cache: Path
 
     def prepare(self, needed: Iterable[Pictures], processes: int) -> None:
-        """Make what several seeds share, with all processes."""
+        """Make the pictures that several seeds share, with all processes."""
         for pictures in needed:
             given = {**pictures._asdict(), "people": self.people, "cache": self.cache}
             data.prepare(self.name, self.root, **given, processes=processes)
 
     def parts(self, pictures: Pictures) -> Parts:
-        """Its pictures, made or from the cache."""
+        """Return the pictures, newly made or from the cache."""
         return _parts(self, pictures)
 
 
@@ -108,7 +108,7 @@ def _parts(source: Source, pictures: Pictures) -> Parts:
 
 
 def facts(source: Source, pictures: Pictures) -> Facts:
-    """Make the pictures, if they are not in the cache, and tell what came of it."""
+    """Make the pictures unless they are in the cache, and return facts about them."""
     parts = source.parts(pictures)
     digest = hashlib.sha256()
     for part in parts:
@@ -126,14 +126,14 @@ def facts(source: Source, pictures: Pictures) -> Facts:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured on a trained network, without training.
+    """A measurement on a trained network.
 
     Attributes:
-        name: of the file with the result, in the run's folder.
-        settings: of the run.
-        function: takes the run, the source and the options and gives rows; a function of a module.
-        options: all else that decides the rows, as JSON takes it.
-        cost: about how many seconds it takes.
+        name: name of the result file in the run's folder.
+        settings: settings of the run.
+        function: module-level function of the run, the source and the options that returns rows.
+        options: everything else that determines the rows, as JSON values.
+        cost: approximate duration in seconds.
     """
 
     name: str
@@ -144,23 +144,23 @@ class Measurement:
 
     @property
     def key(self) -> str:
-        """What it is called in the bar and in messages."""
+        """The name in the progress bar and in messages."""
         return f"{self.name} of {self.settings.key}"
 
 
 @dataclass
 class Study:
-    """One call of the command line: the data, the budget, the seeds, and the folders.
+    """A call of the command line: the data, the budget, the seeds, and the folders.
 
     Attributes:
         source: the data set.
-        budget: how much is spent.
-        seeds: of the runs.
+        budget: budget of the study.
+        seeds: seeds of the runs.
         work: folder of weights and checkpoints.
         results: folder of the tables.
         images: folder of the figures.
-        pretrained: begin from ImageNet weights.
-        known: the facts of every way to make the pictures, filled by :meth:`prepare`.
+        pretrained: whether to start from ImageNet weights.
+        known: facts about every set of pictures, set by :meth:`prepare`.
     """
 
     source: Source
@@ -173,9 +173,9 @@ class Study:
     known: dict[Pictures, Facts] = field(default_factory=dict)
 
     def prepare(self, needed: Iterable[Pictures], processes: int) -> jobs.Errors:
-        """Make all the pictures that are needed; what failed."""
+        """Make all necessary pictures; return the errors."""
         needed = list(dict.fromkeys(needed))
-        with contextlib.suppress(OSError, RuntimeError, ValueError):  # each fails again below, and is told there
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # each fails again below and is reported there
             self.source.prepare(needed, processes)
         made = [
             jobs.Job(
@@ -188,13 +188,13 @@ class Study:
         return errors
 
     def settings(self, network: str, seed: int, kinds: Sequence[str] | None = None, quality: str = "HQ") -> Settings:
-        """Settings of a run, by the budget.
+        """Return the settings of a run, from the budget.
 
         Args:
             network: family and name, as :class:`Settings` takes it.
-            seed: of the run.
+            seed: seed of the run.
             kinds: manipulations; None for all.
-            quality: of the pictures.
+            quality: quality of the pictures.
         """
         family = network.partition(" ")[0]
         budget = self.budget
@@ -216,11 +216,11 @@ class Study:
         )
 
     def kinds(self, size: int, quality: str = "HQ") -> tuple[str, ...]:
-        """The manipulations that there are."""
+        """Return the available manipulations."""
         return self.known[Pictures(size, quality, self.seeds[0])].kinds
 
     def train(self, wanted: Iterable[Settings], processes: int) -> jobs.Errors:
-        """Train all that is not trained yet; what failed."""
+        """Train everything that is not trained yet; return the errors."""
         todo = [
             jobs.Job(settings.key, self._cost(settings), train, (settings, self.source, self.folder(settings)))
             for settings in dict.fromkeys(wanted)
@@ -229,7 +229,7 @@ class Study:
         return jobs.run(todo, processes, "training")[1]
 
     def measure(self, wanted: Iterable[Measurement], processes: int) -> jobs.Errors:
-        """Measure all that is not measured yet; what failed."""
+        """Make all missing measurements; return the errors."""
         todo = [
             jobs.Job(each.key, each.cost, measure, (each, self.source, self.folder(each.settings)))
             for each in wanted
@@ -238,48 +238,48 @@ class Study:
         return jobs.run(todo, processes, "measuring")[1]
 
     def run(self, settings: Settings) -> Run:
-        """A run that is done."""
+        """Return a completed run."""
         return training.load(self.folder(settings))
 
     def runs(self, network: str, kinds: Sequence[str] | None = None, quality: str = "HQ") -> list[Run]:
-        """The runs of a network, in the order of the seeds."""
+        """Return the runs of a network, in the order of the seeds."""
         return [self.run(self.settings(network, seed, kinds, quality)) for seed in self.seeds]
 
     def measured(self, measurement: Measurement) -> list[Row] | None:
-        """The rows of a measurement; None if it was not made, or with other options."""
+        """Return the rows of a measurement; None if it is missing or was made with other options."""
         path = self.folder(measurement.settings) / f"{measurement.name}.json"
-        held = json.loads(path.read_text()) if path.exists() else {}
-        return held["rows"] if held.get("options") == _as_json(measurement.options) else None
+        saved = json.loads(path.read_text()) if path.exists() else {}
+        return saved["rows"] if saved.get("options") == _as_json(measurement.options) else None
 
     def folder(self, settings: Settings) -> Path:
-        """Where a run is kept."""
+        """Return the folder of a run."""
         return self.work / "runs" / settings.key
 
     def forget(self, wanted: Iterable[Settings]) -> None:
-        """Throw runs away, with all that was measured on them."""
+        """Delete runs and all measurements on them."""
         for settings in wanted:
             shutil.rmtree(self.folder(settings), ignore_errors=True)
 
     def write(self, name: str, rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> None:
-        """Write rows as CSV, with the machine and the setting beside each.
+        """Write rows as CSV, with the machine and the setting in each.
 
         Args:
-            name: of the file.
-            rows: all their keys are written.
-            columns: that are printed too, with their formats; None prints nothing.
+            name: name of the file.
+            rows: rows to write, with all their keys.
+            columns: columns that are also printed, with their formats; None prints nothing.
         """
         print(f"\n{name}")
         table = harness.Table(training.CPU, columns or {})
-        told = {"data set": self.source.name, "seeds": " ".join(map(str, self.seeds)), "budget": self._spent()}
+        setting = {"data set": self.source.name, "seeds": " ".join(map(str, self.seeds)), "budget": self._spent()}
         for row in rows:
             if columns is None:
-                table.rows.append({**row, **told})
+                table.rows.append({**row, **setting})
             else:
-                table.add(**row, **told)
+                table.add(**row, **setting)
         table.write(self.results / f"{name}.csv")
 
     def about(self, run: Run) -> Row:
-        """What a row of a run tells of it: its settings, figures, seconds, versions and commit."""
+        """Return a run's columns in a row: its settings, figures, seconds, versions and commit."""
         reach = {"gains at most about": self.reach(run.settings)} if run.record["gains"] else {}
         return {
             **{key: value for key, value in vars(run.settings).items() if key != "kinds"},
@@ -293,24 +293,24 @@ class Study:
         }
 
     def reach(self, settings: Settings) -> float:
-        """How far SIA's gains can come from 0 in a run's steps, about.
+        """Return approximately how far SIA's gains can move from 0 in a run's steps.
 
-        Adam moves a number by its rate a step, or little more, and the rate of a one-cycle schedule is half of its
-        highest on average.
+        Adam moves a number by its learning rate per step, or little more, and the rate of a one-cycle schedule is on
+        average half of its maximum.
         """
         reals = self.known[Pictures(settings.size, settings.quality, settings.seed)].reals
         steps = settings.epochs * math.ceil(2 * reals / settings.batch)
         return round(steps * training.GAIN_RATE * settings.learning_rate / 2, 2)
 
     def write_data(self) -> None:
-        """Write data.csv: people and pictures of every part, and how much could not be used and why.
+        """Write data.csv: the people and pictures of every part, and how many were unusable and why.
 
-        Pictures that an earlier call has written of, for other experiments, stay in it.
+        Pictures that an earlier call recorded for other experiments are kept.
         """
         path, rows = self.results / "data.csv", {}
-        for held in harness.read(path) if path.exists() else []:
-            if (held["data set"], held["budget"]) == (self.source.name, self._spent()):
-                rows[int(held["size"]), held["quality"], int(held["seed"])] = dict(held)
+        for row in harness.read(path) if path.exists() else []:
+            if (row["data set"], row["budget"]) == (self.source.name, self._spent()):
+                rows[int(row["size"]), row["quality"], int(row["seed"])] = dict(row)
         for pictures, known in self.known.items():
             rows[pictures] = {
                 **pictures._asdict(),
@@ -321,7 +321,7 @@ class Study:
         self.write("data", [rows[pictures] for pictures in sorted(rows)])
 
     def _spent(self) -> str:
-        """The budget in words."""
+        """Describe the budget in words."""
         return ", ".join(f"{name.replace('_', ' ')} {value or 'all'}" for name, value in vars(self.budget).items())
 
     def _cost(self, settings: Settings) -> float:
@@ -331,19 +331,19 @@ class Study:
 
 
 def train(settings: Settings, source: Source, folder: Path) -> None:
-    """A run, in whatever process."""
+    """Train a run in any process."""
     pictures = Pictures(settings.size, settings.quality, settings.seed)
     training.train(settings, source.parts(pictures), folder)
 
 
 def measure(measurement: Measurement, source: Source, folder: Path) -> None:
-    """A measurement, in whatever process; its rows are written into the run's folder."""
+    """Make a measurement in any process, and write its rows to the run's folder."""
     rows = measurement.function(training.load(folder), source, measurement.options)
-    held = {"options": measurement.options, "rows": rows, **timing.machine(training.CPU)}
-    harness.replace(folder / f"{measurement.name}.json", lambda path: path.write_text(json.dumps(held)))
+    result = {"options": measurement.options, "rows": rows, **timing.machine(training.CPU)}
+    harness.replace(folder / f"{measurement.name}.json", lambda path: path.write_text(json.dumps(result)))
 
 
 def _as_json(value: Row) -> Row:
-    """As it reads once it was written: tuples are lists."""
+    """Return the value as it reads back from JSON, where tuples become lists."""
     read: Row = json.loads(json.dumps(value))
     return read

@@ -1,8 +1,8 @@
-"""One training run: seeded, resumable, and written down with all that decided it.
+"""A training run: seeded, resumable, and recorded with all its settings.
 
 Every network is trained in the same way: AdamW with a one-cycle learning rate, horizontal flips, shifts by up to a
-sixteenth of the picture and a tenth more or less light, and as many fakes an epoch as there are real pictures, drawn
-evenly over the manipulations. The weights of the last epoch are what is tested; nothing is chosen by its score.
+sixteenth of the picture, up to a tenth more or less light, and as many fakes per epoch as there are real pictures,
+drawn evenly over the manipulations. The weights of the last epoch are tested; no checkpoint is selected by its score.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides the figures of a run but for the code, whose commit is written down with its result.
+    """All settings that determine the figures of a run; the result also records the commit of the code.
 
     Attributes:
         network: family and name: ``"toy Norm"``, ``"lite SIA"``, ``"method SPSL"`` or ``"method SPSL+SIA"``.
-        kinds: the manipulations that it is trained and tested on.
+        kinds: manipulations to train and test on.
         source: name of the data set.
         data: fingerprint of its pictures, after all preparation.
         quality: ``"HQ"`` or ``"LQ"``.
         size: side of the pictures in pixels.
-        seed: of the split by person, the manipulations, the new weights and the order of the pictures.
+        seed: seed of the split by person, the manipulations, the new weights and the order of the pictures.
         epochs: passes over the real pictures.
-        batch: pictures a step, at most.
-        learning_rate: the highest of the cycle.
-        weight_decay: of the weights of convolutions and linear layers.
-        pretrained: begin from ImageNet weights, where the network has them.
-        test_kinds: the manipulations that it is tested on; empty for those that it is trained on.
+        batch: most pictures per step.
+        learning_rate: highest learning rate of the cycle.
+        weight_decay: weight decay of convolutions and linear layers.
+        pretrained: whether to start from ImageNet weights, if the network has them.
+        test_kinds: manipulations to test on; empty for those that it is trained on.
         repeat: 0, or another number for other new weights and another order of the same pictures.
-        gain_rate: learning rate of SIA's gains over that of the weights.
+        gain_rate: learning rate of SIA's gains relative to that of the weights.
     """
 
     network: str
@@ -75,7 +75,7 @@ class Settings:
 
     @property
     def key(self) -> str:
-        """A name to read and a hash of all the settings: no two runs share a folder."""
+        """A readable name and a hash of all settings, so that no two runs share a folder."""
         kinds = self.kinds[0] if len(self.kinds) == 1 else "all"
         name = f"{self.network} {kinds} {self.quality} {self.size} seed {self.seed}"
         told = json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -86,14 +86,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is done.
+    """A completed run.
 
     Attributes:
-        settings: that decided it.
-        folder: where its weights are.
+        settings: settings of the run.
+        folder: folder of its weights.
         test: labels and logits of the test part.
-        validation: the same of the validation part.
-        record: what else was written down: seconds, parameters, versions, commit, date.
+        validation: labels and logits of the validation part.
+        record: other recorded facts: seconds, parameters, versions, commit, date.
     """
 
     settings: Settings
@@ -103,17 +103,17 @@ class Run:
     record: dict[str, Any]
 
     def detector(self) -> nn.Module:
-        """The trained network, in evaluation mode."""
+        """Return the trained network, in evaluation mode."""
         made = create(self.settings)
         made.load_state_dict(torch.load(self.folder / WEIGHTS, weights_only=True))
         return made.eval()
 
 
 def create(settings: Settings) -> networks.Detector:
-    """A network before training, its new weights decided by the seed.
+    """Return an untrained network, whose new weights are determined by the seed.
 
     Raises:
-        ValueError: a network that there is not.
+        ValueError: the network is unknown.
     """
     torch.manual_seed(_mixed(settings))
     family, _, name = settings.network.partition(" ")
@@ -128,22 +128,22 @@ def create(settings: Settings) -> networks.Detector:
         made = networks.method(method, sia=bool(plus), pretrained=settings.pretrained)
     else:
         raise ValueError(f"network must begin with 'toy', 'lite', 'recipe' or 'method', got {settings.network!r}")
-    return made.to(memory_format=torch.channels_last)  # which is twice as fast on CPUs, and no other arithmetic
+    return made.to(memory_format=torch.channels_last)  # twice as fast on CPUs, with the same arithmetic
 
 
 def train(settings: Settings, parts: Parts, folder: Path) -> Run:
-    """Train a network, or go on where a killed run stopped, or read what a run that is done has written.
+    """Train a network, resume an interrupted run, or load a completed one.
 
-    A checkpoint is written after every epoch. An epoch's random numbers are drawn from its number and the seed, so
-    that a run that was killed ends with the same bits as one that was not.
+    A checkpoint is written after every epoch. An epoch's random numbers depend on its number and the seed, so that a
+    run that was killed ends with the same bits as one that was not.
 
     Args:
-        settings: of the run.
-        parts: the pictures of all kinds; those of ``settings.kinds`` are taken.
-        folder: of this run alone.
+        settings: settings of the run.
+        parts: pictures of all kinds; those of ``settings.kinds`` are used.
+        folder: folder of this run alone.
 
     Raises:
-        ValueError: a part without real pictures, or without any of a kind.
+        ValueError: a part lacks real pictures, or pictures of a kind.
         FloatingPointError: the loss or the logits are not finite.
     """
     if (folder / RESULT).exists():
@@ -170,10 +170,10 @@ def train(settings: Settings, parts: Parts, folder: Path) -> Run:
 
 
 def load(folder: Path) -> Run:
-    """Read a run that is done.
+    """Load a completed run.
 
     Raises:
-        FileNotFoundError: it is not.
+        FileNotFoundError: the run is not complete.
     """
     record = json.loads((folder / RESULT).read_text())
     given = record.pop("settings")
@@ -183,37 +183,37 @@ def load(folder: Path) -> Run:
 
 
 def predict(detector: nn.Module, images: Tensor, batch: int = 64) -> Tensor:
-    """Logits (N,) of pictures uint8 (N, 3, S, S), in evaluation mode."""
+    """Return the logits (N,) of pictures uint8 (N, 3, S, S), in evaluation mode."""
     detector.eval()
     with torch.no_grad():
         return torch.cat([detector(as_input(part)) for part in images.split(batch)])
 
 
 def as_input(images: Tensor) -> Tensor:
-    """Pictures uint8 (N, 3, S, S) as networks take them: float32 from 0 to 1."""
+    """Convert pictures uint8 (N, 3, S, S) to network input: float32 from 0 to 1."""
     return images.float().div(255).contiguous(memory_format=torch.channels_last)
 
 
 def sampled(kinds: Sequence[str], people: Sequence[str], generator: torch.Generator) -> Tensor:
-    """An epoch's pictures: every real one, and as many fakes, evenly over the manipulations.
+    """Draw an epoch's pictures: every real one, and as many fakes, evenly over the manipulations.
 
-    People come in random order, and all pictures of a person behind each other: in a batch the real and the fake
-    differ in less than who is on them, without which small networks learn nothing from few people. Where some people
-    have pictures of one class alone, which would fill batches with it, the order is that of the pictures.
+    People come in random order, and all pictures of a person follow each other: the real and the fake pictures in a
+    batch then differ less in who is on them; otherwise small networks learn nothing from few people. If some people
+    have pictures of only one class, which would fill whole batches, the pictures are in random order instead.
 
     Args:
-        kinds: of every picture, "real" or its manipulation.
-        people: whose picture each is.
-        generator: of the random numbers.
+        kinds: kind of every picture, "real" or its manipulation.
+        people: person of each picture.
+        generator: random number generator.
 
     Returns:
-        Indices int64 (2 R,) for R real pictures. A kind with fewer pictures than its share gives some more than once.
+        Indices int64 (2 R,) for R real pictures. A kind with fewer pictures than its share repeats some of them.
     """
     places: dict[str, list[int]] = {}
     for place, kind in enumerate(kinds):
         places.setdefault(kind, []).append(place)
     reals = torch.tensor(places.pop("real"))
-    # Whose turn it is to give one more, where the shares are not whole, is drawn too.
+    # If the shares are not whole, also draw which kinds contribute one more.
     turns = torch.randperm(len(places), generator=generator).tolist()
     shares = [len(reals) // len(places) + (turn < len(reals) % len(places)) for turn in turns]
     chosen = [reals]
@@ -232,7 +232,7 @@ def sampled(kinds: Sequence[str], people: Sequence[str], generator: torch.Genera
 
 
 def augmented(x: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Pictures (N, 3, S, S) in [0, 1] and masks (N, S, S), flipped and shifted; and the pictures brighter or darker."""
+    """Flip and shift pictures (N, 3, S, S) in [0, 1] and masks (N, S, S); make the pictures brighter or darker."""
     count, size = len(x), x.shape[-1]
     both = torch.cat([x, masks.to(x.dtype).unsqueeze(1)], 1)
     flip = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
@@ -263,25 +263,25 @@ def _epoch(
 
 
 def _mixed(settings: Settings, *numbers: int) -> int:
-    """Return a seed made of those of the run and of other numbers; a run's own seed if there is nothing to mix."""
+    """Combine the run's seed and other numbers to a seed; return the run's own seed if there is nothing to combine."""
     held = (settings.seed, *numbers, *([settings.repeat] if settings.repeat else []))
     return settings.seed if len(held) == 1 else int(np.random.SeedSequence(held).generate_state(1)[0])
 
 
 def _random(settings: Settings, epoch: int) -> torch.Generator:
-    """Return an epoch's random numbers."""
+    """Return an epoch's random number generator."""
     return random_numbers(settings.seed, epoch, *([settings.repeat] if settings.repeat else []))
 
 
 def random_numbers(*seeds: int) -> torch.Generator:
-    """Return random numbers for some seeds; dropout's come from torch's own generator, which is seeded alike."""
+    """Return a generator for some seeds, and seed torch's own, which dropout uses, in the same way."""
     mixed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
     torch.manual_seed(mixed)
     return torch.Generator().manual_seed(mixed)
 
 
 def groups(model: nn.Module, rate: float, decay: float, gain_rate: float = GAIN_RATE) -> list[dict[str, Any]]:
-    """Return what an optimizer takes: weights, decayed; biases and norms, not; and gains with a rate of their own."""
+    """Return parameter groups: weights with decay, biases and norms without, and gains with their own rate."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gains = set(gains_of(model))
     others = [each for each in learned if each not in gains]
@@ -294,7 +294,7 @@ def groups(model: nn.Module, rate: float, decay: float, gain_rate: float = GAIN_
 
 
 def gain_values(model: nn.Module) -> list[float]:
-    """Return the gains of the SIA modules, or their means over the channels: 0 is the identity, 1 the formula."""
+    """Return the gains of the SIA modules, or their means over channels: 0 is the identity, 1 the formula."""
     return [gain.mean().item() for gain in gains_of(model)]
 
 
@@ -308,7 +308,7 @@ def _of_kinds(faces: Faces, kinds: Sequence[str], part: str) -> Faces:
 
 
 def _resumed(state: dict[str, Any], folder: Path) -> tuple[int, float]:
-    """Put a checkpoint into the network and its optimizer, if there is one; epochs done and seconds taken."""
+    """Load a checkpoint, if there is one, into the network and optimizer; return completed epochs and seconds."""
     if not (folder / CHECKPOINT).exists():
         return 0, 0.0
     held = torch.load(folder / CHECKPOINT, weights_only=True)
@@ -318,7 +318,7 @@ def _resumed(state: dict[str, Any], folder: Path) -> tuple[int, float]:
 
 
 def _finished(settings: Settings, detector: networks.Detector, parts: Parts, folder: Path, seconds: float) -> Run:
-    """Test the network and write all down: the result last, since it says that the run is done."""
+    """Test the network and record everything; write the result last, since it marks the run as complete."""
     told: dict[str, Any] = {}
     for name, part in (("test", parts.test), ("validation", parts.validation)):
         logits = predict(detector, part.images)

@@ -1,4 +1,4 @@
-"""The directive ``coverage-table``: a CSV file of models as a table with a search field."""
+"""The directive ``coverage-table``, which shows a CSV file of models as a searchable table."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ FIELD = """
 
 
 class CoverageTable(SphinxDirective):
-    """A table of the CSV file that the argument names, beside the page."""
+    """A searchable table of the CSV file that the argument names, relative to the page."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Read the file and make the table."""
+        """Read the file and return the table."""
         relative, absolute = self.env.relfn2path(self.arguments[0])
         self.env.note_dependency(relative)
         with Path(absolute).open(encoding="utf-8", newline="") as file:

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw without a script and without a network."""
+"""Render formulas as MathML, which browsers display without scripts or network access."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def _display(self: Any, node: nodes.math_block) -> None:
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Register the renderer, which ``html_math_renderer`` names."""
+    """Register the renderer that ``html_math_renderer`` names."""
     app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

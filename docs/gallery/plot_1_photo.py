@@ -3,8 +3,8 @@ The map of a photograph
 =======================
 
 A photograph is a feature map with three channels. Its self-information is high where a pixel differs from its
-neighbours and from the other colours at its place: on edges and in texture. It is low in smooth regions, however
-bright they are. The command ``python -m sia_layers map photo.jpg`` draws the same.
+neighbours or from the other colours at its position: on edges and in texture. It is low in smooth regions, however
+bright they are. The command ``python -m sia_layers map photo.jpg`` draws the same map.
 """
 
 import matplotlib.pyplot as plt
@@ -19,7 +19,7 @@ info = self_information(x, kernel_size=7)
 print(tuple(info.shape), f"{info.min():.3f} to {info.max():.3f} nats")
 
 # %%
-# One map per channel comes back. Their mean is what the pictures on these pages show.
+# The result has one map per channel. The figures on these pages show the mean over the channels.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
 left.imshow(photo)
@@ -31,7 +31,7 @@ for axes in (left, right):
     axes.set_axis_off()
 
 # %%
-# Contrast and brightness make no difference: with the adaptive bandwidth, I is the same for x and a · x + c.
+# With the adaptive bandwidth, contrast and brightness make no difference: I is the same for x and a · x + c.
 
 darker = self_information(0.2 * x + 0.1, kernel_size=7)
 print(f"largest difference: {(info - darker).abs().max():.1e} nats")

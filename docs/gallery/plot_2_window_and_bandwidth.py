@@ -2,8 +2,8 @@
 Kernel size and bandwidth
 =========================
 
-``kernel_size`` is the side K of the window: what a pixel is compared with. ``bandwidth`` is the factor b on the
-measured bandwidth h: how different two values have to be before one makes the other improbable.
+``kernel_size`` is the side K of the window that a pixel is compared with. ``bandwidth`` is the factor b on the measured
+bandwidth h, which sets how much two values may differ and still count as similar.
 """
 
 import matplotlib.pyplot as plt
@@ -28,7 +28,7 @@ for row, bandwidth in zip(grid[:, 1:], bandwidths, strict=True):
         axes.set_title(f"K = {size}, b = {bandwidth:g}\nmean {info.mean():.2f} nats", fontsize=9)
 
 # %%
-# - A wider window marks whole structures, a narrow one their outlines.
-# - A small bandwidth tells the finest differences apart, so that grain and JPEG artefacts light up. A large one
-#   leaves only the strongest edges and, as everything becomes probable, values near 0.
+# - A wide window marks whole structures; a narrow one marks their outlines.
+# - A small bandwidth resolves the finest differences, so that grain and JPEG artefacts become visible. A large one
+#   leaves only the strongest edges; since everything becomes probable, most values are near 0.
 # - The upper bound, :math:`\log K^2` plus ``inter_weight`` times :math:`\log(S + 1)`, grows with the window.

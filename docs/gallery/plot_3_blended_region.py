@@ -1,10 +1,10 @@
 """
-Forged against real: a blended region
-=====================================
+Forged and real: a blended region
+=================================
 
-Face swaps blend a region from elsewhere into a picture. Resampling and smoothing leave that region with less fine
-detail than its surroundings. Here a patch of a photograph is replaced by its own copy, scaled down, scaled up and
-blended in: the content is the same, the traces are those of a forgery.
+Face swaps blend a foreign region into a picture. Resampling and smoothing leave that region with less fine detail than
+its surroundings. Here a region of a photograph is scaled down, scaled up and blended back in: the content stays the
+same, but the traces are those of a forgery.
 """
 
 import matplotlib.pyplot as plt
@@ -26,8 +26,8 @@ donor = F.interpolate(smaller, size=(height, width), mode="bicubic").clamp(0, 1)
 fake = real + mask * (donor - real)
 
 # %%
-# The two photographs can hardly be told apart by eye. Their self-information can: in the blended region the map is
-# darker, and the difference has the outline of the ellipse.
+# The two photographs look almost the same, but their self-information does not: the map is darker in the blended
+# region, and the difference shows the outline of the ellipse.
 
 infos = {name: self_information(x, kernel_size=3)[0].mean(0) for name, x in (("real", real), ("forged", fake))}
 difference = F.avg_pool2d((infos["forged"] - infos["real"])[None, None], 9, stride=1, padding=4)[0, 0]
@@ -41,7 +41,7 @@ for row, x, name in ((grid[0], real, "real"), (grid[1], fake, "forged")):
     row[1].imshow(infos[name], cmap="inferno", vmin=0)
     row[1].set_title("self-information, K = 3")
 grid[0, 2].imshow(mask, cmap="gray")
-grid[0, 2].set_title("what was blended")
+grid[0, 2].set_title("blended region")
 limit = difference.abs().max()
 grid[1, 2].imshow(difference, cmap="coolwarm", vmin=-limit, vmax=limit)
 grid[1, 2].set_title("forged − real, smoothed")
@@ -51,6 +51,6 @@ for name, info in infos.items():
     print(f"{name}: {info[inside].mean():.3f} nats inside the ellipse, {info[outside].mean():.3f} outside")
 
 # %%
-# A detector has only the forged picture, without its original beside it, and a face has more detail in its eyes than
-# on its cheeks whether it was changed or not. :doc:`/reproduction` measures what the map says then: next to nothing
-# on its own. SIA hands the map to a network that learns what to make of it.
+# A detector sees only the forged picture, not the original, and a face has more detail in its eyes than on its cheeks
+# whether it was manipulated or not. :doc:`/reproduction` measures how well the map alone detects forgeries: hardly at
+# all. SIA passes the map to a network, which learns how to use it.

@@ -2,8 +2,8 @@
 The maps at the sites of a network
 ==================================
 
-``inject_sia`` puts SIA behind the stages of reduction 4, 8 and 16, and ``capture_self_information`` shows what gates
-each of them: an EfficientNet-Lite0 with ImageNet weights looks at a photograph.
+``inject_sia`` adds SIA after the stages of reduction 4, 8 and 16, and ``capture_self_information`` returns the maps
+that gate them. Here an EfficientNet-Lite0 with ImageNet weights processes a photograph.
 """
 
 import matplotlib.pyplot as plt
@@ -34,4 +34,4 @@ for place in axes:
     place.set_axis_off()
 
 # %%
-# The early map has the outlines of everything; the late ones respond to parts.
+# The early map shows all outlines; the later ones respond to parts of objects.

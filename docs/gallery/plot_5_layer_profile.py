@@ -2,9 +2,9 @@
 The profile of a network's layers
 =================================
 
-``profile_self_information`` averages the self-information of any layers over many pictures (Equation 1 of the paper's
-supplement). Here: the stages of an EfficientNet-Lite0, with ImageNet weights and with random ones, over crops of four
-photographs.
+``profile_self_information`` averages the self-information of the layers that you name over many pictures (Equation 1 of
+the paper's supplement). Here it profiles the stages of an EfficientNet-Lite0, with ImageNet weights and with random
+weights, over crops of four photographs.
 """
 
 import matplotlib.pyplot as plt
@@ -32,7 +32,7 @@ profiles = {
 }
 
 # %%
-# Bars are means over the pictures, whiskers their standard deviations.
+# Bars are means over the pictures; whiskers are standard deviations.
 
 figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
 for offset, (name, profile) in zip((-0.2, 0.2), profiles.items(), strict=True):

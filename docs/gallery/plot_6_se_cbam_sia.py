@@ -2,9 +2,9 @@
 SE, CBAM and SIA side by side
 =============================
 
-Three attention layers on one feature map. Squeeze-and-Excitation weights channels, CBAM channels and then pixels,
-each by what its weights have learned; here they are at their random start. The spatial gate of SIA needs no weights:
-it is computed from the map.
+This example applies three attention layers to one feature map. Squeeze-and-Excitation weights the channels; CBAM
+weights the channels and then the pixels. Both depend on learned weights, which are random here. The spatial gate of SIA
+needs no weights: it is computed from the map.
 """
 
 import matplotlib.pyplot as plt
@@ -29,8 +29,8 @@ channels = features.shape[1]
 print(f"a feature map of {channels} channels, {features.shape[2]} × {features.shape[3]}")
 
 # %%
-# What each layer multiplies the map by, averaged over its channels. SE weights a channel as a whole, so its picture is
-# flat.
+# The figure shows the factor by which each layer multiplies the map, averaged over channels. SE weights a channel as a
+# whole, so its picture is flat.
 
 torch.manual_seed(0)
 layers = {"SE": create_attn("se", channels), "CBAM": create_attn("cbam", channels), "SIA": SIAttention(channels)}

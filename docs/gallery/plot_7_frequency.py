@@ -2,9 +2,9 @@
 The frequency domain
 ====================
 
-A splice that only its compression betrays: a rectangle of a photograph that was never compressed, put back into the
-JPEG of the same photograph. Pixel by pixel there is nothing to see. In the coefficients of 8 × 8 blocks, JPEG's own
-transform, quantised and unquantised blocks differ.
+This example finds a splice that only its compression reveals: a rectangle of an uncompressed photograph, pasted into
+the JPEG of the same photograph. The pixels show nothing. JPEG transforms and quantises blocks of 8 × 8 pixels, and in
+the coefficients of these blocks the quantised and the unquantised ones differ.
 """
 
 import io
@@ -26,10 +26,10 @@ x = torch.from_numpy(spliced)[None, None].float() / 255
 
 pixels = self_information(x, kernel_size=3)
 coefficients = frequency_self_information(x, kernel_size=3, bandwidth=0.1)
-print(f"{tuple(coefficients.shape)}: 64 sub-bands, one pixel for each block")
+print(f"{tuple(coefficients.shape)}: 64 sub-bands, one pixel per block")
 
 # %%
-# The mean over the higher half of the sub-bands, where quantisation leaves zeros, shows the rectangle.
+# The mean over the upper half of the sub-bands, where quantisation leaves zeros, shows the rectangle.
 
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
 axes[0].imshow(spliced, cmap="gray")
@@ -42,5 +42,5 @@ for place in axes:
     place.set_axis_off()
 
 # %%
-# ``inject_sia(model, domain="frequency")`` gates feature maps this way, and ``domain="both"`` pixels and then
-# coefficients.
+# ``inject_sia(model, domain="frequency")`` gates feature maps this way; ``domain="both"`` gates first the pixels and
+# then the coefficients.

@@ -1,4 +1,4 @@
-"""Train on several processes: ``torchrun --nproc-per-node 2 train.py [ddp|fsdp2]``; with GPUs, one for each."""
+"""Train with several processes, one per GPU if available: ``torchrun --nproc-per-node 2 train.py [ddp|fsdp2]``."""
 
 import sys
 
@@ -18,7 +18,7 @@ device = torch.device("cuda", rank % torch.cuda.device_count()) if gpu else torc
 if gpu:
     torch.cuda.set_device(device)
 
-torch.manual_seed(0)  # the same start everywhere
+torch.manual_seed(0)  # the same initial weights in every process
 model = timm.create_model("resnet10t", num_classes=2).to(device)
 inject_sia(model)  # before the model is wrapped
 
@@ -29,9 +29,9 @@ if sys.argv[1:] == ["fsdp2"]:
     trained = fully_shard(model, mesh=mesh)
 else:
     trained = DistributedDataParallel(model)
-optimizer = torch.optim.AdamW(sia_parameters(model), lr=1e-2)  # after, so that it gets what is trained
+optimizer = torch.optim.AdamW(sia_parameters(model), lr=1e-2)  # after wrapping, which replaces parameters
 
-torch.manual_seed(rank)  # other pictures everywhere
+torch.manual_seed(rank)  # different pictures in every process
 for _ in range(3):
     images = torch.rand(4, 3, 64, 64, device=device)
     labels = torch.randint(2, (4,), device=device)

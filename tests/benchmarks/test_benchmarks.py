@@ -1,4 +1,4 @@
-"""The benchmarks: that they run, refuse to print a figure for a wrong result, and go on where they stopped."""
+"""The benchmarks: they run, refuse to print a figure for a wrong result, and resume where they stopped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_providers_compute_what_the_reference_does(name: str, channels_last: boo
 
 @needs_cpu_kernels
 @pytest.mark.parametrize("direction", op.PASSES)
-def test_no_figure_for_what_disagrees(
+def test_no_figure_for_a_wrong_result(
     direction: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right = providers.created
@@ -68,7 +68,7 @@ def test_slope() -> None:
 
 def test_work_is_that_of_the_pairs() -> None:
     work = limit.work_of((2, 3, 5, 4), Options(3, inter_channels=2))
-    # 5 x 3 along rows, 4 x 4 down, twice 4 x 3 across; and two channels for each of 20 pixels.
+    # 5 x 3 along rows, 4 x 4 along columns, twice 4 x 3 across; and two channels for each of 20 pixels.
     assert work.exponentials == 6 * (15 + 16 + 24 + 40)
     assert work.bytes == 2 * 4 * 2 * 3 * 5 * 4
 
@@ -95,7 +95,7 @@ def test_csv_holds_the_machine(tmp_path: Path) -> None:
     assert rows[0]["machine"] and rows[0]["commit"] and rows[0]["versions"].startswith("torch ")
 
 
-def test_all_goes_on_where_it_stopped_and_fills_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repeated_call_resumes_and_fills_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     page = tmp_path / "page.md"
     marks = "before\n<!-- {0} -->\nstale\n<!-- end of {0} -->\nafter\n"
@@ -108,7 +108,7 @@ def test_all_goes_on_where_it_stopped_and_fills_the_page(tmp_path: Path, capsys:
     table.add(map="m", shape="1x2", provider="cpu", ms=123.45, times=1.0)
     table.write(tmp_path / "op-maps.csv")
     assert everything.main(["limit", "--results", str(tmp_path), "--page", str(page)]) == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     text = page.read_text()
     assert (
         "| K | S | ns/exp | of limit % |\n| --- | --- | --- | --- |\n| 3 | 5 | 1.23 | 50 |\n<!-- end of limit" in text
@@ -142,7 +142,7 @@ def test_peak_memory_is_that_of_the_run() -> None:
         case = op.Case("m", (4, 32, 64, 64), Options(7)._asdict(), "float32", False, "forward")
         found[name] = harness.peak_memory("benchmarks.op", "for_memory", [name, case, "cpu"], CPU)
     size = 4 * 32 * 64 * 64 * 4 / 2**20
-    # One holds its windows, some times over; the other writes its output and little else.
+    # One stores its windows several times over; the other writes little more than its output.
     assert 2 * 49 * size < found["unfold"] < 10 * 49 * size
     assert 0.5 * size < found["cpu"] < 10 * size
 
@@ -161,7 +161,7 @@ def test_peers_agree_with_the_reference(name: str, inter_channels: int) -> None:
     )
 
 
-def test_beside_peers_only_their_forward_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_peers_only_the_forward_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         op.main(["--peers", "--passes", "both"])
-    assert "leave --device, --dtype, --passes and --memory out" in capsys.readouterr().err
+    assert "omit --device, --dtype, --passes and --memory" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Tasks beyond face forgery: pictures are what they are called, figures are right, and a stopped study goes on."""
+"""Tasks beyond face forgery: pictures match their labels, figures are right, and an interrupted study resumes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def squares(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of ten small pictures, one person each."""
+    """Write a folder of ten small pictures, one per person."""
     root = tmp_path_factory.mktemp("faces")
     (root / "faces").mkdir()
     for person in range(10):
@@ -62,19 +62,19 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(24, 128), st.floats(0.02, 0.25))
-def test_a_blob_is_one_piece_of_about_its_area_off_the_border(seed: int, size: int, area: float) -> None:
+def test_a_blob_is_connected_has_its_area_and_avoids_the_border(seed: int, size: int, area: float) -> None:
     mask = photographs.blob(size, np.random.default_rng(seed), (area, area))
     pieces, _ = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     border = np.ones_like(mask)
     border[3:-3, 3:-3] = False
     assert pieces == 2 and not (mask & border).any()
-    assert mask.mean() < 1.3 * area + 4 / size  # its rim counts
+    assert mask.mean() < 1.3 * area + 4 / size  # including its rim
 
 
 @pytest.mark.parametrize("kind", edits.EDITS)
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_an_edit_changes_the_mask_alone_and_hangs_on_the_seed_alone(kind: str, seed: int) -> None:
+def test_an_edit_changes_only_the_mask_and_depends_only_on_the_seed(kind: str, seed: int) -> None:
     host, other = squares(seed)
     before = host.copy()
     picture, mask = edits.EDITS[kind](host, other, np.random.default_rng(seed))
@@ -85,7 +85,7 @@ def test_an_edit_changes_the_mask_alone_and_hangs_on_the_seed_alone(kind: str, s
     assert 0.02 < mask.mean() < 0.25 and picture.dtype == np.uint8
 
 
-def test_edits_take_their_content_from_where_they_say() -> None:
+def test_edits_take_their_content_from_the_right_place() -> None:
     host, other = np.full((SIZE, SIZE, 3), 40, np.uint8), np.full((SIZE, SIZE, 3), 200, np.uint8)
     host[:, : SIZE // 2] = 90
     for seed in range(6):
@@ -94,7 +94,7 @@ def test_edits_take_their_content_from_where_they_say() -> None:
             picture, mask = edit(host, other, np.random.default_rng(seed))
             core = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
             inside[kind] = picture[core].astype(int)
-        assert (abs(inside["splice"] - 200) < 8).all()  # the donor, but for its JPEG
+        assert (abs(inside["splice"] - 200) < 8).all()  # the donor, except for JPEG
         assert np.isin(inside["copy-move"], (40, 90)).mean() > 0.8
         assert inside["removal"].max() < 120
 
@@ -110,15 +110,15 @@ def test_contrast_is_the_difference_from_the_surroundings(contrast: int) -> None
         lightness = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[..., 0]
         core = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
         assert abs(abs(lightness[core].mean() - lightness[near].mean()) - contrast) < 5
-        assert np.abs(picture[~near & ~mask].astype(int) - background[~near & ~mask]).mean() < 8  # JPEG alone
+        assert np.abs(picture[~near & ~mask].astype(int) - background[~near & ~mask]).mean() < 8  # only JPEG
 
 
 def fine(light: np.ndarray) -> float:
-    """The spread of what is finer than some pixels."""
+    """Return the spread of the fine detail."""
     return float((light - cv2.GaussianBlur(light, (0, 0), 5)).std())
 
 
-def test_recapture_shows_dots_and_stripes_that_live_faces_have_not() -> None:
+def test_recaptures_have_dots_and_stripes_that_live_faces_lack() -> None:
     grey = np.full((3 * 96, 3 * 96, 3), 128, np.uint8)
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -139,8 +139,8 @@ def test_photographs_are_split_and_neither_part_lacks_colour() -> None:
             assert {photographs.is_grey(picture) for picture in part.values()} == {True, False}
 
 
-def test_a_folder_of_photographs_serves_as_well(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="holds 0 photographs"):
+def test_a_folder_of_photographs_also_works(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="has 0 readable photographs"):
         photographs.photographs(tmp_path)
     for index in range(4):
         cv2.imwrite(str(tmp_path / f"{index}.png"), np.full((170, 180, 3), index, np.uint8))
@@ -160,7 +160,7 @@ def test_networks_with_sia_begin_with_the_predictions_of_the_bare_one(
     bare = make("bare", pretrained=False).eval()
     for variant in variants:
         made = make(variant, pretrained=False).eval()
-        if variant == "SE":  # whose layers stand behind the hosts, so that keys differ
+        if variant == "SE":  # its layers follow the hosts, so the keys differ
             assert sum(p.numel() for p in made.parameters()) > sum(p.numel() for p in bare.parameters())
             continue
         keys = made.load_state_dict(bare.state_dict(), strict=False)
@@ -176,7 +176,7 @@ def test_an_unknown_variant_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", command.TASKS)
-def test_parts_hang_on_the_seed_alone_and_share_no_source(name: str, faces: Path) -> None:
+def test_parts_depend_only_on_the_seed_and_share_no_source(name: str, faces: Path) -> None:
     each = command.TASKS[name]
     material = Material(faces=faces if each.name == "spoofing" else None)
     plan = dataclasses.replace(TINY[name], squares=2, tested=1)
@@ -190,12 +190,12 @@ def test_parts_hang_on_the_seed_alone_and_share_no_source(name: str, faces: Path
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of 32 pixels, one of each photograph, and networks without pretrained weights."""
+    """Use pictures of 32 pixels, one from each photograph, and networks without pretrained weights."""
     monkeypatch.setattr(command, "QUICK", TINY)
 
 
 class Small(nn.Module):
-    """Two convolutions, with SIA between them if it is not the bare one; a logit a pixel, or a picture."""
+    """Two convolutions, with SIA between them unless bare; one logit per pixel or per picture."""
 
     def __init__(self, variant: str, pretrained: bool, *, pooled: bool = False) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ def call(*arguments: object) -> int:
     return command.main([str(argument) for argument in (*arguments, "--quick", "--seeds", 2)])
 
 
-def test_all_of_it_runs_and_what_is_there_is_not_run_again(
+def test_everything_runs_and_existing_results_are_not_repeated(
     tmp_path: Path, tiny: None, faces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(networks, "Segmenter", Small)
@@ -236,12 +236,14 @@ def test_all_of_it_runs_and_what_is_there_is_not_run_again(
     assert call("localisation", "camouflage", *shared) == 0
     assert (tmp_path / "localisation_runs.csv").read_bytes() == before
     monkeypatch.setitem(TINY, "camouflage", dataclasses.replace(TINY["camouflage"], epochs=3))
-    with pytest.raises(SystemExit):  # which the table there can't hold as well
+    with pytest.raises(SystemExit):  # the table there cannot contain both
         call("camouflage", *shared)
     assert "another epochs" in capsys.readouterr().err
 
 
-def test_a_stopped_study_goes_on_from_its_rows(tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_study_resumes_from_its_rows(
+    tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right, done = task.run, []
 
     def counted(each: task.Task, variant: str, seed: int, *rest: object) -> tuple[task.Row, list[task.Row]]:
@@ -261,10 +263,10 @@ def test_a_stopped_study_goes_on_from_its_rows(tmp_path: Path, tiny: None, monke
 
 def test_the_budget_is_kept(tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "run", lambda *_: pytest.fail("begun"))
-    assert call("camouflage", "--results", tmp_path, "--budget", 0.5) == 3  # the first guess is two minutes
+    assert call("camouflage", "--results", tmp_path, "--budget", 0.5) == 3  # the first estimate is two minutes
 
 
-def test_a_run_that_fails_is_told_and_stops_no_other(
+def test_a_failing_run_is_reported_and_does_not_stop_others(
     tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right: Callable[..., tuple[task.Row, list[task.Row]]] = task.run
@@ -283,7 +285,7 @@ def test_a_run_that_fails_is_told_and_stops_no_other(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("localisation", "--tree", "."), "--tree is of one task"),
+        (("localisation", "--tree", "."), "--tree needs a single task"),
         (("spoofing", "--data", "nowhere"), "--data nowhere is not a folder"),
         (("spoofing", "--budget", "0"), "--budget above 0"),
     ],
@@ -296,7 +298,7 @@ def test_wrong_arguments_are_refused(
     assert message in capsys.readouterr().err
 
 
-def test_the_reproduction_hands_its_tasks_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reproduction_forwards_tasks_to_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "main", lambda arguments: 7 if arguments == ["localisation", "--quick"] else 1)
     assert reproduction.main(["localisation", "--quick"]) == 7
 
@@ -307,8 +309,8 @@ def test_the_page_is_refused_without_its_marks(tmp_path: Path) -> None:
     assert report.filled(PAGE.read_text(), tmp_path) == PAGE.read_text()  # no results, no change
 
 
-def test_a_task_that_came_to_another_process_is_the_same() -> None:
-    """Or each run there would make its pictures again."""
+def test_a_task_equals_its_copy_in_another_process() -> None:
+    """Otherwise each run in that process would make its pictures again."""
     for name, each in command.TASKS.items():
         again = pickle.loads(pickle.dumps(each))
         assert again == each and hash(again) == hash(each)
@@ -326,7 +328,7 @@ def test_several_processes_take_the_runs_of_one_task_and_seed_together() -> None
     assert [len(chunk) for chunk in command._chunks(runs, 1)] == [1] * len(runs)
 
 
-def test_a_table_holds_the_seeds_that_all_networks_have(tmp_path: Path) -> None:
+def test_a_table_covers_the_seeds_that_all_networks_share(tmp_path: Path) -> None:
     results = Results(tmp_path, command.TASKS["camouflage"])
     results.write_table()
     assert not results.table_file.exists()
@@ -337,5 +339,5 @@ def test_a_table_holds_the_seeds_that_all_networks_have(tmp_path: Path) -> None:
     results.write_table()
     table = harness.read(results.table_file)
     assert {(row["network"], row["seeds"], row["S"]) for row in table} == {("bare", "0", "0.1"), ("SIA", "0", "0.1")}
-    results.add({"network": "bare", "seed": 0, "commit": "other"}, [])  # in place of the one that was there
+    results.add({"network": "bare", "seed": 0, "commit": "other"}, [])  # replaces the previous row
     assert [run["commit"] for run in results.runs()] == ["other", "", ""] and len(results.rows()) == 2

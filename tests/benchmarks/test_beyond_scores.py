@@ -25,7 +25,7 @@ SCORES = ("S", "E", "weighted F", "MAE")
 
 
 def drawn(seed: int, height: int = 24, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    """A map and a mask that have something to do with each other."""
+    """Return a map and a mask that are correlated."""
     rng = np.random.default_rng(seed)
     smooth = cv2.GaussianBlur(rng.standard_normal((height, width)), (0, 0), 3)
     mask = smooth > np.quantile(smooth, rng.uniform(0.5, 0.9))
@@ -33,7 +33,7 @@ def drawn(seed: int, height: int = 24, width: int = 30) -> tuple[np.ndarray, np.
     return np.round(255 * (found - found.min()) / np.ptp(found)) / 255, mask
 
 
-# By PySODMetrics 1.6.2 on the same maps, which follows the authors' own code.
+# Computed by PySODMetrics 1.6.2, which follows the authors' code, on the same maps.
 GOLDEN = {
     0: [0.3498274502, 0.3439843042, 0.2749059713, 0.5214324619],
     1: [0.8118960282, 0.6196022436, 0.7084226459, 0.2533714597],
@@ -61,17 +61,17 @@ def test_the_mask_itself_is_the_best_map_and_its_opposite_the_worst(seed: int) -
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.1, 0.9), st.floats(0.0, 0.1))
-def test_measures_of_camouflage_see_no_scale(seed: int, scale: float, offset: float) -> None:
+def test_measures_of_camouflage_ignore_scale(seed: int, scale: float, offset: float) -> None:
     found, mask = drawn(seed)
     assert maps.camouflage(scale * found + offset, mask) == pytest.approx(maps.camouflage(found, mask), abs=5e-3)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.95))
-def test_figures_of_pixels_are_those_of_the_counts(seed: int, threshold: float) -> None:
+def test_pixel_figures_match_the_counts(seed: int, threshold: float) -> None:
     found, mask = drawn(seed)
-    said = found > threshold
-    hits, alarms, misses = (said & mask).sum(), (said & ~mask).sum(), (~said & mask).sum()
+    above = found > threshold
+    hits, alarms, misses = (above & mask).sum(), (above & ~mask).sum(), (~above & mask).sum()
     f1, iou = maps.f1(found, mask, threshold), maps.iou(found, mask, threshold)
     assert f1 == pytest.approx(2 * hits / (2 * hits + alarms + misses))
     assert iou == pytest.approx(hits / (hits + alarms + misses)) and f1 == pytest.approx(2 * iou / (1 + iou))
@@ -86,7 +86,7 @@ def test_an_empty_mask_is_refused() -> None:
 
 def test_errors_of_anti_spoofing_by_hand() -> None:
     kinds = (REAL,) * 4 + ("print",) * 4 + ("screen",) * 2
-    logits = [-1, -2, -3, 1, 1, 1, 1, -1, -1, -1]  # one live face refused, a quarter of prints and all screens pass
+    logits = [-1, -2, -3, 1, 1, 1, 1, -1, -1, -1]  # one live face is rejected; a quarter of prints and all screens pass
     found = Predictions.from_lists([int(k != REAL) for k in kinds], logits, [str(i) for i in range(10)], list(kinds))
     ones = np.ones((1, 10))
     assert spoofing.classification_error(found, ones) == pytest.approx([(0.25 + 1.0) / 2])
@@ -112,7 +112,7 @@ def test_the_threshold_is_that_of_equal_errors(live: list[int], attacks: list[in
 
 
 def test_differences_are_paired_by_photograph_and_seed() -> None:
-    """A photograph that is hard for all makes each figure uncertain, and their difference none the more."""
+    """A photograph that is hard for all networks makes each figure uncertain, but not their difference."""
     rows = [
         {"network": name, "seed": str(seed), "kind": "splice", "condition": "JPEG 75", "group": f"{group}",
          "F1": str(group / 10 + more + 0.01 * seed)}
@@ -136,7 +136,7 @@ def pair(image: Path, mask: Path) -> None:
     picture(mask, mask=True)
 
 
-def test_the_trees_of_camouflage(tmp_path: Path) -> None:
+def test_the_folders_of_camouflage(tmp_path: Path) -> None:
     for part, count in (("Train", 3), ("Test", 2)):
         for index in range(count):
             stem = f"COD10K-CAM-1-Aquatic-1-BatFish-{part}{index}"
@@ -160,7 +160,7 @@ def test_the_trees_of_camouflage(tmp_path: Path) -> None:
         ("CAMO-V.1.0-CVIU2019", "test"): 1, ("CHAMELEON", "test"): 1,
     }  # fmt: skip
     parts = trees.camouflage(tmp_path, 24)
-    assert len(parts.train) == 4 and len(parts.test) == 4  # the picture without an object is left out
+    assert len(parts.train) == 4 and len(parts.test) == 4  # the picture without an object is skipped
     assert set(parts.test.conditions) == {"COD10K-v3", "CAMO-V.1.0-CVIU2019", "CHAMELEON"}
     assert parts.test.images.shape == (4, 3, 24, 24)
     assert parts.test.masks.float().mean().item() == pytest.approx(1 / 6, abs=0.03)
@@ -175,7 +175,7 @@ def test_the_collections_of_camouflage(tmp_path: Path) -> None:
     assert found == {("train", tmp_path.name), ("test", "CAMO"), ("test", "CHAMELEON")}
 
 
-def told(root: Path) -> set[tuple[str, str, str, str | None]]:
+def described(root: Path) -> set[tuple[str, str, str, str | None]]:
     return {
         (each.file.relative_to(root).as_posix(), each.kind, each.person, each.part)
         for each in trees.spoofing_files(root)
@@ -202,14 +202,12 @@ def told(root: Path) -> set[tuple[str, str, str, str | None]]:
         ("LCC_FASD_evaluation/real/real_01.png", REAL, "real_01", None),
     ],
 )  # fmt: skip
-def test_what_the_folders_of_anti_spoofing_say(
-    tmp_path: Path, path: str, kind: str, person: str, part: str | None
-) -> None:
+def test_labels_from_anti_spoofing_folders(tmp_path: Path, path: str, kind: str, person: str, part: str | None) -> None:
     file = tmp_path / path
     file.parent.mkdir(parents=True)
     file.touch()
-    (tmp_path / "readme.png").touch()  # nothing says what it is
-    assert told(tmp_path) == {(path, kind, person, part)}
+    (tmp_path / "readme.png").touch()  # no folder labels it
+    assert described(tmp_path) == {(path, kind, person, part)}
 
 
 @pytest.mark.parametrize("named", [("train", "dev", "test"), ("train", "test"), ()])

@@ -1,4 +1,4 @@
-"""The comparison on the user's own pictures: variants, runs that go on where they stopped, and what may be said."""
+"""The comparison on your own pictures: variants, runs that resume where they stopped, and its conclusions."""
 
 import csv
 import math
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(folder, tmp_path_factory):
-    """A comparison that was made in one go."""
+    """Run a comparison without interruption."""
     out = tmp_path_factory.mktemp("done")
     assert compared(folder, out) == 0
     return out
@@ -48,7 +48,7 @@ def rows_of(path):
 
 
 def figures(out):
-    """What does not hang on the clock."""
+    """Return the output that does not depend on the clock."""
     return {path.name: path.read_bytes() for path in (out / "predictions").iterdir()} | {
         "curves": (out / "curves.csv").read_bytes()
     }
@@ -63,7 +63,7 @@ def architecture(request):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_trains_and_begins_with_the_same_weights(architecture, variant):
+def test_every_variant_trains_from_the_same_weights(architecture, variant):
     bare, made = (models.make(architecture, name, SIZE, 3, None, False) for name in ("bare", variant))
     own = dict(made.named_parameters())
     assert all(torch.equal(own[name], value) for name, value in bare.named_parameters())
@@ -83,8 +83,8 @@ def test_every_variant_trains_and_begins_with_the_same_weights(architecture, var
 
 
 @pytest.mark.parametrize("variant", ["cbam", "sia"])
-def test_averaged_weights_are_the_averages_own(variant):
-    """A hook that kept the attention of the model it was made for would run that in every copy."""
+def test_averaged_weights_use_the_averages_own_attention(variant):
+    """A hook that captured the attention of its original model would run it in every copy."""
     model = models.make("test_resnet", variant, SIZE, 0, None, False)
     copy = ModelEmaV3(model).module.eval()
     x = torch.rand(1, 3, SIZE, SIZE)
@@ -95,17 +95,17 @@ def test_averaged_weights_are_the_averages_own(variant):
     assert torch.equal(copy(x), before)
 
 
-def test_unknown_variants_are_told_with_those_there_are(folder, tmp_path, capsys):
+def test_unknown_variants_list_the_known_ones(folder, tmp_path, capsys):
     assert chosen("sia, cbam,sia") == ["bare", "sia", "cbam"]
     with pytest.raises(SystemExit):
         main(["--data", str(folder), "--out", str(tmp_path), *SMALL, "--variants", "sia,sai"])
     assert "unknown variants sai; there are bare, se, cbam, eca, sia, sia-from-start," in capsys.readouterr().err
 
 
-# Weights to start from
+# Initial weights
 
 
-def test_a_checkpoint_of_another_number_of_classes_is_taken_but_for_its_classifier(tmp_path):
+def test_a_checkpoint_with_other_classes_is_loaded_without_its_classifier(tmp_path):
     saved = timm.create_model("test_resnet", num_classes=7)
     torch.save({"state_dict": saved.state_dict()}, tmp_path / "weights.pt")
     made = models.make("test_resnet", "sia", SIZE, 0, tmp_path / "weights.pt", False).model
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, folder, capsys):
         (["--device", "abacus"], "--device abacus"),
     ],
 )
-def test_what_cannot_be_done_is_told_before_anything_is_trained(folder, tmp_path, capsys, more, message):
+def test_invalid_requests_are_refused_before_training(folder, tmp_path, capsys, more, message):
     with pytest.raises(SystemExit) as stopped:
         compared(folder, tmp_path / "out", *more)
     assert stopped.value.code == 2 and message in capsys.readouterr().err
@@ -176,7 +176,7 @@ def test_the_variants_are_trained_on_the_same_pictures_in_the_same_order(folder,
     )
 
 
-def test_what_is_done_is_not_done_again_and_more_may_be_asked_for(folder, done, tmp_path, monkeypatch):
+def test_completed_runs_are_not_repeated_and_more_can_be_added(folder, done, tmp_path, monkeypatch):
     before, trained, train = figures(done), [], runs.train
 
     def recorded(store, variant, seed, *rest):
@@ -196,7 +196,7 @@ def test_what_is_done_is_not_done_again_and_more_may_be_asked_for(folder, done, 
     assert trained[2:] == [("sia", 1)] and before.items() <= {**figures(tmp_path), "curves": before["curves"]}.items()
 
 
-def test_a_comparison_that_was_stopped_ends_as_one_that_was_not(folder, done, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_comparison_ends_like_an_uninterrupted_one(folder, done, tmp_path, monkeypatch, capsys):
     keep, left = runs._Training.keep, 7
 
     def stopped(self, *arguments):
@@ -209,23 +209,23 @@ def test_a_comparison_that_was_stopped_ends_as_one_that_was_not(folder, done, tm
     with monkeypatch.context() as patched:
         patched.setattr(runs._Training, "keep", stopped)
         assert compared(folder, tmp_path) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command resumes from here" in capsys.readouterr().err
     assert len(rows_of(tmp_path / "runs.csv")) == 3 and (tmp_path / "checkpoint.pt").exists()
     assert compared(folder, tmp_path) == 0
     assert figures(tmp_path) == figures(done)
 
 
-def test_rows_of_another_configuration_are_refused_until_thrown_away(folder, done, tmp_path, capsys):
+def test_rows_of_another_configuration_are_refused_until_discarded(folder, done, tmp_path, capsys):
     (tmp_path / "runs.csv").write_bytes((done / "runs.csv").read_bytes())
     with pytest.raises(SystemExit):
         compared(folder, tmp_path, "--epochs", "1", "--lr", "0.01")
     message = capsys.readouterr().err
-    assert "another configuration: epochs 2, not 1; learning_rate 0.001, not 0.01. Give another --out" in message
+    assert "another configuration: epochs 2, not 1; learning_rate 0.001, not 0.01. Choose another --out" in message
     assert compared(folder, tmp_path, "--epochs", "1", "--seeds", "1", "--fresh") == 0
     assert {row["epochs"] for row in rows_of(tmp_path / "runs.csv")} == {"1"}
 
 
-def test_changed_pictures_are_another_configuration(done, tmp_path, capsys):
+def test_changed_pictures_change_the_configuration(done, tmp_path, capsys):
     changed = write_pictures(tmp_path / "pictures", {"real": 10, "fake": 10}, SIZE)
     with pytest.raises(SystemExit):
         compared(changed, done)
@@ -252,7 +252,7 @@ def test_mixed_precision_trains(folder, tmp_path, precision):
     assert all(math.isfinite(float(row["loss"])) for row in rows_of(tmp_path / "curves.csv"))
 
 
-# What may be said
+# Conclusions
 
 
 def line(low, high):
@@ -262,22 +262,22 @@ def line(low, high):
 
 @settings(max_examples=200, deadline=None)
 @given(st.floats(-0.5, 0.5), st.floats(0.001, 0.5), st.integers(1, 9))
-def test_a_sentence_claims_a_difference_only_where_the_interval_leaves_out_zero(low, width, seeds):
-    said = table.sentence(line(low, low + width), seeds)
-    assert ("higher here" in said) == (low > 0) and ("lower here" in said) == (low + width < 0)
-    assert ("no difference can be told" in said) == (low <= 0 <= low + width)
-    assert ("one seed" in said) == (seeds == 1)
+def test_a_sentence_claims_a_difference_only_if_the_interval_excludes_zero(low, width, seeds):
+    statement = table.sentence(line(low, low + width), seeds)
+    assert ("higher here" in statement) == (low > 0) and ("lower here" in statement) == (low + width < 0)
+    assert ("no difference was detected" in statement) == (low <= 0 <= low + width)
+    assert ("one seed" in statement) == (seeds == 1)
 
 
 def test_a_sentence_in_full():
     assert table.sentence(line(-0.011, 0.017), 5) == (
-        "sia - bare: +0.3 points of AUC, 95% interval [-1.1, +1.7]: no difference can be told; this design could tell "
-        "one of 2.0 points with 80 % power."
+        "sia - bare: +0.3 points of AUC, 95% interval [-1.1, +1.7]: no difference was detected; this design could "
+        "detect one of 2.0 points with 80 % power."
     )
-    assert "nothing can be told" in table.sentence(line(0.0, 0.0), 5)
+    assert "nothing was detected" in table.sentence(line(0.0, 0.0), 5)
 
 
-def test_what_a_design_can_tell_it_tells_four_times_in_five():
+def test_the_detectable_difference_is_detected_four_times_in_five():
     error = 0.02
     least = table.detectable(Interval(0.0, -1.959964 * error, 1.959964 * error))
     seen = np.random.default_rng(0).normal(least, error, 200_000) - 1.959964 * error > 0
@@ -286,23 +286,23 @@ def test_what_a_design_can_tell_it_tells_four_times_in_five():
 
 @pytest.mark.parametrize(
     ("auc", "groups", "expected"),
-    [(0.8, 10, []), (0.8, 9, ["only 9 groups"]), (0.55, 12, ["learned next to nothing"]), (0.995, 12, ["nearly all"])],
+    [(0.8, 10, []), (0.8, 9, ["only 9 groups"]), (0.55, 12, ["learned almost nothing"]), (0.995, 12, ["nearly all"])],
 )
-def test_figures_that_mean_less_than_they_seem_to_come_with_a_warning(auc, groups, expected):
-    class Held:
-        def said(self, variant, seed):
+def test_misleading_figures_come_with_a_warning(auc, groups, expected):
+    class Stub:
+        def load_predictions(self, variant, seed):
             names = [f"g{index}" for index in range(groups)]
             return Predictions.from_lists([0] * groups, [0.0] * groups, names, ["real"] * groups)
 
     bare = table.Line("bare", 1, Interval(auc, auc, auc), Interval(auc, auc, auc), None, None)
-    told = table.warnings(Held(), bare, [0])
-    assert len(told) == len(expected) and all(text in one for text, one in zip(expected, told, strict=True))
+    warnings = table.warnings(Stub(), bare, [0])
+    assert len(warnings) == len(expected) and all(text in one for text, one in zip(expected, warnings, strict=True))
 
 
 def test_the_last_sentence_is_about_sia_where_it_is_there():
-    assert table.spoken_of(["bare", "se", "sia-pooled", "sia"]) == "sia-pooled"
-    assert table.spoken_of(["bare", "se"]) == "se"
-    assert table.spoken_of(["bare"]) is None
+    assert table.headline(["bare", "se", "sia-pooled", "sia"]) == "sia-pooled"
+    assert table.headline(["bare", "se"]) == "se"
+    assert table.headline(["bare"]) is None
 
 
 # The example
@@ -323,4 +323,4 @@ def test_the_example_is_a_folder_with_groups_whose_fakes_differ_in_a_part(tmp_pa
         assert 0.1 < changed.mean() < 0.7
     with pytest.raises(SystemExit):
         example.main([str(tmp_path / "tiles")])
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Counting instructions in machine code: loops, kinds, widths, bounds; and a guard on what the kernels' counts are."""
+"""Counting instructions in machine code: loops, kinds, widths and bounds; and a guard on the kernels' counts."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 class Compiler:
-    """Compiles in a fresh process: under TRITON_INTERPRET the kernels are functions of the interpreter."""
+    """Compile in a fresh process, since under TRITON_INTERPRET the kernels are functions of the interpreter."""
 
     folder = Path()
 
@@ -121,25 +121,25 @@ def test_a_nested_loop_of_amd_assembly_is_counted_as_often_as_it_runs() -> None:
     code = parse(AMD, amd=True)
     (trips,) = resolve(code, (Loop(2, (Loop(7),)),))
     found = count(code, trips)
-    # What is jumped over, and what follows the function, does not run.
+    # Code that is jumped over, or that follows the function, does not run.
     assert found.kinds["exponential"] == 14
     assert (found.kinds["float32"], found.kinds["alu"], found.kinds["packed float32"]) == (14, 14, 2)
     assert (found.loaded, found.stored) == (14 * 8, 2)
 
 
-def test_what_leads_only_through_a_loop_that_never_runs_is_left_out() -> None:
+def test_code_behind_a_loop_that_never_runs_is_not_counted() -> None:
     code = parse(SASS.replace("@!P1 BRA 0x50", "@!P1 BRA 0x60").replace("/*0050*/", "@P3 BRA 0xa0 ;\n/*0050*/"), False)
-    assert resolve(code, (Loop(1), Loop(2), Loop(3))) == []  # two loops that nest are not two in a row
+    assert resolve(code, (Loop(1), Loop(2), Loop(3))) == []  # two nested loops are not two consecutive ones
     assert count(parse(SASS, False), {4: 0}).kinds["store"] == 0
 
 
-def test_a_loop_that_the_compiler_wrote_out_may_be_missing() -> None:
+def test_an_unrolled_loop_may_be_missing() -> None:
     code = parse(SASS, amd=False)
     ways = resolve(code, (Loop(2, (Loop(3),)), Loop(5, (Loop(7), Loop(9)))))
     assert ways == [{4: 2, 5: 3}, {4: 5, 5: 7}, {4: 5, 5: 9}]
 
 
-def test_a_loop_may_run_less_often_where_the_compiler_wrote_out_some_trips() -> None:
+def test_a_loop_may_run_less_often_if_partly_unrolled() -> None:
     code = parse(SASS, amd=False)
     nested = (Loop(2, (Loop(3),)),)
     assert resolve(code, nested) == [{4: 2, 5: 3}]
@@ -147,8 +147,8 @@ def test_a_loop_may_run_less_often_where_the_compiler_wrote_out_some_trips() -> 
     assert resolve(code, (Loop(0, (Loop(1),)),), fewer=True) == [{4: 0, 5: 1}]
 
 
-def test_code_that_goes_where_a_register_says_is_refused() -> None:
-    with pytest.raises(ValueError, match="BRX leads to where the code does not say"):
+def test_code_with_an_indirect_branch_is_refused() -> None:
+    with pytest.raises(ValueError, match="BRX branches to a target that the code does not name"):
         parse(SASS.replace("BRA 0xc0", "BRX R2"), amd=False)
 
 
@@ -181,7 +181,7 @@ def test_every_loop_is_weighted_by_its_rows(channels_last: bool) -> None:
         if row["kernel"] == "information":
             assert row["kinds"]["exponential"] == row["size"] ** 2 - 1 + 5
             assert row["loaded"] >= 4 * (row["size"] ** 2 + 5)
-            # For K = 3 all of it is written out, and the whole code runs once; NHWC's loops a compiler may write out.
+            # For K = 3 everything is unrolled, and the whole code runs once; a compiler may unroll NHWC's loops.
             if row["size"] == 3 or not channels_last:
                 assert (row["total"] > 1.2 * row["once"]) is (row["size"] == 5)
             assert row["compulsory"] == 8
@@ -190,8 +190,8 @@ def test_every_loop_is_weighted_by_its_rows(channels_last: bool) -> None:
             assert row["loaded"] == 4 * (1 + (row["size"] ** 2 - 1) // 2 + 5)
 
 
-# Instructions by output of the forward without its bandwidth, S = 5, each as often as it runs: about a tenth above
-# what they were when this was written. A change that raises them must be looked at: they bound.
+# Instructions per output of the forward without its bandwidth, S = 5, each as often as it runs: about a tenth above
+# the counts when this was written. Examine any change that raises them: they are the bottleneck.
 MOST = {
     ("sm_90", 3, False): 230, ("sm_90", 7, False): 620, ("sm_90", 3, True): 224, ("sm_90", 7, True): 560,
     ("gfx942", 3, False): 297, ("gfx942", 7, False): 664, ("gfx942", 3, True): 280, ("gfx942", 7, True): 650,
@@ -210,7 +210,7 @@ def test_instructions_of_the_forward(target: str) -> None:
 
 
 def records() -> list[dict[str, str]]:
-    """The rows of the forward on two devices, as the CSV file holds them."""
+    """Return the rows of the forward on two devices, as in the CSV file."""
     wanted = [(target, "self_information", size, False) for target in ("sm_80", "gfx942") for size in (3, 5)]
     return [row["record"] for row in Compiler.run(*wanted)]
 

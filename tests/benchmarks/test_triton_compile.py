@@ -1,7 +1,7 @@
-"""Every Triton kernel compiled for every GPU, without one: registers, spills, exponentials, width of the loads.
+"""Every Triton kernel compiled for every GPU, without one: registers, spills, exponentials, width of loads.
 
-Each group of targets is compiled in a process of its own, without TRITON_INTERPRET: under that variable the
-kernels are functions of the interpreter. What is compiled is what the dispatch would launch.
+Each group of targets is compiled in a separate process without TRITON_INTERPRET, under which the kernels are functions
+of the interpreter. The kernels are those that the dispatch would launch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INFORMATION, BACKWARD = ("self_information", "gate_and_mean"), ("self_informatio
 PIXELWISE = ("gate", "channel_mean")
 # Vector registers: at most half of a thread's 255 on NVIDIA; AMD's compiler hoists loads into its 512, or 256 on RDNA.
 REGISTERS = {"sm": 128, "gfx9": 160, "gfx1": 192}
-# How a map of float32 with neighbouring channels is read and written.
+# Width of reads and writes for a float32 map whose channels are adjacent.
 WIDE_LOADS = {
     "sm_80": ("LDG.E.128", "STG.E.128"),
     "gfx942": ("global_load_dwordx2", "global_store_dwordx2"),
@@ -53,7 +53,7 @@ for group in json.loads(sys.argv[1]):
 
 
 class Group(NamedTuple):
-    """What is compiled together."""
+    """Kernels that are compiled together."""
 
     targets: tuple[str, ...]
     functions: tuple[str, ...]
@@ -76,7 +76,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 class Compiler:
-    """Compiles groups in a fresh process."""
+    """Compile groups in a fresh process."""
 
     folder = Path()
 
@@ -132,7 +132,7 @@ def test_forward_for_every_target(targets: tuple[str, ...]) -> None:
     assert_no_atomics(kernels)
 
 
-def test_what_ptxas_spills_unless_it_is_told_how_many_registers_there_are() -> None:
+def test_ptxas_spills_without_explicit_register_limits() -> None:
     groups = [
         Group(("sm_90",), ("self_information",), 5, "float32", channels_last=True),
         Group(("sm_90",), BACKWARD, 5, "bfloat16", channels_last=True),
@@ -168,7 +168,7 @@ def test_half_dtypes_on_the_oldest(target: str) -> None:
 def test_every_padding_mode_and_large_windows() -> None:
     functions, names = ("self_information", *BACKWARD), {"spread", "finish", "information", "shares", "gather"}
     assert_fits(Compiler.run(Group(("sm_86", "gfx1100"), functions, 15)), names)
-    # What counts how often two windows show a pair takes more than half the registers, and fits.
+    # The kernel that counts how often two windows contain a pair takes more than half the registers, and fits.
     groups = [Group(("sm_86",), functions, 5, padding_mode=mode) for mode in ("zeros", "replicate", "reflect")]
     assert_no_spills(Compiler.run(*groups), names)
 
@@ -179,11 +179,11 @@ def test_exponentials_and_loads_per_output(channels_last: bool) -> None:
     kernels = [kernel for kernel in Compiler.run(intra) if kernel["name"] == "information"]
     assert len(kernels) == 2
     for kernel in kernels:
-        # K = 3 is straight-line code: what stands in it is what runs.
+        # K = 3 is straight-line code: every instruction in it runs once.
         assert kernel["exponentials"] == 8
         outputs = count(kernel, "MUFU.EX2", "v_exp_f32") / 8
-        # The scale is one more load, and NCHW has one coalesced column a lane. channels_last: as many channels at once
-        # as a thread has outputs: sixteen bytes, or eight where a warp has 64 threads for the same tile.
+        # The scale is one more load, and NCHW has one coalesced column per lane. channels_last: as many channels at
+        # once as a thread has outputs: sixteen bytes, or eight where a warp has 64 threads for the same tile.
         if channels_last:
             loads, stores = WIDE_LOADS[kernel["target"]]
             at_once = min(4.0, outputs)
@@ -204,14 +204,14 @@ def test_gates_load_sixteen_bytes_at_once(channels_last: bool) -> None:
             times = count(kernel, "STG.E.128", "global_store_dwordx4") // stored
             assert times >= 1
             assert count(kernel, "STG") + count(kernel, "global_store") >= times * stored
-            # Of every map, each output's share; the channel gates may be loaded likewise.
+            # Each output's share of every map; the channel gates may be loaded in the same way.
             assert count(kernel, "LDG.E.128", "global_load_dwordx4") >= times * loaded
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [*NVIDIA, *AMD])
 def test_everything_everywhere(target: str) -> None:
-    """What the others leave out; every window, dtype and estimator together are ``python -m benchmarks.gpu_report``."""
+    """This covers what the others omit; ``benchmarks.gpu_report`` combines every window, dtype and estimator."""
     functions = INFORMATION + BACKWARD + PIXELWISE
     groups = [Group((target,), functions, 5, dtype, dtype != "float32") for dtype in DTYPES]
     groups += [Group((target,), BACKWARD, 5, "float32", True, estimator="distance")]

@@ -1,4 +1,4 @@
-"""The command line, end to end on a photograph, and all that it refuses."""
+"""The command line, end to end on a photograph, and everything that it refuses."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ from sia_layers import photo as reading  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def _backend() -> Iterator[None]:
-    """The reference, unless a test names another: left alone, the choice here may fall on Triton's interpreter."""
+    """Use the reference unless a test names another backend: the default here may be Triton's interpreter."""
     with use_backend("reference"):
         yield
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in."""
+    """Change to an empty folder and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def photo_file(folder: Path) -> Path:
-    """A small colour picture."""
+    """Write a small colour picture."""
     values = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     Image.fromarray(values).save(folder / "photo.png")
     return Path("photo.png")
 
 
 def table(printed: str) -> dict[str, list[float]]:
-    """The rows of numbers that the map command prints, by their first word."""
+    """Return the rows of numbers that the map command prints, by their first word."""
     lines = printed.partition("maximum\n")[2].partition("\n\n")[0].splitlines()
     return {line.split()[0]: [float(cell) for cell in line.split()[1:]] for line in lines}
 
@@ -62,7 +62,7 @@ def test_map_of_a_photograph(folder: Path) -> None:
     data = pytest.importorskip("skimage.data")
     values = data.astronaut()[40:300, 60:400]
     Image.fromarray(values).save(folder / "face.png")
-    command = [sys.executable, "-W", "ignore:sia_layers", "-m", "sia_layers"]  # that no C compiler was at hand
+    command = [sys.executable, "-W", "ignore:sia_layers", "-m", "sia_layers"]  # in case of no C compiler
     command += ["map", "face.png", "-o", "map.png", "--kernel-size", "5"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -135,14 +135,14 @@ def test_figure_replaces_the_older_one(photo_file: Path) -> None:
     assert Path("older.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_names_that_are_no_text(photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_are_not_text(photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = os.fsdecode(b"caf\xe9 \n$x_1$ \xe5\x86\x99.png")
     photo_file.rename(name)
     assert main(["map", name, "-o", f"map of {name}", "--dpi", "50"]) == 0
     assert "photo     caf? ?$x_1$ 写.png, 32 x 24 pixels" in capsys.readouterr().out
 
 
-# What it refuses: one line, exit code 2, and no file made or changed.
+# What it refuses: one line, exit code 2, and no file created or changed.
 
 
 def no_photo(name: str) -> Callable[[Path], None]:
@@ -191,7 +191,7 @@ REFUSED = {
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a refused command says."""
+    """Return the one line that a refused command prints."""
     try:
         code = main(arguments)
     except SystemExit as leaving:
@@ -244,15 +244,15 @@ def test_missing_extra(
         monkeypatch.delitem(sys.modules, f"sia_layers.{name}")
         monkeypatch.delattr(sia_layers, name)
     monkeypatch.setitem(sys.modules, missing, None)
-    said = refused(["map"], capsys)
-    assert missing in said
-    assert f'pip install "sia-layers[{extra}]"' in said
+    message = refused(["map"], capsys)
+    assert missing in message
+    assert f'pip install "sia-layers[{extra}]"' in message
 
 
 @pytest.mark.parametrize(
     ("error", "code"), [(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2), (KeyboardInterrupt(), 130)]
 )
-def test_writing_breaks_off(
+def test_an_interrupted_write(
     error: BaseException,
     code: int,
     photo_file: Path,

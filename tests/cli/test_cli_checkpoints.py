@@ -1,4 +1,4 @@
-"""Checkpoints as training scripts write them: what is found in them, what is ignored, and what is refused."""
+"""Checkpoints as training scripts write them: what is read, what is ignored, and what is refused."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from sia_layers.cli.common import Refusal
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Where a checkpoint may lie."""
+    """Return the path of a checkpoint."""
     return tmp_path / "saved.pth"
 
 
 class Backbone(nn.Module):
-    """A small model, one of whose own names begins as wrappers' do."""
+    """A small model, one of whose names starts like the prefixes of wrappers."""
 
     pretrained_cfg: ClassVar = {"input_size": (3, 16, 16)}
 
@@ -53,7 +53,7 @@ class Backbone(nn.Module):
 
 
 def loaded(path: Path, model: nn.Module) -> Checkpoint:
-    """What the commands do with a file."""
+    """Load a file as the commands do."""
     checkpoint = fitting(read_checkpoints(path), model)
     inject_as_saved(model, checkpoint)
     load(model, checkpoint)
@@ -61,13 +61,13 @@ def loaded(path: Path, model: nn.Module) -> Checkpoint:
 
 
 def same(model: nn.Module, state: dict[str, Tensor]) -> bool:
-    """Whether a model holds those tensors and no others."""
+    """Tell whether a model has exactly these tensors."""
     own = model.state_dict()
     return own.keys() == state.keys() and all(torch.equal(own[key], state[key]) for key in own)
 
 
 def refused(path: Path, model: nn.Module) -> str:
-    """What is said of a file that is refused, the model being left as it was."""
+    """Return the message for a file that is refused, and check that the model is unchanged."""
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(Refusal) as refusal:
         loaded(path, model)
@@ -75,7 +75,7 @@ def refused(path: Path, model: nn.Module) -> str:
     return str(refusal.value)
 
 
-# What lies beside the weights.
+# Objects beside the weights.
 
 
 def beside() -> dict[str, Any]:
@@ -96,7 +96,7 @@ def beside() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_harmless_things_beside_the_weights(legacy: bool, file: Path) -> None:
+def test_harmless_objects_beside_the_weights(legacy: bool, file: Path) -> None:
     state = Backbone().state_dict()
     torch.save({**beside(), "state_dict": state}, file, _use_new_zipfile_serialization=not legacy)
     before = set(torch.serialization.get_safe_globals())
@@ -105,12 +105,12 @@ def test_harmless_things_beside_the_weights(legacy: bool, file: Path) -> None:
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-def test_things_of_numpy(file: Path) -> None:
+def test_numpy_objects(file: Path) -> None:
     np = pytest.importorskip("numpy")
     state = Backbone().state_dict()
     things = [np.float64(0.5), np.float32(1), np.int64(3), np.bool_(True), np.dtype("int16"), np.uint8, np.arange(3)]
-    held = {"best": things, "rng": np.random.get_state(), "model": state}
-    torch.save(held, file, _use_new_zipfile_serialization=False)
+    contents = {"best": things, "rng": np.random.get_state(), "model": state}
+    torch.save(contents, file, _use_new_zipfile_serialization=False)
     text = file.read_bytes().replace(b"cnumpy._core.", b"cnumpy.core.")  # as before NumPy 2
     for content in (text, text.replace(b"cnumpy.core.", b"cnumpy._core.")):
         file.write_bytes(content)
@@ -120,15 +120,15 @@ def test_things_of_numpy(file: Path) -> None:
 
 def test_a_state_dict_in_a_mapping_of_another_kind(file: Path) -> None:
     state = Backbone().state_dict()
-    held: collections.defaultdict[str, Any] = collections.defaultdict(dict)
-    held["net"] = collections.defaultdict(None, state)
-    torch.save(held, file)
+    contents: collections.defaultdict[str, Any] = collections.defaultdict(dict)
+    contents["net"] = collections.defaultdict(None, state)
+    torch.save(contents, file)
     loaded(file, model := Backbone())
     assert same(model, state)
 
 
 class DictConfig:
-    """Stands for the class of OmegaConf, which need not be installed."""
+    """A stand-in for the class of OmegaConf, which need not be installed."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         raise AssertionError("not even what is known to be harmless is run")
@@ -151,7 +151,7 @@ def test_objects_of_libraries_that_are_not_installed(file: Path, monkeypatch: py
 
 
 class Evil:
-    """Runs what it is told when it is unpickled."""
+    """An object that runs a given command when it is unpickled."""
 
     def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:
         self.call, self.arguments = call, arguments
@@ -176,9 +176,9 @@ def test_code_is_not_run(
     monkeypatch.chdir(file.parent)
     torch.save({"args": argparse.Namespace(hook=Evil(call, *arguments)), "state_dict": Backbone().state_dict()}, file)
     before = set(torch.serialization.get_safe_globals())
-    said = refused(file, Backbone())
-    assert f"loading it would run {name}, which" in said
-    assert "torch.save(model.state_dict(), ...)" in said
+    message = refused(file, Backbone())
+    assert f"loading it would run {name}, which" in message
+    assert "torch.save(model.state_dict(), ...)" in message
     assert set(torch.serialization.get_safe_globals()) == before
     assert os.listdir() == [file.name]
 
@@ -188,8 +188,8 @@ def test_a_whole_model_is_refused_by_the_name_of_its_class(file: Path) -> None:
     assert f"would run {__name__}.Backbone" in refused(file, Backbone())
 
 
-def test_the_names_of_what_is_harmless_are_right() -> None:
-    """What is named by a slip would be refused where it is met."""
+def test_the_names_of_harmless_classes_are_correct() -> None:
+    """A misspelt name would lead to a refusal where the real one occurs."""
     for _, name in weights.HARMLESS:
         module, _, attribute = name.rpartition(".")
         if module.partition(".")[0] in ("argparse", "builtins", "datetime", "decimal", "torch", "types", "uuid"):
@@ -204,12 +204,14 @@ def test_the_names_of_what_is_harmless_are_right() -> None:
         (lambda state, file: file.touch(), "cannot read .*saved.pth: EOFError"),
     ],
 )
-def test_what_is_no_checkpoint(save: Callable[[dict[str, Tensor], Path], None], message: str, file: Path) -> None:
+def test_files_that_are_not_checkpoints(
+    save: Callable[[dict[str, Tensor], Path], None], message: str, file: Path
+) -> None:
     save(Backbone().state_dict(), file)
     assert re.search(message, refused(file, Backbone()))
 
 
-# Where the weights lie.
+# The place of the weights.
 
 
 @pytest.mark.parametrize(
@@ -222,32 +224,37 @@ def test_what_is_no_checkpoint(save: Callable[[dict[str, Tensor], Path], None], 
 )  # fmt: skip
 def test_places(within: tuple[str, ...], file: Path) -> None:
     state = Backbone().state_dict()
-    held: dict[str, Any] = dict(state)
+    contents: dict[str, Any] = dict(state)
     for key in reversed(within):
-        held = {"epoch": 3, "best": torch.tensor(0.9), key: held, "optimizer": {"a": {"exp_avg": torch.ones(4)}}}
-    torch.save(held, file)
+        contents = {
+            "epoch": 3,
+            "best": torch.tensor(0.9),
+            key: contents,
+            "optimizer": {"a": {"exp_avg": torch.ones(4)}},
+        }
+    torch.save(contents, file)
     assert loaded(file, model := Backbone()).within == within
     assert same(model, state)
 
 
-def test_of_several_places_the_best_known_is_taken(file: Path) -> None:
+def test_of_several_places_the_best_known_is_used(file: Path) -> None:
     raw, averaged = Backbone().state_dict(), Backbone().state_dict()
     torch.save({"model_ema": averaged, "discriminator": {"conv.weight": torch.ones(1)}, "state_dict": raw}, file)
     loaded(file, model := Backbone())
     assert same(model, raw)
 
 
-def test_what_fits_counts_more_than_its_name(file: Path) -> None:
+def test_a_fitting_state_dict_counts_more_than_its_name(file: Path) -> None:
     state = Backbone().state_dict()
     torch.save({"model": nn.Linear(2, 2).state_dict(), "ema": {"module": state}}, file)
     assert loaded(file, model := Backbone()).within == ("ema", "module")
     assert same(model, state)
 
 
-def test_a_dict_that_holds_itself(file: Path) -> None:
-    held: dict[str, Any] = {"state_dict": Backbone().state_dict()}
-    held["self"] = held
-    torch.save(held, file)
+def test_a_dict_that_contains_itself(file: Path) -> None:
+    contents: dict[str, Any] = {"state_dict": Backbone().state_dict()}
+    contents["self"] = contents
+    torch.save(contents, file)
     loaded(file, Backbone())
 
 
@@ -301,7 +308,7 @@ def test_parts_wrapped_in_place(wrapper: str, file: Path) -> None:
     assert same(model, state)
 
 
-def test_what_does_not_belong_to_the_model_is_refused(file: Path) -> None:
+def test_foreign_tensors_are_refused(file: Path) -> None:
     state = {f"model.{key}": value for key, value in Backbone().state_dict().items()}
     torch.save({"state_dict": {**state, "criterion.weight": torch.ones(2)}}, file)
     assert "has 'criterion.weight', which the model does not have" in refused(file, Backbone())
@@ -324,19 +331,19 @@ def test_weights_of_another_library_are_refused(file: Path) -> None:
     )
 
 
-def test_nothing_but_bookkeeping_is_refused(file: Path) -> None:
+def test_a_file_with_only_bookkeeping_is_refused(file: Path) -> None:
     torch.save({"module.n_averaged": torch.tensor(3)}, file)
     assert "lacks 'model.0.weight', which the model has" in refused(file, Backbone())
 
 
-# Parameters of SIA.
+# SIA's parameters.
 
 
 def injected() -> nn.Module:
     return inject_sia(Backbone(), ["model", "conv"])
 
 
-def test_injected_as_saved(file: Path) -> None:
+def test_injection_with_the_saved_configuration(file: Path) -> None:
     torch.save(WRAPS["lightning"](WRAPS["compiled"](injected().state_dict())), file)
     loaded(file, model := Backbone())
     assert model.state_dict().keys() == injected().state_dict().keys()
@@ -353,7 +360,7 @@ def test_parameters_that_were_never_initialised(ending: str, value: float, file:
         loaded(file, Backbone())
 
 
-def test_what_is_not_of_sia_may_be_anything(file: Path) -> None:
+def test_keys_outside_sia_are_ignored(file: Path) -> None:
     state = Backbone().state_dict()
     state["conv.bias"][0] = float("nan")
     torch.save(state, file)
@@ -372,7 +379,7 @@ def test_gains_of_both_shapes(shape: tuple[int, ...], file: Path) -> None:
     assert len(gains) == 2 and all(gain.item() == 0.5 for gain in gains)
 
 
-def test_what_modules_keep_of_their_own_need_not_fit(file: Path) -> None:
+def test_extra_state_of_modules_need_not_fit(file: Path) -> None:
     state = injected().state_dict()
     host = next(key for key in state if key.endswith(".sia.gain")).removesuffix(".gain")
     torch.save({**state, f"{host}._extra_state": torch.zeros(200, dtype=torch.uint8)}, file)

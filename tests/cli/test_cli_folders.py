@@ -1,4 +1,4 @@
-"""Folders of photographs: what is found in them, what is left out, and what goes on all the same."""
+"""Folders of photographs: what is read, what is skipped, and what continues despite errors."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Image = pytest.importorskip("PIL.Image")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that holds an empty one, ``photos``."""
+    """Change to a folder that contains an empty one, ``photos``, and return it."""
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     return tmp_path
 
 
 def picture(name: str, folder: str = "photos") -> None:
-    """A small picture, another for each name."""
+    """Write a small picture, a different one for each name."""
     path = Path(folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 256, (40, 48, 3), dtype=np.uint8)
@@ -41,7 +41,7 @@ def damaged(name: str) -> None:
 
 
 def read(*paths: str, **options: Any) -> tuple[list[str], Photos]:
-    """The names of what is read, in order."""
+    """Return the names of the files that are read, in order, and the photos."""
     photos = Photos([Path(path) for path in paths], **options)
     return [path.as_posix() for path, _ in photos.read()], photos
 
@@ -61,7 +61,7 @@ def test_hidden_files_are_passed_over() -> None:
         picture(name)
     found, photos = read("photos")
     assert found == ["photos/a.png"] and not photos.left_out
-    assert read("photos/.git")[0] == ["photos/.git/c.png"]  # where it is asked for
+    assert read("photos/.git")[0] == ["photos/.git/c.png"]  # if explicitly named
 
 
 def test_links_lead_to_a_folder_once() -> None:
@@ -76,14 +76,14 @@ def test_links_lead_to_a_folder_once() -> None:
     assert list(photos.left_out) == [Path("photos/a/self")]
 
 
-def test_a_folder_that_is_passed_over() -> None:
+def test_a_folder_that_is_skipped() -> None:
     picture("a.png")
     picture("maps/a.png.png")
     assert read("photos", without=Path("photos/maps"))[0] == ["photos/a.png"]
     assert len(read("photos", without=Path("missing"))[0]) == 2
 
 
-def test_what_cannot_be_read_is_left_out_with_the_reason() -> None:
+def test_unreadable_files_are_skipped_with_the_reason() -> None:
     picture("a.png")
     damaged("sub/cut.png")
     Path("photos/text.jpg").write_text("text")
@@ -106,10 +106,10 @@ def test_what_cannot_be_read_is_left_out_with_the_reason() -> None:
     assert reasons.keys() >= expected.keys() - {"pipe.png"}
     for name, reason in reasons.items():
         assert expected[name] in reason
-    assert len(list(photos.read())) == 1 and len(photos.left_out) == len(reasons)  # again, and counted once
+    assert len(list(photos.read())) == 1 and len(photos.left_out) == len(reasons)  # read twice, but counted once
 
 
-def test_a_folder_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_read_permission(monkeypatch: pytest.MonkeyPatch) -> None:
     def listdir(path: Path) -> list[str]:
         if path.name == "locked":
             raise PermissionError(13, "Permission denied")
@@ -149,7 +149,7 @@ def test_nothing_at_all_is_refused() -> None:
 # The commands.
 
 
-def test_profile_goes_on_and_names_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_profile_continues_and_names_what_is_skipped(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("timm")
     for name in ("a.png", "sub/b.png", "sub/d.png"):
         picture(name)
@@ -173,7 +173,7 @@ def test_map_draws_each_photograph_of_a_folder(capsys: pytest.CaptureFixture[str
     for name in ("a.png", "a.jpg", "sub/b.png"):
         picture(name)
     damaged("sub/cut.png")
-    for _ in range(2):  # figures are no photographs
+    for _ in range(2):  # the figures themselves are not read as photographs
         assert main(["map", ".", "--kernel-size", "3", "--dpi", "20"]) == 0
         printed = capsys.readouterr().out
         assert printed.count("nats ") == 3
@@ -193,7 +193,7 @@ def test_map_of_a_model_draws_each_photograph_of_a_folder(capsys: pytest.Capture
     assert capsys.readouterr().out.count("timm test_resnet, random weights") == 2
 
 
-def test_no_folder_is_made_for_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_folder_is_created_for_a_refused_command(capsys: pytest.CaptureFixture[str]) -> None:
     Path("photos/a.png").write_text("text")
     assert main(["map", "photos", "-o", "figures"]) == 2
     assert "none of the 1 photographs can be read" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The commands about models: maps of a model's sites, profiles of its layers, checkpoints, and all that is refused."""
+"""Commands on models: maps at a model's sites, profiles of its layers, checkpoints, and everything refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _backend() -> Iterator[None]:
 
 @pytest.fixture
 def photo_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A picture that is wider than high, in an empty folder to work in."""
+    """Write a picture that is wider than high to an empty working folder."""
     monkeypatch.chdir(tmp_path)
     values = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
     Image.fromarray(values).save("photo.png")
@@ -38,7 +38,7 @@ def photo_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a refused command says."""
+    """Return the one line that a refused command prints."""
     try:
         code = main(arguments)
     except SystemExit as leaving:
@@ -50,14 +50,14 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def seeded(**options: object) -> nn.Module:
-    """The model as the commands make it without a checkpoint."""
+    """Return the model as the commands create it without a checkpoint."""
     torch.manual_seed(0)
     model: nn.Module = timm.create_model("test_resnet", **options)
     return model.eval()
 
 
 def as_seen(path: Path, side: int = 64) -> torch.Tensor:
-    """The middle of a picture, resized with another library, as the model takes it."""
+    """Return the centre of a picture, resized with another library, as the model receives it."""
     with Image.open(path) as image:
         width, height = image.size
         part = min(width, height)
@@ -69,7 +69,7 @@ def as_seen(path: Path, side: int = 64) -> torch.Tensor:
 
 
 def table(printed: str, head: str) -> dict[str, list[str]]:
-    """The rows below a header, by their first word."""
+    """Return the rows below a header, by their first word."""
     lines = printed.partition(head)[2].partition("\n\n")[0].splitlines()[1:]
     return {line.split()[0]: line.split()[1:] for line in lines}
 
@@ -130,7 +130,7 @@ def test_profile(photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def saved(model: nn.Module, path: str) -> None:
-    """Save a state dict, in one of the ways that training scripts have."""
+    """Save a state dict in one of the formats of training scripts."""
     state = model.state_dict()
     if path.endswith(".safetensors"):
         pytest.importorskip("safetensors.torch").save_file(state, path)
@@ -184,7 +184,7 @@ def test_stages_beside_a_checkpoint_that_holds_sia(photo_file: Path, capsys: pyt
 
 
 class Evil:
-    """Runs a command when it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("taken",)
@@ -259,12 +259,14 @@ REFUSED = {
 @pytest.mark.parametrize("line", REFUSED)
 def test_refused(line: str, photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty").mkdir()
-    said = refused(line.split(), capsys) if "no.png" not in line or "map" in line else last_line(line.split(), capsys)
-    assert REFUSED[line] in said
+    message = (
+        refused(line.split(), capsys) if "no.png" not in line or "map" in line else last_line(line.split(), capsys)
+    )
+    assert REFUSED[line] in message
     assert sorted(os.listdir()) == ["empty", "photo.png"]
 
 
 def last_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What is said after the progress bar that has begun."""
+    """Return the message that follows an unfinished progress bar."""
     assert main(arguments) == 2
     return capsys.readouterr().err.splitlines()[-1]

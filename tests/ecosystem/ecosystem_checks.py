@@ -1,4 +1,4 @@
-"""What injection promises for a model of any library, checked on one forward pass, one step and one ejection."""
+"""The guarantees of injection for a model of any library, checked on one forward pass, one step and one ejection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sia_layers.injection import disable_sia, eject_sia, inject_sia, sia_modules
 
 
 def tensors(output: Any) -> list[Tensor]:
-    """The floating tensors of an output of any kind, such as one of transformers' ModelOutputs."""
+    """Return the floating-point tensors of an output of any kind, such as one of transformers' ModelOutputs."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     values = output.values() if hasattr(output, "values") else output if isinstance(output, (list, tuple)) else ()
@@ -21,7 +21,7 @@ def tensors(output: Any) -> list[Tensor]:
 
 
 def shape_of(model: nn.Module) -> list[Any]:
-    """What ejection has to restore: keys, modules, hooks and modes."""
+    """Return what ejection must restore: keys, modules, hooks and modes."""
     modules = [
         (name, type(module), len(module._forward_hooks), len(module._forward_pre_hooks), module.training)
         for name, module in model.named_modules()
@@ -30,27 +30,27 @@ def shape_of(model: nn.Module) -> list[Any]:
 
 
 def difference(ours: Any, theirs: Any) -> float:
-    """The largest absolute difference of two outputs."""
+    """Return the largest absolute difference between two outputs."""
     pairs = zip(tensors(ours), tensors(theirs), strict=True)
     return max((one.detach().float() - other.detach().float()).abs().max().item() for one, other in pairs)
 
 
 def summed(output: Any) -> Tensor:
-    """A loss to which every value of an output contributes, whatever norm comes last."""
+    """Return a loss to which every value of an output contributes, even if a norm comes last."""
     return torch.stack([(tensor * torch.rand_like(tensor)).sum() for tensor in tensors(output)]).sum()
 
 
 def check(model: nn.Module, call: Callable[[], Any], **options: Any) -> dict[str, SIAttention]:
-    """Inject, compare, train for a step, and eject; return the sites that there were.
+    """Inject, compare, train for one step, and eject; return the sites.
 
     Args:
-        model: in evaluation mode.
-        call: runs the model, as a test of it would.
-        options: of inject_sia.
+        model: model in evaluation mode.
+        call: function that runs the model.
+        options: options of inject_sia.
     """
     with torch.no_grad():
         plain = call()
-    before = shape_of(model)  # after a first pass, in which transformers adds hooks of its own
+    before = shape_of(model)  # after a first pass, in which transformers adds its own hooks
     assert inject_sia(model, **options) is model
     sites = sia_modules(model)
     runs = dict.fromkeys(sites, 0)
@@ -86,10 +86,10 @@ def check(model: nn.Module, call: Callable[[], Any], **options: Any) -> dict[str
 
 
 def channels(sites: dict[str, SIAttention]) -> list[int]:
-    """Of each site."""
+    """Return the channels of each site."""
     return [site.channels for site in sites.values()]
 
 
 def kinds(sites: dict[str, Any]) -> set[str]:
-    """The layouts of the sites."""
+    """Return the layouts of the sites."""
     return {site.layout.kind for site in sites.values()}

@@ -1,4 +1,4 @@
-"""accelerate and Lightning: training, regional compilation, offloading, checkpoints; and sharding by torch itself."""
+"""accelerate and Lightning: training, regional compilation, offloading, checkpoints; and torch's own sharding."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_accelerate_offloads(name: str, way: str, tmp_path: Path) -> None:
         assert difference(model(x), bare(x)) < 1e-6
 
 
-def test_an_offloaded_model_is_refused_in_words() -> None:
+def test_an_offloaded_model_is_refused_with_advice() -> None:
     accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
     model = accelerate.cpu_offload(made("resnet10t"), execution_device="cpu")
     with pytest.raises(UnsupportedModelError, match="inject before offloading"):

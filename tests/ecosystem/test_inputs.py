@@ -1,4 +1,4 @@
-"""Models that are called otherwise than with a picture: batch dicts, keywords, lists; from a loader as well."""
+"""Models whose input is not a plain picture: batch dicts, keywords, lists; also from a loader."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ timm = pytest.importorskip("timm", reason="needs timm")
 
 
 class BatchDetector(nn.Module):
-    """As DeepfakeBench's detectors: the whole batch, labels and all, is one argument."""
+    """A detector like DeepfakeBench's: the whole batch, including labels, is one argument."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def pictures() -> Tensor:
 
 
 @pytest.mark.parametrize("order", [("image", "label"), ("label", "image")])
-def test_a_batch_dict(order: tuple[str, str]) -> None:
+def test_models_that_take_a_batch_dict(order: tuple[str, str]) -> None:
     parts: dict[str, Any] = {"image": pictures(), "label": torch.tensor([0, 1])}
     batch = {**{name: parts[name] for name in order}, "name": ["a", "b"], "mask": None}
     model = BatchDetector().eval()

@@ -1,4 +1,4 @@
-"""open_clip: the tower that sees pictures, of the whole model and alone."""
+"""open_clip: the visual tower, within the whole model and alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def made(kind: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", VISION)
-def test_of_the_whole_model_the_visual_tower_is_taken(kind: str) -> None:
+def test_the_visual_tower_of_the_whole_model_is_selected(kind: str) -> None:
     model, x, words = made(kind), torch.rand(2, 3, 64, 64), torch.ones(2, 8, dtype=torch.long)
     sites = check(model, lambda: model(x, words))
     assert all(name.startswith("visual.") for name in sites)

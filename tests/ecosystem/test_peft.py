@@ -46,7 +46,7 @@ def gains(model: nn.Module) -> list[float]:
 
 
 @pytest.mark.parametrize("aggregate", [True, False, "pooled"])
-def test_the_copies_learn_and_the_originals_do_not(aggregate: bool | str) -> None:
+def test_only_the_copies_learn(aggregate: bool | str) -> None:
     model, x = adapted(aggregate), torch.rand(2, 3, 64, 64)
     plain = made()(x)
     assert list(sia_modules(model)) == [f"base_model.model.{name}.modules_to_save.default" for name in NAMES]
@@ -82,7 +82,7 @@ def test_an_adapter_is_saved_loaded_and_merged(aggregate: bool, tmp_path: Path) 
     assert list(merged.state_dict()) == list(made().state_dict())
 
 
-def test_the_adapter_goes_and_sia_stays() -> None:
+def test_unloading_the_adapter_keeps_sia() -> None:
     x = torch.rand(2, 3, 64, 64)
     model = trained(adapted(True), x)
     learnt = gains(model)
@@ -90,7 +90,7 @@ def test_the_adapter_goes_and_sia_stays() -> None:
     assert gains(unloaded) == learnt and torch.isfinite(unloaded(x)).all()
 
 
-def test_sia_goes_and_the_adapter_stays() -> None:
+def test_ejecting_sia_keeps_the_adapter() -> None:
     x = torch.rand(2, 3, 64, 64)
     model = trained(adapted(True), x)
     with disable_sia(model):

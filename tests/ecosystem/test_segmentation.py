@@ -1,4 +1,4 @@
-"""segmentation_models_pytorch: whole segmenters, their encoders alone, and what is asked for beside the trunk."""
+"""segmentation_models_pytorch: whole segmenters, encoders alone, and sites that are off the trunk."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def made(decoder: str, encoder: str) -> nn.Module:
         ("Unet", "tu-resnet10t", [64, 128, 256]),
         ("FPN", "tu-convnext_atto", [40, 80, 160]),
         ("FPN", "mit_b0", [32, 64, 160]),
-        ("DeepLabV3Plus", "resnet18", [64, 128, 512]),  # at a stride of 16 its last stage is the one that ends there
+        ("DeepLabV3Plus", "resnet18", [64, 128, 512]),  # with stride 16, its last stage has that reduction
     ],
 )
-def test_of_a_segmenter_the_encoder_is_taken(decoder: str, encoder: str, expected: list[int]) -> None:
+def test_a_segmenters_encoder_is_selected(decoder: str, encoder: str, expected: list[int]) -> None:
     model, x = made(decoder, encoder), torch.rand(2, 3, 64, 64)
     sites = check(model, lambda: model(x))
     assert channels(sites) == expected and kinds(sites) == {"NCHW"}

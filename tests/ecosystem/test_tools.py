@@ -1,4 +1,4 @@
-"""Tools that look into models: summaries, explanations, pruning, private gradients, counters, profilers, fusing."""
+"""Tools that inspect models: summaries, explanations, pruning, private gradients, counters, profilers, fusing."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def test_grad_cam(name: str) -> None:
 @pytest.mark.parametrize(
     ("way", "layer", "aggregate"),
     [
-        ("ScoreCAM", "layer1", True),  # runs many masked pictures in batches of another size
-        ("AblationCAM", "layer3", True),  # puts a layer of its own in the host's place, and changes channels
-        ("AblationCAM", "layer1", False),  # so with aggregation only the last site's host will do
+        ("ScoreCAM", "layer1", True),  # runs many masked pictures with another batch size
+        ("AblationCAM", "layer3", True),  # replaces the host by its own layer, and changes channels
+        ("AblationCAM", "layer1", False),  # with aggregation it works only at the last site's host
     ],
 )
 def test_cams_that_change_the_batch_or_the_channels_in_mid_pass(way: str, layer: str, aggregate: bool) -> None:
@@ -117,7 +117,7 @@ def pruned(model: nn.Module, ignored: list[nn.Module]) -> nn.Module:
 
 
 @pytest.mark.parametrize("aggregate", [True, False])
-def test_torch_pruning_keeps_the_width_of_sites_that_it_is_told_to_pass_over(aggregate: bool) -> None:
+def test_torch_pruning_keeps_the_width_of_ignored_sites(aggregate: bool) -> None:
     model = injected("resnet10t", aggregate=aggregate)
     sites = [layer for site in sia_modules(model).values() for layer in site.modules()]
     weights = sum(parameter.numel() for parameter in model.parameters())

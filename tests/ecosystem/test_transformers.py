@@ -1,4 +1,4 @@
-"""Hugging Face transformers: its families of vision backbones, loading and saving, checkpointing and its Trainer."""
+"""Hugging Face transformers: its vision backbones, loading and saving, checkpointing, and its Trainer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DETR = {"use_timm_backbone": False, "backbone": None, "use_pretrained_backbone":
         "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "num_queries": 4,
         "encoder_attention_heads": 2, "decoder_attention_heads": 2}  # fmt: skip
 
-# By the name of the model: its configuration, and the layout and channels of the sites that are its own.
+# By name of the model: its configuration, and the layout and channels of its sites.
 FAMILIES: dict[str, tuple[dict[str, Any], str, list[int]]] = {
     "BeitModel": (VIT, "NLC", [48, 48, 48]),
     "CLIPVisionModel": (VIT, "NLC", [48, 48, 48]),
@@ -81,7 +81,7 @@ def pictures() -> Tensor:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_is_known_by_itself(name: str) -> None:
+def test_a_family_is_recognised(name: str) -> None:
     config, kind, expected = FAMILIES[name]
     model, x = made(name, config), pictures()
     sites = check(model, lambda: model(pixel_values=x))
@@ -101,7 +101,7 @@ def test_auto_backbone(backbone: str) -> None:
         assert [site.stage for site in find_sites(model, [8, 16])] == ["encoder.stages.1", "encoder.stages.2"]
 
 
-def test_of_pictures_and_text_the_tower_that_sees_pictures_is_taken() -> None:
+def test_the_visual_tower_of_a_text_image_model_is_selected() -> None:
     text = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
             "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
     model = made("CLIPModel", {"vision_config": VIT, "text_config": text, "projection_dim": 24})
@@ -110,7 +110,7 @@ def test_of_pictures_and_text_the_tower_that_sees_pictures_is_taken() -> None:
     assert all(name.startswith("vision_model.") for name in sites) and len(sites) == 3
 
 
-def test_of_a_detector_the_backbone_is_taken_and_not_the_encoder_of_its_queries() -> None:
+def test_a_detectors_backbone_is_selected_rather_than_its_query_encoder() -> None:
     backbone = T.ResNetConfig(**RESNET, out_features=["stage4"])
     model, x = made("DetrForObjectDetection", {**DETR, "backbone_config": backbone}), pictures()
     sites = check(model, lambda: model(pixel_values=x).logits)
@@ -143,7 +143,7 @@ def test_the_grid_is_the_pictures_own_where_positions_are_interpolated() -> None
 
 
 class Net(T.PreTrainedModel):  # type: ignore[misc, name-defined]
-    """A detector of one's own that injects as it is made."""
+    """A custom detector that injects in its constructor."""
 
     config_class = T.ResNetConfig
 
@@ -162,12 +162,12 @@ class Net(T.PreTrainedModel):  # type: ignore[misc, name-defined]
 
 
 class CuredNet(Net):
-    """The same, whose loader initialises what a checkpoint lacks."""
+    """The same detector, whose loader initialises what a checkpoint lacks."""
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> CuredNet:
-        model, told = super().from_pretrained(*args, **kwargs, output_loading_info=True)
-        reset_sia_parameters(model, missing=told["missing_keys"])
+        model, loading_info = super().from_pretrained(*args, **kwargs, output_loading_info=True)
+        reset_sia_parameters(model, missing=loading_info["missing_keys"])
         return model  # type: ignore[no-any-return]
 
 
@@ -182,7 +182,7 @@ class Backbone(T.ViTModel):  # type: ignore[misc, name-defined]
 
 @pytest.fixture
 def dirty() -> None:
-    """Leave memory behind that is not zero, which is what a parameter that nobody initialises then holds."""
+    """Fill and free memory with non-zero values, so that uninitialised parameters are not 0."""
     junk = [torch.full((number,), 7.7) for number in range(1, 3000)]
     del junk
 
@@ -217,8 +217,8 @@ def test_a_round_trip_keeps_weights_and_configuration(kind: Any, dtype: Any, tmp
     info = {"output_loading_info": True} if kind is not CuredNet else {}
     loaded = kind.from_pretrained(tmp_path, dtype=dtype, **info)
     if info:
-        loaded, told = loaded
-        assert not told["missing_keys"] and not told["unexpected_keys"]
+        loaded, loading_info = loaded
+        assert not loading_info["missing_keys"] and not loading_info["unexpected_keys"]
     assert sia_config(loaded) == sia_config(model)
     for (name, ours), theirs in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
         wanted = ours.to(dtype) if dtype is not None and ours.is_floating_point() else ours
@@ -237,7 +237,7 @@ def test_load_then_inject_and_keep_the_configuration_in_the_models_own(tmp_path:
             parameter.add_(0.1)
     model.config.sia = sia_config(model)
     model.save_pretrained(tmp_path / "tuned")
-    # Not read from model.safetensors, where transformers keeps some models under the names of older versions.
+    # Not read from model.safetensors, where transformers stores some models under the names of earlier versions.
     torch.save(sia_state_dict(model), tmp_path / "tuned" / "sia.pt")
     again = T.AutoModelForImageClassification.from_pretrained(tmp_path / "tuned")
     inject_sia(again, **again.config.sia)
@@ -255,7 +255,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(name: str, config: dict
     found = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable()  # without use_reentrant=True, as is its default
+            model.gradient_checkpointing_enable()  # the default, without use_reentrant=True
         model.zero_grad()
         model(pixel_values=x)[0].square().sum().backward()
         found.append({key: parameter.grad for key, parameter in model.named_parameters()})
@@ -275,7 +275,7 @@ class Pictures(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
 
 class FlatTrainer(T.Trainer):  # type: ignore[misc, name-defined]
-    """Decays weights alone, as timm does, and no gain."""
+    """A Trainer that decays only weights, as timm does, and no gains."""
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         flat = {name for name, parameter in model.named_parameters() if parameter.ndim < 2}
@@ -293,7 +293,7 @@ def test_trainer(trainer: Any, tmp_path: Path) -> None:
     training = trainer(model=model, args=arguments, train_dataset=Pictures())
     decayed = {name for name in training.get_decay_parameter_names(model) if "sia" in name.split(".")}
     assert any(name.endswith("fc1.weight") for name in decayed)
-    # transformers itself goes by names alone and decays every parameter that is called neither bias nor norm.
+    # transformers itself decides by name, and decays every parameter that is not named as a bias or a norm.
     assert any(name.endswith("gain") for name in decayed) is (trainer is T.Trainer)
     training.train()
     assert all(gain != 0 for gain in gains(model))

@@ -1,4 +1,4 @@
-"""ultralytics: a YOLO's backbone, and what its trainer and exporter do with the model."""
+"""ultralytics: the backbone of a YOLO, and what its trainer and exporter do with the model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.sampled(1)
 
 @pytest.fixture(scope="module")
 def injected() -> tuple[nn.Module, Tensor, Tensor]:
-    """A YOLOv8 in which SIA acts, a picture, and the boxes that it finds there."""
+    """Return a YOLOv8 with active SIA, a picture, and the boxes that it predicts for it."""
     from ultralytics.nn.tasks import DetectionModel
 
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def injected() -> tuple[nn.Module, Tensor, Tensor]:
         return model, x, model(x)[0]
 
 
-def test_the_backbone_is_taken(injected: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_the_backbone_is_selected(injected: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, _, boxes = injected
     assert list(sia_modules(model)) == ["model.2.sia", "model.4.sia", "model.6.sia"]
     assert channels(sia_modules(model)) == [32, 64, 128] and boxes.shape == (1, 7, 84)
@@ -59,8 +59,8 @@ def test_training(injected: tuple[nn.Module, Tensor, Tensor]) -> None:
     optimizer.step()
     ema.update(model)
     assert len(sia_modules(ema.ema)) == 3 and torch.isfinite(ema.ema(x)[0]).all()
-    with torch.no_grad():  # as the boxes were found; with a gradient other kernels run
-        assert difference(injected[0](x)[0], boxes) == 0  # the copy's training is the copy's own
+    with torch.no_grad():  # the boxes were computed without gradients too; with them other kernels run
+        assert difference(injected[0](x)[0], boxes) == 0  # training the copy does not affect the original
 
 
 def test_the_whole_model_is_pickled_as_the_trainer_does(injected: tuple[nn.Module, Tensor, Tensor]) -> None:

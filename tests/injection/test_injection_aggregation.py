@@ -1,4 +1,4 @@
-"""Injection: the maps that go from site to site belong to one forward pass, whatever happens around it."""
+"""Injection: the maps passed between sites belong to one forward pass, whatever happens around it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sia_layers.injection.relay import relay_of
 
 
 class Net(nn.Module):
-    """Three stages, each or all of them checkpointed."""
+    """Three stages, checkpointed separately or together."""
 
     def __init__(self, regions: str = "none") -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Net(nn.Module):
         self.head = nn.Linear(16, 4)
 
     def tail(self, x: Tensor) -> Tensor:
-        return self.c(self.b(x)).exp()  # what follows a site in its region is recomputed from the site's output
+        return self.c(self.b(x)).exp()  # the layers after a site in its region are recomputed from the site's output
 
     def trunk(self, x: Tensor) -> Tensor:
         return self.tail(self.a(x))
@@ -54,7 +54,7 @@ class Net(nn.Module):
 
 
 class Same(nn.Module):
-    """Its output can be its input."""
+    """A module whose output can be its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def gradients(model: nn.Module, losses: Callable[[], Tensor]) -> dict[str, Tenso
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_every_later_site_takes_all_earlier_ones() -> None:
+def test_every_later_site_aggregates_all_earlier_ones() -> None:
     model = injected()
     modules = list(sia_modules(model).values())
     taken = [module.aggregation.in_channels if module.aggregation else [] for module in modules]
@@ -91,7 +91,7 @@ def test_every_later_site_takes_all_earlier_ones() -> None:
     assert all(module.aggregation is None for module in sia_modules(injected(aggregate=False)).values())
 
 
-def test_the_aggregate_is_what_the_parts_give() -> None:
+def test_the_aggregate_combines_its_parts() -> None:
     model = injected().eval()
     first, second, third = sia_modules(model).values()
     x = torch.rand(2, 3, 16, 16)
@@ -106,14 +106,14 @@ def test_the_aggregate_is_what_the_parts_give() -> None:
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("regions", REGIONS[1:])
 def test_two_forwards_before_one_backward(regions: str, detach: bool) -> None:
-    x, y = torch.rand(2, 3, 16, 16), torch.rand(3, 3, 24, 20) * 5  # of another batch size and resolution
+    x, y = torch.rand(2, 3, 16, 16), torch.rand(3, 3, 24, 20) * 5  # different batch size and resolution
     plain, checkpointed = injected(detach=detach), injected(regions, detach=detach)
     expected = gradients(plain, lambda: plain(x).square().sum() + plain(y).cos().sum())
     found = gradients(checkpointed, lambda: checkpointed(x).square().sum() + checkpointed(y).cos().sum())
     assert expected.keys() == found.keys()
     for name, gradient in expected.items():
         assert torch.allclose(found[name], gradient, atol=1e-5, rtol=1e-4), name
-    # A test that could not tell the passes apart would prove nothing.
+    # A test that could not distinguish the passes would prove nothing.
     weight = next(name for name in expected if "c.1.sia.aggregation.projections.0.0" in name)
     swapped = gradients(plain, lambda: plain(x).square().sum() + plain(x).cos().sum())
     assert not torch.allclose(swapped[weight], expected[weight], atol=1e-5, rtol=1e-4)
@@ -130,7 +130,7 @@ def test_two_passes_in_one_checkpoint() -> None:
     assert all(torch.allclose(found[name], gradient, atol=1e-5, rtol=1e-4) for name, gradient in expected.items())
 
 
-def test_a_pass_on_the_output_of_another() -> None:
+def test_a_pass_on_the_output_of_another_pass() -> None:
     model = inject_sia(Same(), "[abc]", example_input=torch.empty(2, 3, 8, 8), identity_init=False)
     x = torch.rand(2, 3, 8, 8)
     found = []
@@ -205,13 +205,13 @@ def test_no_map_outlives_its_pass(grad: bool) -> None:
     assert len(seen) == 2 and not any(reference() is not None for reference in seen)
 
 
-def test_a_pass_that_was_not_from_the_start_is_an_error() -> None:
+def test_a_pass_that_starts_midway_is_an_error() -> None:
     model = injected()
     with pytest.raises(RuntimeError, match="run the model from its input on"):
         model.b(torch.rand(2, 8, 16, 16))
 
 
-def test_threads_do_not_meet() -> None:
+def test_threads_do_not_interfere() -> None:
     model = injected().eval()
     inputs = [torch.rand(2, 3, 16, 16) * (index + 1) for index in range(6)]
     with torch.no_grad():

@@ -32,7 +32,7 @@ def bare(name: str = "test_resnet") -> nn.Module:
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("domain", ["frequency", "both"])
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_the_identity_at_first_and_gone_at_last(name: str, domain: str) -> None:
+def test_injection_starts_as_the_identity_and_ejection_restores_the_model(name: str, domain: str) -> None:
     model, x = bare(name), torch.rand(X)
     before, keys = model(x), list(model.state_dict())
     inject_sia(model, domain=domain, block=4, example_input=torch.empty(X), aggregate=name == "test_resnet")

@@ -1,4 +1,4 @@
-"""Injection: what else is done with models still works on an injected one."""
+"""Injection: other operations on models still work on an injected model."""
 
 from __future__ import annotations
 

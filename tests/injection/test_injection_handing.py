@@ -1,4 +1,4 @@
-"""Injection: what one site hands on reaches the next, however parts of the model are compiled, copied or repeated."""
+"""Injection: each site's map reaches the next, however parts of the model are compiled, copied or repeated."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_the_whole_model_compiles_without_a_break() -> None:
 
 
 def test_the_grid_of_tokens_is_that_of_the_pass() -> None:
-    """Pictures of two shapes give as many tokens; compiled apart from the blocks, the patches still tell which."""
+    """Pictures of two shapes have equally many tokens; the patches still determine the grid if compiled separately."""
     model, wide, high = vit(), torch.rand(1, 3, 32, 128), torch.rand(1, 3, 128, 32)
     with torch.no_grad():
         expected = model(wide), model(high)
@@ -144,18 +144,18 @@ def test_a_grid_is_never_guessed() -> None:
     model = vit()
     tokens = model._pos_embed(model.patch_embed(torch.rand(1, 3, 64, 64)))
     with torch.no_grad():
-        model.blocks(tokens)  # the last patches were of this grid
+        model.blocks(tokens)  # the last patches had this grid
         with pytest.raises(errors.LayoutError, match="run the model as a whole"):
-            model.blocks(tokens)  # whose were these?
+            model.blocks(tokens)  # the grid of these is unknown
         small = {"depth": 2, "embed_dim": 64, "num_heads": 2}
         fixed = inject_sia(timm.create_model("vit_tiny_patch16_224", img_size=64, **small), ["blocks.0"])
-        assert fixed.blocks(tokens).shape == tokens.shape  # this one takes no other
+        assert fixed.blocks(tokens).shape == tokens.shape  # this model accepts no other grid
 
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("where", [("b",), ("c",), ("a", "c"), ("b", "c")], ids="".join)
 def test_checkpoints_beside_compiled_stages(where: tuple[str, ...]) -> None:
-    """Two forward passes before one backward pass: each recomputation finds the maps of its own."""
+    """Two forward passes before one backward pass: each recomputation finds the maps of its own pass."""
     model, x, y = injected(), torch.rand(X), 3 * torch.rand(X)
 
     def loss() -> Tensor:
@@ -204,7 +204,7 @@ def test_threads_do_not_mix_their_passes() -> None:
 
 
 class Saved(nn.Module):
-    """As PEFT wraps what it trains beside its adapters: the module itself is kept, a copy is used."""
+    """A module wrapped as PEFT does for modules_to_save: the original is kept, and a copy is used."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -273,7 +273,7 @@ def test_sites_that_run_unequally_or_out_of_turn_are_refused() -> None:
     assert [site.host for site in find_sites(Uneven(), "a", example_input=torch.empty(X))] == ["a.1"]
 
 
-def test_disabled_is_bare_for_a_while() -> None:
+def test_disabling_restores_the_bare_model_temporarily() -> None:
     torch.manual_seed(0)
     bare, model, x = Net(), injected(), torch.rand(X)
     with torch.no_grad():

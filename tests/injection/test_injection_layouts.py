@@ -1,4 +1,4 @@
-"""Injection: maps of every layout, said or proved; lists, video, tokens of foreign models; inputs of every form."""
+"""Injection: maps of every layout, given or proved; lists, video, tokens of unknown models; inputs of every form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sia_layers.injection import eject_sia, errors, find_sites, inject_sia, sia_
 
 
 class Maps(nn.Module):
-    """A stem, a block on maps of some layout, and a head; it takes any resolution, or one alone."""
+    """A stem, a block on maps of some layout, and a head, for any resolution or for only one."""
 
     def __init__(self, order: tuple[int, ...], only: int | None = None) -> None:
         super().__init__()
@@ -38,16 +38,16 @@ class Doubled(nn.Module):
 
 
 NCHW, NHWC, NHCW = (0, 1, 2, 3), (0, 2, 3, 1), (0, 2, 1, 3)
-PICTURE = torch.empty(1, 3, 64, 64)  # whose map has as many rows and columns as channels
+PICTURE = torch.empty(1, 3, 64, 64)  # its map has as many rows and columns as channels
 
 
 @pytest.mark.parametrize(("order", "kind"), [(NCHW, "NCHW"), (NHWC, "NHWC")])
-def test_the_axis_that_does_not_change_is_the_channels(order: tuple[int, ...], kind: str) -> None:
+def test_the_axis_of_constant_size_is_the_channels(order: tuple[int, ...], kind: str) -> None:
     (site,) = find_sites(Maps(order), "block", example_input=PICTURE)
     assert (site.layout.kind, site.channels, site.reduction) == (kind, 16, 4)
 
 
-def test_what_stays_a_guess_is_refused_and_may_be_said() -> None:
+def test_ambiguous_layouts_are_refused_unless_given() -> None:
     with pytest.raises(errors.LayoutError, match="nothing proves which axis"):
         find_sites(Maps(NHCW), "block", example_input=PICTURE)
     only = Maps(NHWC, only=64)
@@ -62,7 +62,7 @@ def test_what_stays_a_guess_is_refused_and_may_be_said() -> None:
             find_sites(only, "block", example_input=PICTURE, **wrong)
 
 
-def test_a_layout_gates_as_the_maps_themselves() -> None:
+def test_gating_in_a_layout_equals_gating_the_maps() -> None:
     torch.manual_seed(0)
     model, x = Maps(NHWC).eval(), torch.rand(2, 3, 48, 64)
     inject_sia(model, "block", example_input=PICTURE, identity_init=False)
@@ -73,7 +73,7 @@ def test_a_layout_gates_as_the_maps_themselves() -> None:
 
 
 class Tokens(nn.Module):
-    """A plain vision transformer as anybody writes it, with positions for one grid or for none."""
+    """A plain vision transformer, with positions for one grid or for none."""
 
     def __init__(self, prefix: int, name: str = "cls_token", positions: bool = False) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ def test_tokens_of_one_grid_alone() -> None:
     assert all(parameter.grad is not None for parameter in sia_parameters(model))
 
 
-def test_another_aspect_is_gated_in_its_own_grid() -> None:
+def test_another_aspect_ratio_is_gated_in_its_own_grid() -> None:
     torch.manual_seed(0)
     model, wide = Tokens(1).eval(), torch.rand(1, 3, 16, 64)
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_another_aspect_is_gated_in_its_own_grid() -> None:
 
 
 class Branches(nn.Module):
-    """A block of two maps, given as a list, tuple or dict; or one that the output does not need."""
+    """A block that returns two maps as a list, tuple or dict; or one that the output does not depend on."""
 
     def __init__(self, kind: Callable[..., Any], needed: bool = True) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ def test_a_map_that_the_output_does_not_need_is_left_alone() -> None:
 
 
 class Skips(nn.Module):
-    """An encoder whose features reach the output by several ways."""
+    """An encoder whose features reach the output along several paths."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ def test_tokens_in_mask_unit_order_are_read_as_pictures() -> None:
 
 
 class Video(nn.Module):
-    """Maps with a time axis: before the rows, or after the batch; the second stage halves the frames."""
+    """Maps with a time axis before the rows or after the batch; the second stage halves the frames."""
 
     def __init__(self, last: bool) -> None:
         super().__init__()
@@ -275,7 +275,7 @@ class Video(nn.Module):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_every_frame_of_a_video_is_gated_by_itself(last: bool) -> None:
+def test_every_frame_of_a_video_is_gated_separately(last: bool) -> None:
     torch.manual_seed(0)
     model, x = Video(last).eval(), torch.rand(2, 3, 4, 8, 8)
     sites = find_sites(model, ["one", "two"], example_input=x)
@@ -287,7 +287,7 @@ def test_every_frame_of_a_video_is_gated_by_itself(last: bool) -> None:
         frames = (2 * model.a(x)).transpose(1, 2).flatten(0, 1)
         gated, info = SIAttention.attend(first, frames)
         later = 2 * model.b(gated.unflatten(0, (2, 4)).transpose(1, 2))
-        info = info.unflatten(0, (2, 2, 2)).amax(2).flatten(0, 1)  # of each pair of frames, the larger
+        info = info.unflatten(0, (2, 2, 2)).amax(2).flatten(0, 1)  # the maximum of each pair of frames
         later = later.transpose(1, 2).flatten(0, 1)
         expected = SIAttention.forward(second, later, second.aggregation([info], size=later.shape[2:]))
         expected = model.head(expected.unflatten(0, (2, 2)).mean((1, 3, 4)))
@@ -307,7 +307,7 @@ def test_torchvisions_video_models() -> None:
 
 
 class ByName(nn.Module):
-    """Models that take a batch dict, keywords, or a list of pictures."""
+    """A model that takes a batch dict, keywords, or a list of pictures."""
 
     def __init__(self, form: str) -> None:
         super().__init__()
@@ -354,7 +354,7 @@ def test_profiles_take_batches_of_every_form() -> None:
         assert found == (expected := expected or found) and found[0][1] == 2
 
 
-def test_examples_without_a_picture_say_what_was_found() -> None:
+def test_examples_without_a_picture_report_what_was_found() -> None:
     with pytest.raises(errors.DryRunError, match=r"got \(2,\) of torch.int64"):
         inject_sia(ByName("dict"), example_input={"label": BATCH["label"]})
     with pytest.raises(TypeError, match="example_kwargs must be a mapping"):
@@ -363,7 +363,7 @@ def test_examples_without_a_picture_say_what_was_found() -> None:
         profile_self_information(ByName("dict"), [BATCH], key="photo", progress=False)
 
 
-def test_a_model_that_lies_partly_on_meta() -> None:
+def test_a_model_that_is_partly_on_meta() -> None:
     model = timm.create_model("resnet10t", num_classes=2)
     model.layer4.to("meta")
     inject_sia(model)
@@ -372,7 +372,7 @@ def test_a_model_that_lies_partly_on_meta() -> None:
 
 
 class Heads(nn.Module):
-    """In evaluation mode it needs values, as detectors that decode boxes do; in training mode it does not."""
+    """A head that needs values in evaluation mode, like detectors that decode boxes, but not in training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -391,7 +391,7 @@ def test_a_head_that_needs_values_in_evaluation_mode() -> None:
 
 
 class Patches(nn.Module):
-    """As torch.hub's DINOv2 cuts them."""
+    """Patch embedding like that of torch.hub's DINOv2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -403,7 +403,7 @@ class Patches(nn.Module):
 
 
 class DinoVisionTransformer(nn.Module):
-    """The parts of torch.hub's DINOv2 that tell where its tokens are: a class token and registers come first."""
+    """The parts of torch.hub's DINOv2 that determine its token layout: a class token and registers come first."""
 
     def __init__(self) -> None:
         super().__init__()

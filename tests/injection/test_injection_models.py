@@ -1,4 +1,4 @@
-"""Injection into models of timm and torchvision: one of every layout and of every trap."""
+"""Injection into timm and torchvision models: one for every layout and every special case."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sia_layers.injection.relay import relay_of
 
 
 class Case(NamedTuple):
-    """A model, its input, and what is to be found in it."""
+    """A model, its input, and its expected sites."""
 
     name: str
     kind: str
@@ -26,7 +26,7 @@ class Case(NamedTuple):
     def make(self) -> nn.Module:
         torch.manual_seed(0)
         model = timm.create_model(self.name, num_classes=7, **(self.kwargs or {}))
-        # A fresh network's output hardly hangs on its input; spread what normalises to make it do so.
+        # The output of a fresh network hardly depends on its input; scale the normalisation so that it does.
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -91,7 +91,7 @@ def test_inject_and_eject(case: Case) -> None:
 
 
 def _check_training(model: nn.Module, x: Tensor) -> None:
-    """From a gain that lets it act, every SIA parameter gets a gradient, and the output is no longer the same."""
+    """With a gain that is not 0, every SIA parameter gets a gradient, and the output changes."""
     with torch.no_grad():
         before = model(x)
         for module in sia_modules(model).values():
@@ -185,7 +185,7 @@ def test_features_only_of_an_injected_model() -> None:
 
 
 class Detector(nn.Module):
-    """A model of one's own around a backbone of timm."""
+    """A custom model around a timm backbone."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -220,13 +220,13 @@ def test_forward_intermediates_agrees_with_forward(name: str) -> None:
         assert torch.equal(final, model.forward_features(x)) and len(maps) > 2
 
 
-def test_a_way_around_the_hooks_is_an_error_and_no_silent_difference() -> None:
+def test_bypassing_the_hooks_is_an_error_rather_than_a_silent_difference() -> None:
     model = inject_sia(timm.create_model("xception41").eval())  # its blocks have a second forward
     with torch.no_grad(), pytest.raises(RuntimeError, match="run the model from its input on"):
         model.forward_intermediates(torch.rand(1, 3, 64, 64))
 
 
-def test_another_input_size_than_the_configurations() -> None:
+def test_an_input_size_other_than_the_configured_one() -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=(32, 48), in_chans=1)
     assert [site.layout.grid for site in find_sites(model)] == [(2, 3)] * 3
 
@@ -282,7 +282,7 @@ def test_a_detector_with_numbers() -> None:
         assert not torch.equal(model(images)[0]["scores"], expected["scores"])
 
 
-def test_a_class_derived_from_a_librarys_is_known_as_that() -> None:
+def test_a_subclass_of_a_librarys_model_is_recognised() -> None:
     class Mine(torchvision.models.ResNet):
         pass
 

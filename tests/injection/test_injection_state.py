@@ -1,4 +1,4 @@
-"""Injection: the state of the sites, how it is initialised, configured, saved and loaded, and what tools make of it."""
+"""Injection: the state of the sites: initialisation, configuration, saving, loading, and use by other tools."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_configuration_travels_with_the_weights(tmp_path: Path) -> None:
         assert config_in({f"module.{name}": value for name, value in state.items()}) == sia_config(model)
     assert config_in(timm.create_model("test_resnet").state_dict()) is None
     averaged = {name: 0.5 * value.float() for name, value in model.state_dict().items()}
-    assert config_in(averaged) is None  # what averages checkpoints makes no sense of it, and does no harm
+    assert config_in(averaged) is None  # averaging checkpoints makes it unreadable, but does no harm
     model.load_state_dict(averaged, strict=True)
     assert sia_config(model)["kernel_size"] == 5
 
@@ -76,7 +76,7 @@ def test_state_dicts_from_before_the_configuration_load_strictly() -> None:
     old = {name: value for name, value in model.state_dict().items() if not name.endswith("_extra_state")}
     assert len(old) == len(model.state_dict()) - 1
     for name in [name for name in old if name.endswith(".gain")]:
-        old[name] = torch.tensor(0.25)  # whose gains were of shape ()
+        old[name] = torch.tensor(0.25)  # earlier gains had the shape ()
     model.load_state_dict(old, strict=True)
     assert [module.gain.item() for module in sia_modules(model).values()] == [0.25] * 3
     load_sia_state_dict(model, {name: value * 2 for name, value in old.items() if ".sia." in name})
@@ -107,7 +107,7 @@ def test_a_configuration_that_cannot_be_followed_is_refused() -> None:
 
 
 @pytest.mark.parametrize("state", [None, 3, torch.zeros(3), torch.tensor([255, 0], dtype=torch.uint8)])
-def test_what_is_no_configuration_is_none(state: object) -> None:
+def test_an_invalid_configuration_counts_as_none(state: object) -> None:
     assert Config.from_tensor(state) is None
 
 
@@ -142,7 +142,7 @@ def test_parameters_that_a_loader_left_uninitialised_are_reset() -> None:
 
 
 def test_built_on_meta_and_filled_in() -> None:
-    """As from_pretrained and accelerate do."""
+    """This is how from_pretrained and accelerate build models."""
     with torch.device("meta"):
         model = inject_sia(timm.create_model("test_resnet", num_classes=3))
     bare = timm.create_model("test_resnet", num_classes=3)

@@ -1,4 +1,4 @@
-"""Injection: what the dry run leaves alone, which sites it proves, and what is refused with which words."""
+"""Injection: the dry run changes nothing, proves the sites, and refuses with clear messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sia_layers.injection import (
 
 
 class Plain(nn.Module):
-    """A model of one's own, which says nothing about itself."""
+    """A custom model that declares nothing about itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Plain(nn.Module):
 
 
 class Apart(nn.Module):
-    """Its block gives nothing that could be a map."""
+    """A model whose block returns nothing that could be a map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ EXAMPLE = torch.empty(1, 3, 32, 32)
 
 
 def snapshot(model: nn.Module) -> dict[str, object]:
-    """All that an injection might disturb."""
+    """Return everything that injection might disturb."""
     hooks = [
         (name, list(module._forward_hooks.values()), list(module._forward_pre_hooks.values()))
         for name, module in model.named_modules()
@@ -251,7 +251,7 @@ def test_device_dtype_and_mode_are_the_hosts() -> None:
 
 
 class Remembers(Plain):
-    """It fills caches of every kind when it runs, as attention biases are cached in evaluation mode."""
+    """A model that fills caches of every kind when it runs, as attention biases are cached in evaluation mode."""
 
     def __init__(self) -> None:
         super().__init__()

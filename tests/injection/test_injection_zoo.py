@@ -1,4 +1,4 @@
-"""The walk over the model zoo: what it writes, that it goes on where it stopped, and that failures do not stop it."""
+"""The walk over the model zoo: it records outcomes, resumes where it stopped, and continues after failures."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_injected_and_refused(
     def refuses(model: nn.Module) -> None:
         raise OutputTypeError("'features.1' gives a list of 2")
 
-    monkeypatch.setitem(zoo["main"].__globals__, "find_sites", refuses)  # no model of timm is refused
+    monkeypatch.setitem(zoo["main"].__globals__, "find_sites", refuses)  # no timm model is refused otherwise
     assert zoo["main"](["--pattern", "selecsls42", "--output", str(output)]) == 0
     found = rows(output)
     assert found["resnet10t"]["outcome"] == "injected" and found["resnet10t"]["hosts"] == "layer1.0 layer2.0 layer3.0"
@@ -71,7 +71,7 @@ def test_other_libraries(
     assert row["sites"] == "3"
 
 
-def test_goes_on_where_it_stopped(zoo: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_walk_resumes(zoo: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "coverage.csv"
     zoo["main"](["--pattern", "resnet10t", "--output", str(output)])
     capsys.readouterr()
@@ -81,7 +81,7 @@ def test_goes_on_where_it_stopped(zoo: dict[str, Any], tmp_path: Path, capsys: p
     assert sorted(rows(output)) == ["resnet10t", "resnet14t"]
 
 
-def test_a_failure_is_written_down_and_walked_again(
+def test_a_failure_is_recorded_and_retried(
     zoo: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "coverage.csv"

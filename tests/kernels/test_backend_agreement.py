@@ -1,7 +1,7 @@
 """Every backend's kernels against the reference in float64: drawn sizes, strides, dtypes, contents and options.
 
-The tolerances are absolute; half an ulp of a half dtype comes on top. Float32 rounds each operation by 6e-8 of its
-result: an exponential, a logarithm and a sum of up to 121 kernels, one after the other, leave some 2e-6.
+The tolerances are absolute, plus half an ulp of a half dtype. Float32 rounds each operation by 6e-8 of its result: an
+exponential, a logarithm and a sum of up to 121 kernels, one after another, leave an error of about 2e-6.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from sia_layers.kernels.options import ESTIMATORS, PADDING_MODES, Options
 
 pytestmark = pytest.mark.usefixtures("poison")
 
-FORWARD = 5e-6  # of I in nats, or of the largest I where that is more than 1
+FORWARD = 5e-6  # of I in nats, or relative to the largest I if that is more than 1
 SCALE = 5e-6  # of the scale
-BACKWARD = 4e-6  # of the sample's largest gradient, or of the terms that cancel in it: see gradient_unit
-GATE = 2e-6  # of the absolute values of what is added up
+BACKWARD = 4e-6  # relative to the sample's largest gradient, or to the terms that cancel in it: see gradient_unit
+GATE = 2e-6  # relative to the sum of absolute values
 
 Drawn = TypeVar("Drawn")
 
 
 def drawn(backend: Backend) -> Callable[..., st.SearchStrategy[Case]]:
-    """Maps of the sizes that the backend can afford."""
+    """Draw maps of sizes that the backend can handle quickly."""
     return small_cases if backend.interpreted else broad_cases
 
 
 def for_all(
     backend: Backend, strategy: st.SearchStrategy[Drawn], check: Callable[[Backend, Drawn], None], share: float = 1.0
 ) -> None:
-    """Check what is drawn: many times, a few times where the backend is interpreted."""
+    """Check many examples, but only a few if the backend is interpreted."""
     examples = share * settings().max_examples * (0.15 if backend.interpreted else 5)
 
     @settings(max_examples=max(1, round(examples)))
@@ -54,7 +54,7 @@ def for_all(
 
 
 def assert_lies_like(result: Tensor, x: Tensor) -> None:
-    """Of the shape, dtype and device of ``x``; channels_last if ``x`` is, and contiguous otherwise."""
+    """Assert that the result has the shape, dtype and device of ``x``, channels_last if ``x`` is, else contiguous."""
     assert result.shape == x.shape and result.dtype == x.dtype and result.device == x.device
     last = is_channels_last(x)
     assert result.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
@@ -78,10 +78,10 @@ def check_forward(backend: Backend, case: Case) -> None:
 
 
 def gradient_unit(grad: Tensor, scale: Tensor, chosen: Options, channels: int) -> Tensor:
-    """How large the terms are that cancel in a sample's gradient, (N, 1, 1, 1): its rounding is in proportion.
+    """Return the size of the terms that cancel in a sample's gradient, (N, 1, 1, 1); rounding is proportional to it.
 
-    The density form's sum of 2 s d e, over the sum of e = exp(-s d^2), is at most sqrt(2 s) or so; the distance
-    form adds s for every pixel of the window and every channel that it compares with.
+    The density form's sum of 2 s d e, over the sum of e = exp(-s d^2), is at most about sqrt(2 s); the distance form
+    adds s for every pixel of the window and every channel that it compares with.
     """
     largest = scale.amax(-1)
     if chosen.estimator == "kde":
@@ -105,7 +105,7 @@ def check_backward(backend: Backend, drawn: tuple[Case, str]) -> None:
 
 
 def check_relative_backward(backend: Backend, case: Case) -> None:
-    """The same against the largest gradient itself, for maps that leave it as large as its unit."""
+    """Check the gradient relative to its own largest value, on maps where that is as large as gradient_unit."""
     x = case.map.make(backend.device)
     grad = values(tuple(x.shape), seed=1).to(x)
     scale = reference.self_information(x, case.options)[1]
@@ -149,16 +149,16 @@ def test_backward_of_the_density_form(kernel_backend: Backend) -> None:
 
 
 def test_backward_of_the_distance_form(kernel_backend: Backend) -> None:
-    # Its gradient jumps where a sum changes sign: only sums that float32 holds exactly have one truth.
+    # Its gradient jumps where a sum changes sign: only sums that are exact in float32 have a unique gradient.
     cases = drawn(kernel_backend)(options(estimators=("distance",)), contents=("lattice",))
     for_all(kernel_backend, st.tuples(cases, st.sampled_from(LAYOUTS)), check_backward, share=0.3)
 
 
 def test_attend(kernel_backend: Backend) -> None:
-    # exp(-I) in the other kind of mean has no place for an I far below 0, which a negative weight can make.
+    # exp(-I) in the other channel mean overflows for I far below 0, which a negative weight can cause.
     cases = drawn(kernel_backend)(options(inter_weights=(0.5, 0.0, 2.0)))
-    asked = st.tuples(cases, st.booleans(), st.sampled_from(("excite", "mean", "")))
-    for_all(kernel_backend, asked, check_attend, share=0.7)
+    inputs = st.tuples(cases, st.booleans(), st.sampled_from(("excite", "mean", "")))
+    for_all(kernel_backend, inputs, check_attend, share=0.7)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -179,7 +179,7 @@ def test_every_form(kernel_backend: Backend, estimator: str, mode: str, dtype: t
 
 @pytest.mark.parametrize("level", library.LEVELS)
 def test_every_instruction_set(level: str) -> None:
-    """All that the CPU has to offer, and not only the widest that it runs by itself."""
+    """This covers every instruction set of the CPU, not only the widest, which it uses by default."""
     cpu = serving("cpu")
     if library.LEVELS.index(level) > library.best_level():
         pytest.skip(f"this machine has no {level}")
@@ -193,7 +193,7 @@ def test_every_instruction_set(level: str) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("kernel_size", [3, 7])
 def test_every_width_and_channel_count(kernel_backend: Backend, kernel_size: int, layout: str) -> None:
-    """Whatever the vector's width, some of these end in each possible tail."""
+    """For every vector width, some of these have each possible tail."""
     if kernel_backend.interpreted and kernel_size > 3:
         pytest.skip("too slow for Triton's interpreter")
     sizes = (17,) if kernel_backend.interpreted else range(1, 71)
@@ -242,12 +242,12 @@ def check_channel_mean(backend: Backend, drawn: tuple[Case, str]) -> None:
 
 def test_channel_mean(kernel_backend: Backend) -> None:
     maps = drawn(kernel_backend)(st.just(Options()), contents=INFO_CONTENTS)
-    asked = st.tuples(maps, st.sampled_from(("excite", "mean")))
-    for_all(kernel_backend, asked, check_channel_mean, share=0.5)
+    inputs = st.tuples(maps, st.sampled_from(("excite", "mean")))
+    for_all(kernel_backend, inputs, check_channel_mean, share=0.5)
 
 
 class Gate(NamedTuple):
-    """Arguments of the gate, its layout for each map that is given; the small tensors are float32."""
+    """Arguments of the gate, with a layout for each map that is present; the small tensors are float32."""
 
     case: Case
     info: str | None
@@ -257,7 +257,7 @@ class Gate(NamedTuple):
     grad: str
 
     def make(self, device: torch.device) -> list[Tensor | None]:
-        """x, info, channel_gate, gain and base."""
+        """Return x, info, channel_gate, gain and base."""
         x = self.case.map.make(device)
         seed, shape = self.case.map.seed, tuple(x.shape)
         info = None if self.info is None else laid_out(values(shape, seed=seed + 1).abs().to(x), self.info)
@@ -296,20 +296,20 @@ def check_gate_backward(backend: Backend, gate: Gate) -> None:
         wanted = (True, info_grad, gate.channel_gate, gate.gain, gate.gain and gate.base)
         truth = [wide(argument) for argument in arguments]
         expected = reference.gate_backward(grad.double().cpu(), *truth, info_grad)
-        for tensor, exact, bound, asked in zip(found, expected, bounds(grad, truth), wanted, strict=True):
-            if asked:
+        for tensor, exact, bound, needed in zip(found, expected, bounds(grad, truth), wanted, strict=True):
+            if needed:
                 assert_near(tensor, exact, GATE * bound)
             else:
                 assert tensor.shape == (0,)
-        for tensor, argument, asked in zip(found, arguments, wanted, strict=True):
-            if asked and argument is not None and argument.dim() == 4:
+        for tensor, argument, needed in zip(found, arguments, wanted, strict=True):
+            if needed and argument is not None and argument.dim() == 4:
                 assert_lies_like(tensor, x)
         assert found[2].dtype == torch.float32 or not gate.channel_gate
         assert found[3].dtype == torch.float32 or not gate.gain
 
 
 def bounds(grad: Tensor, truth: list[Tensor | None]) -> list[Tensor]:
-    """The sums of absolute values behind the gradients of x, info, channel_gate, gain (a plane each) and base."""
+    """Return the sums of absolute values behind the gradients of x, info, channel_gate, gain (per plane) and base."""
     x, info, channel_gate, gain, base = [None if argument is None else argument.abs() for argument in truth]
     assert x is not None
     grad = grad.double().cpu().abs()
@@ -328,7 +328,7 @@ def bounds(grad: Tensor, truth: list[Tensor | None]) -> list[Tensor]:
 
 
 def gates(backend: Backend) -> st.SearchStrategy[Gate]:
-    """The gate in all combinations of its arguments."""
+    """Draw the gate with all combinations of its arguments."""
     layout = st.sampled_from(LAYOUTS)
     cases = drawn(backend)(st.just(Options()), contents=("normal", "relu", "loud"))
 

@@ -1,4 +1,4 @@
-"""The choice of a backend, with made-up backends in the places of the real ones."""
+"""The choice of a backend, with stand-ins for the real ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Add = Callable[..., ModuleType]
 
 @pytest.fixture
 def add(monkeypatch: pytest.MonkeyPatch) -> Add:
-    """Put a made-up backend in front of the list; it starts with the reference alone."""
+    """Insert a stand-in backend at the front of the list, which initially has only the reference."""
     monkeypatch.setattr(backends, "BACKENDS", ("reference",))
     backends._announce.cache_clear()
 
@@ -40,7 +40,7 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Add:
     return add
 
 
-def test_the_best_that_can_serve_is_chosen(add: Add) -> None:
+def test_the_best_available_backend_is_chosen(add: Add) -> None:
     assert backends.select(X) == "reference"
     add("slow")
     add("picky", refuses="it is picky")
@@ -49,7 +49,7 @@ def test_the_best_that_can_serve_is_chosen(add: Add) -> None:
     assert backends.select(X) == "fast"
 
 
-def test_a_name_goes_before_the_surroundings(add: Add) -> None:
+def test_a_named_backend_takes_precedence(add: Add) -> None:
     add("slow")
     add("fast")
     assert backends.select(X, "slow") == "slow"
@@ -79,7 +79,7 @@ def test_unknown_names(name: str, error: type[Exception]) -> None:
 # --- A better one that cannot run ----------------------------------------------------------------------------------
 
 
-def test_a_missing_backend_is_announced_once_a_process(add: Add) -> None:
+def test_a_missing_backend_is_announced_once_per_process(add: Add) -> None:
     add("fast", unavailable="no compiler was at hand")
     with pytest.warns(RuntimeWarning, match=r"the 'fast' backend .* cannot run: no compiler was at hand") as caught:
         self_information(X)

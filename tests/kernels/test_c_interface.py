@@ -1,4 +1,4 @@
-"""The C sources and their loader: no warning, no header that needs another before it, no library of another version."""
+"""The C sources and their loader: no warnings, self-contained headers, and no library of another version."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(*command: object) -> str:
 
 @pytest.fixture
 def stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A C source whose library is found in the real one's place."""
+    """Build a C source as a library that the loader finds instead of the real one."""
     path = tmp_path / "_sia_cpu.abi3.so"
     found = importlib.machinery.ModuleSpec(library.MODULE, None, origin=str(path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
@@ -45,20 +45,20 @@ def stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @needs_gcc
 @pytest.mark.parametrize("header", sorted(SOURCES.glob("*.h")), ids=lambda path: path.name)
-def test_each_header_opens_by_itself(header: Path) -> None:
+def test_each_header_is_self_contained(header: Path) -> None:
     run(*STRICT, "-fsyntax-only", "-x", "c", header)
 
 
 @needs_gcc
-def test_no_source_makes_the_compiler_warn() -> None:
-    """At the first sight of it: the build for the sanitizers asks again, with optimisation."""
+def test_the_sources_compile_without_warnings() -> None:
+    """This build is not optimised; the sanitizers' build also checks warnings with optimisation."""
     for source in sorted(SOURCES.glob("*.c")):
         run(*STRICT, "-fsyntax-only", source)
 
 
 @needs_gcc
 def test_python_declares_the_structures_as_c_does(tmp_path: Path) -> None:
-    """Each field's name, place and size, and the number of the interface."""
+    """This compares each field's name, offset and size, and the version of the interface."""
     lines = ['printf("%d\\n", SIA_ABI);']
     for name, structure in STRUCTURES.items():
         for field, _ in structure._fields_:

@@ -1,4 +1,4 @@
-"""Facts that stand once and are relied on in several places: the contract of backends, and the options' defaults."""
+"""Facts that are defined once and relied on in several places: the contract of backends and the option defaults."""
 
 from __future__ import annotations
 

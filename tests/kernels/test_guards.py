@@ -1,4 +1,4 @@
-"""Counts in place of times: instructions of the C kernels under callgrind, and peak memory of every backend."""
+"""Counts instead of times: instructions of the C kernels under callgrind, and the peak memory of every backend."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sia_layers.kernels.cpu import library
 
 needs_cpu_kernels = pytest.mark.skipif(backends.unavailable("cpu") is not None, reason="no CPU kernels here")
 
-# Instructions a pixel of a map (2, 16, 32, 32), without vectors beyond AVX2, which callgrind does not know: a tenth
-# above what was counted. A change that raises them wants a look, one that lowers them a lower figure here.
+# Instructions per pixel for a map (2, 16, 32, 32), at most AVX2, since callgrind does not support wider vectors: a
+# tenth above the counts. Examine any change that raises them; after one that lowers them, lower these figures.
 INSTRUCTIONS = {
     ("forward", 3, 0): 39,
     ("forward", 3, 1): 49,
@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program that callgrind watches."""
+    """Build the program that callgrind observes."""
     if shutil.which("valgrind") is None or shutil.which("gcc") is None:
         pytest.skip("valgrind and gcc, which count the instructions, are not both installed")
     if platform.machine() != "x86_64":
@@ -57,7 +57,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def instructions(driver: Path, folder: Path, *arguments: object) -> int:
-    """How many instructions the program runs."""
+    """Return the number of instructions that the program runs."""
     path = importlib.util.find_spec(library.MODULE).origin
     command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder / 'out'}", str(driver), path]
     done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, check=False)
@@ -105,7 +105,7 @@ print((resident("VmHWM") - before) / (x.numel() * 4))
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells peak memory, other systems do not")
 @pytest.mark.parametrize(("backend", "maps"), [("cpu", 1.1), ("reference", 7.0)])
 def test_peak_memory(backend: str, maps: float) -> None:
-    """Of the output and little else; the reference holds six maps, the pairs' a little larger, where K^2 is 121."""
+    """The output and little else; the reference stores six maps, slightly larger for pairs, where K^2 is 121."""
     reason = backends.unavailable(backend)
     if reason is not None:
         pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""What every backend keeps to, bit by bit: batch mates, threads, memory formats, bad pixels and empty maps."""
+"""Bitwise guarantees of every backend: batches, threads, memory formats, bad pixels and empty maps."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ LAYOUTS = ("contiguous", "channels_last", "stepped")
 
 
 def forms(backend: Backend) -> list[Options]:
-    """What to run: every estimator and padding mode, or one of each where a launch takes a second."""
+    """Return every estimator and padding mode, or one of each if a launch takes a second."""
     if backend.interpreted:
         return [Options(3, inter_channels=1), Options(3, 1.0, True, "distance", 1, 0.5, "reflect")]
-    kernel_size = 3 if backend.name == "reference" else 5  # the reference takes some operators a pair
+    kernel_size = 3 if backend.name == "reference" else 5  # the reference calls several operators per pair
     return [
         Options(kernel_size, estimator=estimator, padding_mode=mode, inter_channels=2)
         for estimator in ESTIMATORS
@@ -35,13 +35,13 @@ def forms(backend: Backend) -> list[Options]:
 
 
 def shape(backend: Backend, samples: int = 2) -> tuple[int, int, int, int]:
-    """A map with tails in every direction, or a tiny one."""
+    """Return the shape of a map with tails in every direction, or of a tiny one."""
     return (samples, 2, 3, 4) if backend.interpreted else (samples, 9, 13, 21)
 
 
 @contextlib.contextmanager
 def running(*case: object) -> Iterator[None]:
-    """Name the case in what fails within."""
+    """Name the case in failures within the block."""
     try:
         yield
     except AssertionError as error:
@@ -49,13 +49,13 @@ def running(*case: object) -> Iterator[None]:
 
 
 def everything(backend: Backend, x: Tensor, chosen: Options) -> dict[str, Tensor]:
-    """Each result that the backend has to offer on a map, by name; every one has the samples first."""
+    """Return all results of the backend on a map by name; the first axis of each is the samples."""
     kernels = backend.kernels
     grad = values(tuple(x.shape[1:]), seed=7).to(x).expand(x.shape)
     mean_grad = values(tuple(x.shape[1:2]), seed=8).to(x.device, torch.float32).expand(x.shape[:2])
     info, scale = kernels.self_information(x, chosen)
     gated, mean = kernels.gate_and_mean(x, chosen, True, "excite")
-    excite, gain = 0.3 * mean, mean.new_tensor(0.4)  # products, as torch.sigmoid depends on the batch
+    excite, gain = 0.3 * mean, mean.new_tensor(0.4)  # no torch.sigmoid, whose rounding depends on the batch
     names = ("dx", "dinfo", "dchannel_gate", "dgain", "dbase")
     gradients = kernels.gate_backward(grad, x, info, excite, gain, x, True)
     return {
@@ -143,7 +143,7 @@ def test_memory_format_is_kept_and_changes_nothing_but_rounding(backend: Backend
 
 
 def dependents(bad: Tensor, chosen: Options) -> Tensor:
-    """Whose self-information a set of pixels enters: padded copies lie in windows that hold the pixel as well."""
+    """Return the pixels whose self-information depends on a set of pixels, including through padded copies."""
     spread = F.max_pool2d(bad.float(), chosen.kernel_size, 1, chosen.radius) > 0
     for step in range(1, chosen.neighbours(bad.shape[1]) + 1):
         spread |= bad.roll(-step, 1)
@@ -151,7 +151,7 @@ def dependents(bad: Tensor, chosen: Options) -> Tensor:
 
 
 def affected(bad: Tensor, chosen: Options) -> Tensor:
-    """Whose gradient a set of pixels can enter: of all that share a dependent with them."""
+    """Return the pixels whose gradient can depend on a set of pixels, namely those that share a dependent with them."""
     spread = dependents(bad, chosen)
     reach = F.max_pool2d(spread.float(), chosen.kernel_size, 1, chosen.radius) > 0
     for step in range(1, chosen.neighbours(bad.shape[1]) + 1):
@@ -180,13 +180,13 @@ def test_nan_spoils_only_the_windows_that_hold_it(backend: Backend, estimator: s
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("mode", PADDING_MODES)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_bad_pixels_do_what_they_do_in_the_reference(backend: Backend, estimator: str, mode: str, bad: float) -> None:
+def test_bad_pixels_behave_as_in_the_reference(backend: Backend, estimator: str, mode: str, bad: float) -> None:
     for adaptive in (True,) if backend.interpreted else (True, False):
         check_bad_pixels(backend, Options(3, 1.0, adaptive, estimator, 1, 0.5, mode), bad)
 
 
 def check_bad_pixels(backend: Backend, chosen: Options, bad: float) -> None:
-    """The adaptive bandwidth leaves them out, and beyond their reach the gradient is right."""
+    """The adaptive bandwidth ignores them, and the gradient is right outside their reach."""
     x = Map((1, 3, 4, 6) if backend.interpreted else shape(backend), content="lattice").make(backend.device)
     x[-1, 1, 1, -2] = x[0, 0, -1, 0] = bad
     info, scale = backend.kernels.self_information(x, chosen)
@@ -225,7 +225,7 @@ SMALL = ((1, 2, 3, 1), (1, 1, 1, 1), (2, 1, 1, 3), (1, 3, 2, 2), (2, 2, 1, 1), (
 @pytest.mark.parametrize("size", EMPTY, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_empty_maps(backend: Backend, size: tuple[int, int, int, int], dtype: torch.dtype) -> None:
-    """The shapes and dtypes of the reference's results; a mean over no pixels is NaN there and everywhere."""
+    """Shapes and dtypes are those of the reference's results; a mean over no pixels is always NaN."""
     for chosen in (Options(), Options(estimator="distance")):
         x = torch.empty(size, dtype=dtype, device=backend.device)
         found, expected = everything(backend, x, chosen), everything(REFERENCE, x.cpu(), chosen)

@@ -1,4 +1,4 @@
-"""The operators: what torch.library asks of one, their gradients of first and second order, and other transforms."""
+"""The operators: the checks of torch.library, gradients of first and second order, and other transforms."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def sample(*size: int, dtype: torch.dtype = torch.float32, grad: bool = False, d
 def gate_inputs(
     present: tuple[bool, ...], dtype: torch.dtype = torch.float32, grad: bool = True, device: Any = None
 ) -> list[Tensor | None]:
-    """x, and those of info, channel_gate, gain and base that are present."""
+    """Return x, and those of info, channel_gate, gain and base that are present."""
     sizes = (SIZE, SIZE, SIZE[:2], (1,), SIZE)
     return [
         sample(*size, dtype=dtype, grad=grad, device=device) if here else None
@@ -50,7 +50,7 @@ def gate_inputs(
 
 @pytest.fixture
 def fast_backend(backend: Backend) -> Backend:
-    """Every backend in turn that compiles its kernels."""
+    """Return every backend in turn that compiles its kernels."""
     if backend.interpreted:
         pytest.skip("interpreted: only test_interpreted_operators, as it is slow")
     return backend
@@ -58,7 +58,7 @@ def fast_backend(backend: Backend) -> Backend:
 
 @pytest.fixture
 def calls(fast_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each function of the backend was called."""
+    """Count the calls of each function of the backend."""
     counted: Counter[str] = Counter()
 
     def counting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,7 +141,7 @@ def test_interpreted_operators() -> None:
 
 @settings(max_examples=20)
 @given(layout=st.sampled_from(LAYOUTS), dtype=st.sampled_from((*DTYPES, torch.float64)), form=st.sampled_from(FORMS))
-def test_reference_results_lie_as_every_backend_lays_them_out(layout: str, dtype: torch.dtype, form: Options) -> None:
+def test_reference_results_have_the_strides_of_every_backend(layout: str, dtype: torch.dtype, form: Options) -> None:
     x = Map((2, 3, 6, 5), layout=layout).make().to(dtype)
     x = x if x.dtype == dtype else laid_out(x, layout)
     info = ops.self_information(x, form, "reference")
@@ -191,7 +191,7 @@ def test_gate_refuses_other_devices() -> None:
         ops.gate(sample(*SIZE), gain=torch.ones((), device="meta"))
 
 
-def test_a_gain_with_and_without_a_dimension_are_one(fast_backend: Backend) -> None:
+def test_a_gain_with_and_without_a_dimension_is_equivalent(fast_backend: Backend) -> None:
     x, info, _, gain, base = gate_inputs((True,) * 4, device=fast_backend.device)
     assert x is not None and gain is not None
     found = []
@@ -212,7 +212,7 @@ def test_a_gain_with_and_without_a_dimension_are_one(fast_backend: Backend) -> N
 
 @pytest.fixture
 def dispatched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the operators that are called, where others run at once."""
+    """Record the names of the operators that are called through the dispatcher rather than directly."""
     called: list[str] = []
 
     class Noting:
@@ -230,7 +230,7 @@ def all_of(x: Tensor, gain: Tensor) -> list[Tensor]:
     return [info, ops.channel_mean(info, "mean"), gated, mean, ops.gate(x, info, mean, gain, x)]
 
 
-def test_plain_calls_go_round_the_dispatcher(dispatched: list[str]) -> None:
+def test_plain_calls_bypass_the_dispatcher(dispatched: list[str]) -> None:
     x, gain = sample(*SIZE), torch.nn.Parameter(torch.ones(1))
     with torch.no_grad():
         directly = all_of(x, gain)
@@ -274,8 +274,8 @@ def test_modes_see_every_operator(mode: type[Watching]) -> None:
         assert any(f"sia_layers.{name}" in seen for seen in watching.seen)
 
 
-def test_other_tensors_than_plain_ones_are_dispatched(dispatched: list[str]) -> None:
-    """Gradients, subclasses, shapes without data, and numbers whose sign is still to be turned."""
+def test_tensors_other_than_plain_ones_are_dispatched(dispatched: list[str]) -> None:
+    """These are tensors with gradients, subclasses, shapes without data, and lazily negated or conjugated ones."""
 
     class Named(Tensor):
         pass
@@ -312,7 +312,7 @@ def test_gradients_are_the_references(fast_backend: Backend, form: Options) -> N
 
 
 def test_expanded_gradients(fast_backend: Backend) -> None:
-    """What sum() sends back has no memory of its own: strides of 0."""
+    """The gradient of sum() has no memory of its own: its strides are 0."""
     x = sample(*SIZE, grad=True, device=fast_backend.device)
     info = ops.self_information(x, Options(), fast_backend.name)
     mean = ops.channel_mean(info, "mean", fast_backend.name)
@@ -355,14 +355,14 @@ def test_attend_has_no_gradient(fast_backend: Backend) -> None:
 
 
 def second_order(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of a function, and that of the gradient's norm."""
+    """Return the gradient of a function, and the gradient of its norm."""
     (first,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
     return first, torch.autograd.grad(first.square().sum(), x)[0]
 
 
 @pytest.mark.parametrize("form", [Options(), Options(adaptive=False), Options(padding_mode="replicate")], ids=str)
 def test_double_backward(fast_backend: Backend, form: Options) -> None:
-    """A gradient penalty through the kernels is that through the plain reference."""
+    """A gradient penalty through the kernels equals that through the plain reference."""
 
     def through(x: Tensor, name: str | None) -> Tensor:
         if name is None:

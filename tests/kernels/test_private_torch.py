@@ -1,6 +1,6 @@
-"""Canaries: each private name of torch that the library needs still does what it is needed for.
+"""Canaries: each private name of torch that the library uses still does what the library needs.
 
-A failure here says which name changed and what the library can no longer do; mend ``kernels/private_torch.py``.
+A failure here says which name changed and what the library can no longer do; fix ``kernels/private_torch.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sia_layers.kernels import private_torch
 
 def constants() -> None:
     def count() -> int:
-        return len(os.listdir(os.sep))  # which torch.compile refuses to trace
+        return len(os.listdir(os.sep))  # torch.compile refuses to trace this
 
     marked = private_torch.constant_when_compiled(count)
     compiled = torch.compile(lambda x: x + marked(), fullgraph=True, backend="eager")
@@ -55,7 +55,7 @@ def keys() -> None:
 
 
 class Noting(torch.autograd.Function):
-    """Notes the node and the backward pass in which its own backward runs."""
+    """A function that records the node and the backward pass in which its backward runs."""
 
     noted: tuple[Any, int]
 

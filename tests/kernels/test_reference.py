@@ -1,4 +1,4 @@
-"""The reference against loops in float64, closed forms, symmetries, numerical derivatives and a memory budget."""
+"""The reference against float64 loops, closed forms, symmetries, numerical derivatives and a memory budget."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_matches_the_loops(case: Case) -> None:
     x = case.map.make()
     result = info(x, case.options)
     expected = truth(x, case.options)
-    # The density form is bounded; the distance form grows with its input, and so does its rounding.
+    # The density form is bounded; the distance form grows with its input, and so does its rounding error.
     size = max(1.0, float(abs(expected).max()))
     assert_near(result, expected, (1e-10 if x.dtype == torch.float64 else 5e-6) * size)
     assert result.dtype == x.dtype
@@ -58,13 +58,13 @@ def test_matches_the_loops_in_every_form(chosen: Options) -> None:
 
 
 @pytest.mark.parametrize("name", ["mean", "excite"])
-def test_channel_mean_is_its_formula(name: str) -> None:
+def test_channel_mean_follows_its_formula(name: str) -> None:
     maps = values((2, 3, 4, 5)).abs()
     plain = maps.numpy() if name == "excite" else -np.log(np.exp(-maps.numpy()) + 0.1)
     assert_near(reference.channel_mean(maps, name), plain.mean((2, 3)), 1e-12)
 
 
-def test_gate_is_its_formula() -> None:
+def test_gate_follows_its_formula() -> None:
     x, maps, base = values((2, 3, 4, 5)), values((2, 3, 4, 5), seed=1).abs(), values((2, 3, 4, 5), seed=2)
     channel_gate, gain = values((2, 3), seed=3), torch.tensor(0.3, dtype=torch.float64)
     spatial = x.numpy() * (1 + 1 / (1 + np.exp(-maps.numpy())))
@@ -79,7 +79,7 @@ def test_gate_is_its_formula() -> None:
 
 @pytest.mark.parametrize("spatial", [True, False])
 @pytest.mark.parametrize("channel", ["excite", "mean", ""])
-def test_attend_is_its_parts(spatial: bool, channel: str) -> None:
+def test_attend_combines_its_parts(spatial: bool, channel: str) -> None:
     x, chosen = values((2, 3, 4, 5)), Options()
     gated, mean = reference.gate_and_mean(x, chosen, spatial, channel)
     maps = info(x, chosen)
@@ -93,7 +93,7 @@ def test_attend_is_its_parts(spatial: bool, channel: str) -> None:
 def test_golden_values_of_a_map_counted_by_hand() -> None:
     x = torch.tensor([[[[0.0, 1.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 1.0]]]], dtype=torch.float64)
     one, two = math.exp(-0.5), math.exp(-2.0)  # kernels of the differences 1 and 2 at bandwidth 1
-    counted = [  # window's pixels at the differences 0, 1 and 2, centre among them
+    counted = [  # numbers of pixels in the window with differences 0, 1 and 2, including the centre
         [(2, 1, 1), (1, 5, 0), (2, 1, 1)],
         [(4, 1, 1), (1, 2, 6), (3, 2, 1)],
         [(3, 0, 1), (4, 1, 1), (1, 3, 0)],
@@ -114,7 +114,7 @@ def test_golden_values_between_channels() -> None:
     one, two, three = math.exp(-0.5), math.exp(-2.0), math.exp(-4.5)
     counted = [1 + one + three, 1 + two + one, 1 + three + two]
     assert_near(info(x, chosen).flatten(), np.log(3) - np.log(counted), 1e-12)
-    following = [1 + one, 1 + two, 1 + three]  # only the next channel, the first after the last
+    following = [1 + one, 1 + two, 1 + three]  # only the next channel; the first follows the last
     assert_near(info(x, chosen._replace(inter_channels=1)).flatten(), np.log(2) - np.log(following), 1e-12)
 
 
@@ -162,7 +162,7 @@ def test_bounds(case: Case) -> None:
     x, chosen = case.map.make(), case.options._replace(inter_weight=1.0)
     intra = info(x, chosen._replace(inter_channels=0))
     inter = info(x, chosen._replace(kernel_size=1))
-    # Rounding of log n may pass log n itself by an ulp.
+    # Rounding log n may exceed log n by an ulp.
     above = 1 + 2 * torch.finfo(x.dtype).eps
     assert (intra >= 0).all() and (intra <= above * math.log(chosen.kernel_size**2)).all()
     assert (inter >= 0).all() and (inter <= above * math.log(chosen.neighbours(x.shape[1]) + 1)).all()
@@ -288,7 +288,7 @@ def test_halves_are_computed_in_float32_and_rounded_once(dtype: torch.dtype, cho
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations made and that are still alive."""
+    """Counts the bytes of the tensors that operations allocated and that are still alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -309,7 +309,7 @@ class LiveBytes(TorchDispatchMode):
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("mode", PADDING_MODES)
 def test_no_tensor_grows_with_the_window(estimator: str, mode: str) -> None:
-    """At K = 11 forward holds fewer than 8 maps and backward fewer than 15; unfold would hold 121."""
+    """At K = 11 the forward uses fewer than 8 maps and the backward fewer than 15; unfold would use 121."""
     x, grad = values((2, 8, 32, 32)).float(), values((2, 8, 32, 32), seed=1).float()
     peaks = {}
     for kernel_size in (3, 11):
@@ -321,6 +321,6 @@ def test_no_tensor_grows_with_the_window(estimator: str, mode: str) -> None:
         peaks[kernel_size] = [count.peak / x.nbytes for count in (forward, backward)]
     assert 1 < peaks[11][0] < 8
     assert 1 < peaks[11][1] < 15
-    # From K = 3 to 11 nothing grows but the padding, a frame of R pixels around a few maps.
+    # From K = 3 to 11 only the padding grows, a frame of R pixels around a few maps.
     frame = ((32 + 10) ** 2 - (32 + 2) ** 2) / 32**2
     assert all(large - small < 4 * frame for small, large in zip(peaks[3], peaks[11], strict=True))

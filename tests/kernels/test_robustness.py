@@ -1,4 +1,4 @@
-"""The same bits from many threads at once, in forked and spawned processes, beside torch's work, in dirty memory."""
+"""Identical bits from many threads, in forked and spawned processes, beside torch's work, and in dirty memory."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from sia_layers.functional import self_information
 from sia_layers.kernels import cpu
 from sia_layers.kernels.options import Options
 
-# Python warns of every fork beside a thread: that is the very case under test.
+# Python warns of every fork beside a thread: exactly the case under test.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
-PATIENCE = 60  # seconds until a process or thread that says nothing counts as hung
+PATIENCE = 60  # seconds after which a silent process or thread counts as hung
 SIZES = ((2, 8, 40, 41), (1, 3, 200, 160), (3, 33, 7, 9), (1, 1, 1, 1))
 Result = TypeVar("Result")
 
 
 @pytest.fixture(scope="module", params=["reference", "cpu"])
 def host_backend(request: pytest.FixtureRequest) -> Backend:
-    """The backends made for CPU tensors; Triton's interpreter keeps its state in globals."""
+    """Return the backends for CPU tensors, except Triton's interpreter, which keeps its state in globals."""
     return serving(request.param)
 
 
@@ -44,7 +44,7 @@ def maps(layout: str = "contiguous") -> list[Tensor]:
 
 
 def train(x: Tensor, backend: str) -> list[Tensor]:
-    """The map, and a step through it: everything that the kernels compute, forward and backward."""
+    """Return a map and the gradients of a step: everything that the kernels compute, forward and backward."""
     torch.manual_seed(0)
     module = SIAttention(x.shape[1], kernel_size=5, detach=False, gain=0.5, backend=backend)
     leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
@@ -60,7 +60,7 @@ def same_bits(found: list[Tensor], expected: list[Tensor]) -> bool:
 
 
 def at_once(tasks: list[Callable[[], Result]]) -> list[Result]:
-    """Run the tasks in a thread each, all starting together; errors are raised here."""
+    """Run each task in a separate thread, all starting together, and raise errors here."""
     start, results, errors = threading.Barrier(len(tasks)), {}, []
 
     def run(index: int) -> None:
@@ -136,7 +136,7 @@ def test_torch_operations_beside_the_kernels(host_backend: Backend) -> None:
 
 
 def kernels_alone(inputs: list[Tensor]) -> list[bytes]:
-    """All that the C kernels compute, by no operation of torch, whose own threads do not survive a fork."""
+    """Return all results of the C kernels without torch operations, whose own threads do not survive a fork."""
     results: list[Tensor] = []
     for x in inputs:
         info, scale = cpu.self_information(x, Options(7))
@@ -173,7 +173,7 @@ def test_forked_child_of_a_parent_that_used_threads(threads: int) -> None:
 
 
 class Maps(Dataset[Tensor]):
-    """Self-information computed where the samples are read."""
+    """A data set that computes self-information as its samples are read."""
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
@@ -227,7 +227,7 @@ DIRTY = """
 
 
 def test_scratch_memory_is_written_before_it_is_read() -> None:
-    """glibc fills what it hands out with 0x7f bytes, 3e38 as a float, and what it takes back with 0x80."""
+    """glibc fills allocated memory with 0x7f bytes, 3e38 as a float, and freed memory with 0x80."""
     serving("cpu")
     here = str(Path(__file__).parents[1])
     environment = {**os.environ, "MALLOC_PERTURB_": "128", "PYTHONPATH": here}

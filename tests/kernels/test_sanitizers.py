@@ -1,4 +1,4 @@
-"""The C kernels under the compiler's sanitizers, over random shapes: a driver in C, built here, calls them."""
+"""The C kernels under the compiler's sanitizers, over random shapes; a driver in C, built here, calls them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "kernels" / "cpu" / "csrc"
 STRICT = ["-Wall", "-Wextra", "-Werror"]
 FLAGS = ["-Og", "-g1", "-std=gnu11", "-fno-omit-frame-pointer", "-pthread", f"-I{KERNELS}", *STRICT]
-# The driver counts the kernels' allocations, and refuses some.
+# The driver counts the kernels' allocations and makes some fail.
 COUNTED = [f"-D{name}=tested_{name}" for name in ("malloc", "calloc", "free")]
 MEMORY = "address,undefined,float-cast-overflow"
 ROUNDS = [(MEMORY, 4_000), (MEMORY, 20_000), ("thread", 5_000)]
 ENVIRONMENT = {
-    # Its search for leaks needs ptrace, which containers forbid; the driver counts instead. 255: NaN in every dtype.
+    # Its leak check needs ptrace, which containers forbid; the driver counts instead. 255: NaN in every dtype.
     "ASAN_OPTIONS": "detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1",
@@ -31,7 +31,7 @@ def compiled(flags: list[str], *arguments: str | Path) -> None:
 
 
 def works(flags: list[str], folder: Path) -> bool:
-    """Whether gcc has the sanitizer, and its programs run here."""
+    """Tell whether gcc supports the sanitizer and its programs run here."""
     (folder / "probe.c").write_text("int main(void) { return 0; }\n")
     command = ["gcc", *flags, str(folder / "probe.c"), "-o", str(folder / "probe")]
     return (

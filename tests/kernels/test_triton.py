@@ -1,7 +1,7 @@
-"""What only the Triton backend has: tiles, rounds of reduction, a grid of two axes, wide offsets, a lazy import.
+"""Features of the Triton backend alone: tiles, rounds of reduction, a two-axis grid, wide offsets, a lazy import.
 
-That it agrees with the reference and keeps the invariants is tested beside the other backends. Here its tiles are
-made so small that maps of a few pixels fill many of them, and the same checks run at real sizes on a GPU.
+The tests of all backends check that it agrees with the reference and keeps the invariants. Here its tiles are so small
+that maps of a few pixels fill many of them; the same checks run at real sizes on a GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("poison")
 
 DEVICE = torch.device("cuda" if GPU else "cpu")
 FORWARD = 5e-6
-BACKWARD = 1e-5  # of the largest gradient
+BACKWARD = 1e-5  # relative to the largest gradient
 EXAMPLES = 100 if GPU else max(2, settings().max_examples // 7)
 
 
@@ -39,14 +39,14 @@ def _can_serve() -> None:
 
 
 def modules() -> Any:
-    """The backend's modules that hold its constants."""
+    """Return the backend's modules that contain its constants."""
     names = ("configs", "dispatch", "launch", "plan")
     return [importlib.import_module(f"sia_layers.kernels.triton.{name}") for name in names]
 
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of a few pixels, sums added up in rounds, and a grid so narrow that it wraps."""
+    """Use tiles of a few pixels, sums in rounds, and a grid so narrow that it wraps."""
     configs, _, launch, _ = modules()
     monkeypatch.setattr(configs, "ELEMENTS", 16)
     monkeypatch.setattr(configs, "FLAT_ELEMENTS", 8)
@@ -59,7 +59,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def informed(x: Tensor, grad: Tensor, chosen: Options, run: Any = backend) -> dict[str, Tensor]:
-    """Every result of the functions that look at a window, by name."""
+    """Return all results of the functions that use a window, by name."""
     info, scale = run.self_information(x, chosen)
     gated, mean = run.gate_and_mean(x, chosen, True, "mean")
     gradient = run.self_information_backward(grad, x, scale, chosen)
@@ -67,7 +67,7 @@ def informed(x: Tensor, grad: Tensor, chosen: Options, run: Any = backend) -> di
 
 
 def gated(x: Tensor, grad: Tensor, _: Options, run: Any = backend) -> dict[str, Tensor]:
-    """Every result of the functions that work pixel by pixel, by name, with |grad| for a map of information."""
+    """Return all results of the pixel-wise functions, by name, with |grad| as the map of information."""
     info, gain = grad.abs(), torch.tensor(0.3).to(x)
     mean = run.channel_mean(info, "mean")
     channel_gate = mean.to(x.dtype) / 4
@@ -81,13 +81,13 @@ Run = Callable[..., dict[str, Tensor]]
 
 
 def check(run: Run, x: Tensor, chosen: Options) -> None:
-    """The functions on x, and on a float64 copy of it in the reference."""
+    """Compare the functions on x with the reference on a float64 copy of it."""
     grad = torch.randn(x.shape).to(x)
     found, expected = run(x, grad, chosen), run(x.double().cpu(), grad.double().cpu(), chosen, reference)
     for name, result in found.items():
         largest = expected[name].abs().max().item() if expected[name].numel() else 0.0
         unit = BACKWARD if "gradient" in name else FORWARD
-        # What starts from a rounded channel gate differs by its rounding.
+        # Results computed from a rounded channel gate differ by its rounding.
         rounding = 0.0 if x.dtype == torch.float32 else torch.finfo(x.dtype).eps * largest
         assert_near(result, expected[name], unit * max(1.0, largest) + rounding)
 
@@ -141,9 +141,7 @@ def test_wide_offsets_give_the_same_bits(run: Run, layout: str, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("kernel_size", "content"), [(3, "normal"), (3, "flat"), (3, "infinite"), (3, "nan"), (5, "normal")]
 )
-def test_pads_by_mask_and_by_the_nearest_pixel_are_the_same(
-    kernel_size: int, content: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_masked_and_clamped_pads_agree(kernel_size: int, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shape, chosen = (1, 2, 3, 5), Options(kernel_size=kernel_size, inter_channels=0)
     x, grad = values(shape).float().to(DEVICE), values(shape, seed=1).float().to(DEVICE)
     if content == "flat":
@@ -292,7 +290,7 @@ def test_every_form_at_real_size(estimator: str, padding_mode: str) -> None:
 @pytest.mark.parametrize("shape", [(40, 3, 4500, 4200), (1, 1, 46400, 46400), (3, 64, 3400, 3400)])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_offsets_beyond_32_bits(shape: tuple[int, int, int, int], channels_last: bool) -> None:
-    """The last corner of a map of more than 2^31 elements, against the same pixels on their own."""
+    """The last corner of a map of more than 2^31 elements equals the same pixels computed separately."""
     elements = shape[0] * shape[1] * shape[2] * shape[3]
     assert elements > 2**31
     if torch.cuda.mem_get_info()[0] < 5 * 2 * elements + 2**32:

@@ -42,7 +42,7 @@ __all__ = [
     "split",
 ]
 
-# Modules that pictures are made by, beside the one of the data set itself.
+# Modules whose code determines the pictures, besides that of the data set itself.
 MAKERS = ("clips", "faces", "landmarked", "landmarks", "manipulate", "pipeline")
 SOURCES: dict[str, type[Source]] = {
     "landmarked": Landmarked,
@@ -66,23 +66,23 @@ def load(
     folds: int = FOLDS,
     cache: Path | None = None,
 ) -> Parts:
-    """Read a data set, and make its pictures, or take them from the cache.
+    """Read a data set and make its pictures, or load them from the cache.
 
     Args:
         source: a key of ``SOURCES``.
         root: the data set's folder.
         size: side of the pictures in pixels.
         quality: a key of ``QUALITIES``.
-        seed: of the split by person, where the data set has none of its own, and of the manipulations; of portraits it
-            counts through folds.
-        people: how many, at most, over all parts; ``None`` for all.
-        folds: that portraits are dealt into.
-        cache: folder to keep the made pictures in. They are made anew when the data set, the settings or this package
-            have changed.
+        seed: seed of the manipulations and of the split by person, if the data set has no split of its own; for
+            portraits it counts through folds.
+        people: largest number of people over all parts; ``None`` for all.
+        folds: number of folds of portraits.
+        cache: folder for finished pictures. They are made again when the data set, the settings or this package have
+            changed.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or if it doesn't hold what the source needs.
-        ValueError: if an argument is not one of those expected, or a part would lack real or fake pictures.
+        FileNotFoundError: if the folder does not exist or lacks what the source needs.
+        ValueError: if an argument is invalid, or a part would lack real or fake pictures.
     """
     data, recipe = _opened(source, root, Recipe(size, quality, seed, people, folds))
     if isinstance(data, Portraits) and cache is not None:
@@ -109,20 +109,20 @@ def prepare(
     cache: Path,
     processes: int = 2,
 ) -> None:
-    """Make the portraits that :func:`load` takes from the cache, of all folds at once, with several processes.
+    """Make the portraits that :func:`load` takes from the cache, for all folds at once and with several processes.
 
-    A call that was stopped goes on where it was. Nothing is done for other data sets, which ``load`` makes whole.
+    An interrupted call resumes where it stopped. Other data sets need no preparation: ``load`` makes them as a whole.
 
     Args:
-        source: as of :func:`load`, as are all others but the last.
+        source: name of the data set, as for :func:`load`; likewise all other arguments except the last.
         root: the data set's folder.
         size: side of the pictures in pixels.
         quality: a key of ``QUALITIES``.
-        seed: any of those whose folds share the pictures.
-        people: how many, at most.
-        folds: that portraits are dealt into.
-        cache: folder to keep the made pictures in.
-        processes: how many to make them with.
+        seed: seed of any of the folds that share the pictures.
+        people: largest number of people.
+        folds: number of folds of portraits.
+        cache: folder for finished pictures.
+        processes: number of processes.
     """
     data, recipe = _opened(source, root, Recipe(size, quality, seed, people, folds))
     if isinstance(data, Portraits):
@@ -132,7 +132,7 @@ def prepare(
 def files_of(
     root: Path, *, size: int, quality: str, people: int | None, cache: Path
 ) -> tuple[list[bytes], list[str], list[str]]:
-    """The JPEG files of portraits as they are kept, made if they are not yet; kind and person of each."""
+    """Return the JPEG files of portraits with the kind and person of each; make those that are missing."""
     data, recipe = _opened("portraits", root, Recipe(size, quality, 0, people))
     assert isinstance(data, Portraits)
     folder = _folder(data, recipe, cache)
@@ -146,19 +146,19 @@ def files_of(
 
 
 def fingerprint_of(source: str, root: Path, quality: str = "HQ") -> str:
-    """What changes when the data that a quality is made from change."""
+    """Return a fingerprint that changes when the source data of a quality change."""
     data, recipe = _opened(source, root, Recipe(64, quality, 0, None))
     return data.fingerprint(recipe.quality)[:16]
 
 
 def people_of(source: str, root: Path) -> dict[str, Person]:
-    """What is known of the people of a data set, by name; empty but for portraits."""
+    """Return facts about the people of a data set, by name; empty except for portraits."""
     data = SOURCES[source](root)
     return data.people if isinstance(data, Portraits) else {}
 
 
 def _opened(source: str, root: Path, recipe: Recipe) -> tuple[Source, Recipe]:
-    """The data set and the recipe, if they are what they ought to be."""
+    """Validate the arguments, and return the data set and the recipe."""
     if source not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {source!r}")
     if recipe.quality not in QUALITIES:
@@ -173,7 +173,7 @@ def _opened(source: str, root: Path, recipe: Recipe) -> tuple[Source, Recipe]:
 
 
 def _folder(data: Portraits, recipe: Recipe, cache: Path) -> Path:
-    """Where the portraits of all folds of a recipe are kept."""
+    """Return the folder of the portraits of all folds of a recipe."""
     shared = recipe._replace(seed=recipe.seed // recipe.folds)
     return cache / f"portraits-{recipe.size}-{recipe.quality}-{_key(data, shared)}"
 
@@ -187,7 +187,7 @@ def _check(parts: Parts, root: Path) -> None:
 
 
 def _key(data: Source, recipe: Recipe) -> str:
-    """Digest of the data, of the settings and of the code that makes the pictures."""
+    """Return a digest of the data, of the settings and of the code that makes the pictures."""
     digest = hashlib.sha256(json.dumps([data.fingerprint(recipe.quality), recipe]).encode())
     for name in (*MAKERS, type(data).__module__.rpartition(".")[2]):
         digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
@@ -195,7 +195,7 @@ def _key(data: Source, recipe: Recipe) -> str:
 
 
 def _write(path: Path, parts: Parts) -> None:
-    """Keep the parts, whole or not at all."""
+    """Save the parts, completely or not at all."""
     arrays: dict[str, np.ndarray] = {}
     for part, faces in zip(Parts._fields, parts, strict=True):
         for name in ("images", "labels", "masks"):
@@ -206,7 +206,7 @@ def _write(path: Path, parts: Parts) -> None:
 
 
 def _read(path: Path) -> Parts | None:
-    """The parts that were kept; ``None`` if there are none, or if the file is broken."""
+    """Return the saved parts; ``None`` if there are none or the file is damaged."""
     try:
         with np.load(path) as arrays:
             return Parts(*(_faces(arrays, part) for part in Parts._fields))

@@ -1,4 +1,4 @@
-"""Videos, or their frames, of a data set: which frames are taken, where they are cropped, which side they are on."""
+"""Videos of a data set, or their frames: select frames, crop them, and assign them to the parts."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ from benchmarks.reproduction.data.pipeline import (
 
 VIDEOS = (".mp4", ".avi")
 PICTURES = (".png", ".jpg", ".jpeg")
-FRAMES = 4  # of a video
-HELD_OUT = (6 / 7, 1 / 7, 0.0)  # train and validation, of what a data set calls train
+FRAMES = 4  # frames per video
+HELD_OUT = (6 / 7, 1 / 7, 0.0)  # shares of train and validation in a data set's own training part
 
 
 class Clip(NamedTuple):
     """A video, or its frames.
 
     Args:
-        frames: a video file, or the frames to take of one.
+        frames: a video file, or the selected frames of a video.
         kind: ``"real"`` or the name of the manipulation.
-        people: identities or source videos; the first is the one whose face was changed.
-        part: the part that the data set itself puts it in, if any.
-        masks: a video, or a folder with a picture of each frame's name: white where the frame was changed.
+        people: identities or source videos; the first is the one whose face was manipulated.
+        part: the data set's own part, if any.
+        masks: a video, or a folder with a picture named like each frame: white where the frame was manipulated.
     """
 
     frames: Path | tuple[Path, ...]
@@ -61,12 +61,12 @@ class Clip(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The path to speak of it by."""
+        """The path to use in messages."""
         return str(self.frames if isinstance(self.frames, Path) else self.frames[0].parent)
 
 
 class Frame(NamedTuple):
-    """A frame, where it was changed, and the path it came from."""
+    """A frame, its mask, and the path that it came from."""
 
     picture: Picture
     mask: Mask
@@ -74,24 +74,24 @@ class Frame(NamedTuple):
 
 
 class Forensics(Source):
-    """A data set of videos; a subclass says which there are.
+    """A data set of videos; subclasses list the videos.
 
-    The split is the data set's own where it has one with a test part; what it calls train is split further by person
-    if it has no validation part. Otherwise its people are split. A video whose people are on two sides is skipped.
-    Such videos, and those that can't be used, count as skipped in train.
+    If the data set's own split has a test part, it is used; its training part is split further by person if there is no
+    validation part. Otherwise its people are split. A video whose people are in two parts is skipped. Such videos, and
+    unusable ones, count as skipped in train.
 
     Args:
-        root: the folder.
+        root: folder of the data set.
     """
 
-    tied = True  # whether people who are in one fake must stay on one side; else such a fake is skipped
+    tied = True  # whether the people in one fake must stay in one part; otherwise such a fake is skipped
 
     @abstractmethod
     def clips(self, quality: str) -> list[Clip | Skipped]:
-        """The videos that there are in a quality, and those that can't be used."""
+        """Return the videos of a quality, and those that are unusable."""
 
     def fingerprint(self, quality: str) -> str:
-        """Digest of what the videos are, and of the sizes and times of their files."""
+        """Return a digest of the list of videos, and of the sizes and times of their files."""
         digest = hashlib.sha256()
         for clip in self.clips(quality):
             if isinstance(clip, Skipped):
@@ -103,10 +103,10 @@ class Forensics(Source):
         return digest.hexdigest()
 
     def parts(self, recipe: Recipe) -> Parts:
-        """The frames, made by a recipe.
+        """Return the frames, processed by a recipe.
 
         Raises:
-            FileNotFoundError: if no video is found that can be used.
+            FileNotFoundError: if no usable video is found.
         """
         found = self.clips(recipe.quality)
         clips = [each for each in found if isinstance(each, Clip)]
@@ -119,7 +119,7 @@ class Forensics(Source):
             clips = [clip._replace(part=None) for clip in clips]
         sides = _sides(clips, recipe.seed, self.tied)
         kept = limit(sides, recipe.people, recipe.seed)
-        # Where one has landmarks all must, lest real and fake be cropped by different rules.
+        # If one frame has landmarks, all must, lest real and fake frames be cropped by different rules.
         with_landmarks = any(_landmarks(path).is_file() for clip in clips for path in _pictures(clip)[:1])
         samples: dict[str, list[Sample]] = {part: [] for part in PARTS}
         skipped: dict[str, list[Skipped]] = {part: [] for part in PARTS}
@@ -139,9 +139,9 @@ class Forensics(Source):
 
 
 def _sides(clips: Sequence[Clip], seed: int, tied: bool) -> dict[str, str]:
-    """The part of each person."""
+    """Return the part of each person."""
     own: dict[str, str] = {}
-    for part in PARTS:  # test comes last: who is in a test video is in test
+    for part in PARTS:  # test comes last: people in a test video belong to test
         for clip in clips:
             if clip.part == part:
                 own |= dict.fromkeys(clip.people, part)
@@ -152,21 +152,21 @@ def _sides(clips: Sequence[Clip], seed: int, tied: bool) -> dict[str, str]:
     pairs = [(clip.people[0], other) for clip in clips for other in clip.people[1:] if tied]
     forged = people & {person for clip in clips if clip.kind != REAL for person in clip.people}
     sides = dict(tests)
-    for group in (forged, people - forged):  # each for itself, so that each part has fakes
+    for group in (forged, people - forged):  # separately, so that each part has fakes
         ties = [pair for pair in pairs if group.issuperset(pair)]
         sides |= split(group, seed, ties, HELD_OUT if tests else FRACTIONS)
     return sides
 
 
 def _side(clip: Clip, sides: Mapping[str, str]) -> str | None:
-    """The part of a clip: its people's, if they have one, and if the data set's own doesn't speak against it."""
+    """Return the part of a clip: that of its people, if they share one and it agrees with the data set's split."""
     part, *others = {sides.get(person) for person in clip.people}
     fits = clip.part in (None, part) or (clip.part, part) == ("train", "validation")
     return part if fits and not others else None
 
 
 def frames(clip: Clip) -> Iterator[Frame | Skipped]:
-    """The frames to take of a clip, with their masks."""
+    """Yield the selected frames of a clip, with their masks."""
     try:
         pictures = _video(clip.frames) if isinstance(clip.frames, Path) else map(read_or_skip, clip.frames)
         masks = _video(clip.masks) if clip.masks is not None and clip.masks.suffix in VIDEOS else None
@@ -193,7 +193,7 @@ def frames(clip: Clip) -> Iterator[Frame | Skipped]:
 
 
 def read_or_skip(path: Path) -> Picture | Skipped:
-    """A picture file, or why it can't be used."""
+    """Return a picture from a file, or why it is unusable."""
     try:
         return read_picture(path)
     except BrokenPicture as error:
@@ -201,13 +201,13 @@ def read_or_skip(path: Path) -> Picture | Skipped:
 
 
 def evenly(count: int) -> list[int]:
-    """Which of ``count`` frames are taken: ``FRAMES``, or all if there are fewer, in the middles of equal stretches."""
+    """Return indices into ``count`` frames: all, or ``FRAMES`` in the middles of equal stretches if there are more."""
     taken = min(count, FRAMES)
     return [(2 * index + 1) * count // (2 * taken) for index in range(taken)]
 
 
 def _video(path: Path) -> list[Picture]:
-    """Evenly spaced frames of a video file."""
+    """Return evenly spaced frames of a video file."""
     reader = cv2.VideoCapture(str(path))
     try:
         found = []
@@ -228,7 +228,7 @@ def _pictures(clip: Clip) -> tuple[Path, ...]:
 
 
 def _landmarks(path: Path) -> Path:
-    """Where DeepfakeBench keeps the landmarks of a frame: in ``landmarks``, in place of the last ``frames``."""
+    """Return DeepfakeBench's path for the landmarks of a frame: ``landmarks`` replaces the last ``frames``."""
     names = list(path.parts)
     if "frames" in names:
         names[len(names) - 1 - names[::-1].index("frames")] = "landmarks"
@@ -236,10 +236,10 @@ def _landmarks(path: Path) -> Path:
 
 
 def _box(frame: Frame, with_landmarks: bool) -> Box:
-    """Where the face is.
+    """Return the box of the face.
 
     Raises:
-        BrokenPicture: if the frame ought to have landmarks and has not.
+        BrokenPicture: if the frame should have landmarks but does not.
     """
     if not with_landmarks:
         return centre_box(frame.picture.shape)

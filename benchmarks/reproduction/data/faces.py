@@ -1,4 +1,4 @@
-"""Pictures of faces in memory, and which side of the split each person is on."""
+"""Pictures of faces in memory, and the split of people into parts."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from torch import Tensor
 
 REAL = "real"
 PARTS = ("train", "validation", "test")
-FRACTIONS = (0.6, 0.1, 0.3)  # of the people, in the order of PARTS
+FRACTIONS = (0.6, 0.1, 0.3)  # shares of the people, in the order of PARTS
 FEWEST = 2  # people in a part: a face swap needs a donor
 FOLDS = 8
 
 
 class Skipped(NamedTuple):
-    """What could not be used, and why."""
+    """Something unusable, and the reason."""
 
     path: str
     reason: str
 
 
 class Recipe(NamedTuple):
-    """What the pictures are made by.
+    """The parameters that determine the pictures.
 
     Args:
         size: side of the pictures in pixels.
         quality: a key of ``pipeline.QUALITIES``.
-        seed: of the split by person, and of all that is random in the manipulations.
-        people: how many, at most, over all the parts; ``None`` for all of them.
-        folds: that a data set whose people are all tested once is dealt into; the others pay it no heed.
+        seed: seed of the split by person, and of all random choices in the manipulations.
+        people: largest number of people over all parts; ``None`` for all.
+        folds: number of folds, for data sets that test each person once; others ignore it.
     """
 
     size: int
@@ -48,7 +48,7 @@ class Recipe(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One finished picture: uint8 (S, S, 3) in RGB, and bool (S, S), True where it was changed."""
+    """A finished picture, uint8 (S, S, 3) in RGB, and its mask, bool (S, S), True where it was manipulated."""
 
     picture: NDArray[np.uint8]
     mask: NDArray[np.bool_]
@@ -58,16 +58,16 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Faces:
-    """Pictures with what is known of them.
+    """Pictures with their labels.
 
     Args:
         images: uint8 (N, 3, S, S), RGB.
         labels: int64 (N,), 0 real and 1 fake.
-        masks: bool (N, S, S), True where a picture was changed; all False for real pictures, and for every picture of
-            a data set without masks.
-        people: identity or source video of each, which the split goes by.
-        kinds: ``"real"`` or the name of the manipulation, of each.
-        skipped: what could not be used.
+        masks: bool (N, S, S), True where a picture was manipulated; all False for real pictures, and for all pictures
+            of a data set without masks.
+        people: identity or source video of each picture, by which the parts are split.
+        kinds: ``"real"`` or the name of the manipulation, for each picture.
+        skipped: files that could not be used.
     """
 
     images: Tensor
@@ -87,7 +87,7 @@ class Faces:
 
     @classmethod
     def stack(cls, samples: Sequence[Sample], size: int, skipped: Iterable[Skipped] = ()) -> Faces:
-        """Faces of samples that are ``size`` pixels wide and high."""
+        """Collect samples that are ``size`` pixels wide and high."""
         pictures = np.stack([each.picture for each in samples]) if samples else np.empty((0, size, size, 3), np.uint8)
         masks = np.stack([each.mask for each in samples]) if samples else np.empty((0, size, size), bool)
         return cls(
@@ -100,7 +100,7 @@ class Faces:
         )
 
     def take(self, indices: Sequence[int] | Tensor) -> Faces:
-        """The faces at the indices, in their order; ``skipped`` stays."""
+        """Select faces by index, in the given order, and keep ``skipped``."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         return replace(
             self,
@@ -112,11 +112,11 @@ class Faces:
         )
 
     def among(self, people: Collection[str]) -> Faces:
-        """The pictures of some people."""
+        """Select the pictures of some people."""
         return self.take([index for index, person in enumerate(self.people) if person in people])
 
     def of(self, kind: str) -> Faces:
-        """The real faces and those of one manipulation."""
+        """Select the real faces and those of one manipulation."""
         if kind not in self.kinds or kind == REAL:
             known = ", ".join(sorted(set(self.kinds) - {REAL})) or "none"
             raise ValueError(f"kind must be one of the manipulations here ({known}), got {kind!r}")
@@ -124,7 +124,7 @@ class Faces:
 
 
 class Parts(NamedTuple):
-    """The three sides of the split; nobody is on two."""
+    """The three parts of a split; no person is in two."""
 
     train: Faces
     validation: Faces
@@ -135,7 +135,7 @@ class Source(ABC):
     """A data set in a folder.
 
     Args:
-        root: the folder.
+        root: folder of the data set.
     """
 
     def __init__(self, root: Path) -> None:
@@ -143,11 +143,11 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self, quality: str) -> str:
-        """What changes when the data that a quality is made from change."""
+        """Return a fingerprint that changes when the source data of a quality change."""
 
     @abstractmethod
     def parts(self, recipe: Recipe) -> Parts:
-        """The pictures, made by a recipe."""
+        """Return the pictures, made by a recipe."""
 
 
 def split(
@@ -156,16 +156,16 @@ def split(
     ties: Iterable[tuple[str, str]] = (),
     fractions: Sequence[float] = FRACTIONS,
 ) -> dict[str, str]:
-    """Put each person on one side, at random.
+    """Assign each person to one part, at random.
 
     Args:
-        people: their names; a name twice counts once.
-        seed: of the order.
-        ties: pairs of people who must be on the same side, for both are in one picture.
-        fractions: of the people in train, validation and test; a part of 0 stays empty.
+        people: their names; duplicates count once.
+        seed: seed of the random order.
+        ties: pairs of people who must be in the same part, because both are in one picture.
+        fractions: shares of the people in train, validation and test; a part with share 0 stays empty.
 
     Returns:
-        The part of each person. Each part gets two people before it gets its fraction, where there are enough.
+        The part of each person. Each part gets two people, if there are enough, before it gets its share.
     """
     names = sorted(set(people))
     if not names:
@@ -175,34 +175,34 @@ def split(
     sides: dict[str, str] = {}
     groups = _tied(names, ties)
     for index in np.random.default_rng(seed).permutation(len(groups)):
-        part = min(share, key=lambda each: (filled[each] >= FEWEST, filled[each] / share[each]))  # the emptiest
+        part = min(share, key=lambda each: (filled[each] >= FEWEST, filled[each] / share[each]))  # the least filled
         filled[part] += len(groups[index])
         sides.update(dict.fromkeys(groups[index], part))
     return sides
 
 
 def deal(classes: Mapping[str, str], folds: int, seed: int) -> dict[str, int]:
-    """Deal people into folds of even size, each with its share of every class.
+    """Deal people into folds of equal size, each with its share of every class.
 
-    Nobody is the only one of their class in a fold: a class of fewer than two people a fold goes into fewer folds.
+    Nobody is the only one of their class in a fold: a class with too few people is dealt into fewer folds.
 
     Args:
-        classes: of each person; every class needs two people or more.
-        folds: how many.
-        seed: of the order.
+        classes: class of each person; every class needs two people or more.
+        folds: number of folds.
+        seed: seed of the random order.
 
     Returns:
         The fold of each person, from 0.
 
     Raises:
-        ValueError: if a class has one person alone, or if a fold stays empty.
+        ValueError: if a class has only one person, or if a fold stays empty.
     """
-    held: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
     for person in sorted(classes):
-        held.setdefault(classes[person], []).append(person)
+        members.setdefault(classes[person], []).append(person)
     generator, filled = np.random.default_rng(seed), [0] * folds
     dealt: dict[str, int] = {}
-    for name, people in sorted(held.items(), key=lambda item: (-len(item[1]), item[0])):
+    for name, people in sorted(members.items(), key=lambda item: (-len(item[1]), item[0])):
         if len(people) < FEWEST:
             raise ValueError(f"{people[0]} is the only one of {name!r}; a class needs {FEWEST} people or more")
         emptiest = sorted(range(folds), key=filled.__getitem__)[: len(people) // FEWEST]
@@ -216,7 +216,7 @@ def deal(classes: Mapping[str, str], folds: int, seed: int) -> dict[str, int]:
 
 
 def _tied(names: Sequence[str], ties: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """People in groups, tied directly or through others."""
+    """Return people in groups that are tied directly or through others."""
     place = {name: index for index, name in enumerate(names)}
     edges = np.array([(place[first], place[second]) for first, second in ties], dtype=np.int64).reshape(-1, 2)
     graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(names), len(names)))
@@ -228,7 +228,7 @@ def _tied(names: Sequence[str], ties: Iterable[tuple[str, str]]) -> list[list[st
 
 
 def limit(sides: Mapping[str, str], people: int | None, seed: int) -> dict[str, str]:
-    """Leave at most so many people, each part in proportion; the same people stay on the same sides.
+    """Keep at most ``people`` people, each part in proportion; those who are kept stay in their part.
 
     Raises:
         ValueError: if ``people`` is too few for three parts.

@@ -1,4 +1,4 @@
-"""Anybody's own pictures, real and fake, from two folders or from a split of them."""
+"""Your own real and fake pictures, from two folders or from an existing split."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ CLASSES: Final = (REAL, "fake")
 PART_OF: Final = {"train": "train", "val": "validation", "test": "test"}
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 TABLE: Final = "groups.csv"
-HELD_OUT: Final = (6 / 7, 1 / 7, 0.0)  # train and validation, of a train folder without a val folder beside it
-NAMED: Final = 5  # of many, in a message
+HELD_OUT: Final = (6 / 7, 1 / 7, 0.0)  # shares of train and validation in a train folder without a val folder
+NAMED: Final = 5  # number of names to list in a message
 
 
 class Entry(NamedTuple):
     """A picture file.
 
     Attributes:
-        name: its path in the folder, with slashes.
+        name: path within the folder, with slashes.
         label: one of ``CLASSES``.
-        part: the part that it is put in by its folder, if any.
-        group: who or what it is of: pictures of a group are on one side.
+        part: part that its folder assigns it to, if any.
+        group: person or video that it shows; the pictures of a group are in one part.
     """
 
     name: str
@@ -56,22 +56,22 @@ class Entry(NamedTuple):
 
 
 class Folder(Source):
-    """Pictures in ``real`` and ``fake``; or in ``train``, ``test`` and, if wanted, ``val``, each with these two inside.
+    """Pictures in ``real`` and ``fake``; or in ``train``, ``test`` and optionally ``val``, each with these two inside.
 
-    They may lie in folders further down. ``groups.csv`` beside them, with the columns ``picture`` (its path in the
-    folder, as ``real/a.png``) and ``group``, tells which pictures are of one person or one video; all of a group are on
-    one side of the split. A picture without a row is a group of its own. Without a ``val`` folder a seventh of the
-    groups in ``train`` is the validation part; without any split 60, 10 and 30 % of the groups are the three
-    parts, by the recipe's seed. What can't be read is left out, and a warning tells how much.
+    Subfolders are searched too. ``groups.csv`` beside them, with the columns ``picture`` (its path within the folder,
+    such as ``real/a.png``) and ``group``, defines which pictures show one person or one video; all pictures of a group
+    are in one part of the split. A picture without a row is a group of its own. Without a ``val`` folder, a seventh of
+    the groups in ``train`` form the validation part; without any split, 60, 10 and 30 % of the groups form the three
+    parts, chosen by the recipe's seed. Unreadable files are skipped, with a warning that says how many.
 
-    A picture is cropped to the largest square in its middle, then resized and compressed as all others.
+    A picture is cropped to its central square, then resized and compressed like all others.
 
     Args:
-        root: the folder.
+        root: folder of the pictures.
     """
 
     def fingerprint(self, quality: str) -> str:
-        """Digest of the table of groups, the same for every quality, and of the pictures' names, sizes and times."""
+        """Return a digest of the table of groups and the pictures' names, sizes and times, for every quality alike."""
         digest = hashlib.sha256()
         for entry in self.entries():
             about = (self.root / entry.name).stat()
@@ -79,11 +79,11 @@ class Folder(Source):
         return digest.hexdigest()
 
     def parts(self, recipe: Recipe) -> Parts:
-        """The pictures, made by a recipe.
+        """Return the pictures, made by a recipe.
 
         Raises:
-            FileNotFoundError: if a folder that must be there is not.
-            ValueError: if a folder holds no picture, if a group is in two parts, or if the table of groups is none.
+            FileNotFoundError: if a required folder is missing.
+            ValueError: if a folder has no picture, if a group is in two parts, or if the table of groups is invalid.
         """
         entries = self.entries()
         sides = _sides(entries, recipe.seed)
@@ -102,11 +102,11 @@ class Folder(Source):
         return Parts(*(Faces.stack(samples[part], recipe.size, skipped[part]) for part in PARTS))
 
     def entries(self) -> list[Entry]:
-        """The picture files, in the order of their names.
+        """Return the picture files, sorted by name.
 
         Raises:
-            FileNotFoundError: if a folder that must be there is not.
-            ValueError: if a folder holds no picture, if a group is in two parts, or if the table of groups is none.
+            FileNotFoundError: if a required folder is missing.
+            ValueError: if a folder has no picture, if a group is in two parts, or if the table of groups is invalid.
         """
         found = [
             (path.relative_to(self.root).as_posix(), label, part)
@@ -119,7 +119,7 @@ class Folder(Source):
         parts: dict[str, set[str]] = {}
         for entry in entries:
             parts.setdefault(entry.group, set()).add(entry.part or "")
-        if leaked := [group for group, held in parts.items() if len(held) > 1]:
+        if leaked := [group for group, assigned in parts.items() if len(assigned) > 1]:
             raise ValueError(
                 f"{len(leaked)} groups of {self.root / TABLE} are in more than one of the folders "
                 f"{', '.join(PART_OF)}: {_some(leaked)}; move each into one"
@@ -129,7 +129,7 @@ class Folder(Source):
         return entries
 
     def _folders(self) -> dict[str | None, Path]:
-        """The folders that hold ``real`` and ``fake``, by the part that they are; ``None`` where all are in one."""
+        """Return the folders that contain ``real`` and ``fake``, by part; the key is ``None`` if there is no split."""
         whole = [label for label in CLASSES if (self.root / label).is_dir()]
         parts = {part: self.root / name for name, part in PART_OF.items() if (self.root / name).is_dir()}
         if whole and parts:
@@ -146,7 +146,7 @@ class Folder(Source):
         return {**parts} if parts else {None: self.root}
 
     def _groups(self, names: Collection[str]) -> dict[str, str]:
-        """The group of each picture that the table names; empty without a table."""
+        """Return the group of each picture that the table names; empty without a table."""
         path = self.root / TABLE
         if not path.is_file():
             return {}
@@ -188,7 +188,7 @@ class Folder(Source):
 
 def _pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; pictures must lie in {' and '.join(CLASSES)}")
+        raise FileNotFoundError(f"there is no folder {folder}; pictures must be in {' and '.join(CLASSES)}")
     found = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not found:
         raise ValueError(f"{folder} holds no picture; files must end in {', '.join(SUFFIXES)}")
@@ -196,7 +196,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _sides(entries: Collection[Entry], seed: int) -> dict[str, str]:
-    """The part of each group: its folder's, or one by the seed."""
+    """Return the part of each group, from its folder or by the seed."""
     own = {entry.group: entry.part for entry in entries if entry.part is not None}
     if "validation" in own.values():
         return own
@@ -208,7 +208,7 @@ def _sides(entries: Collection[Entry], seed: int) -> dict[str, str]:
 
 
 def _limited(sides: Mapping[str, str], classes: Iterable[Collection[str]], recipe: Recipe) -> dict[str, str]:
-    """At most so many groups as the recipe asks for, or a few more: real, fake and mixed ones each in proportion."""
+    """Keep about as many groups as the recipe asks for: real, fake and mixed groups in proportion."""
     if recipe.people is None:
         return dict(sides)
     kept: dict[str, str] = {}
@@ -219,18 +219,18 @@ def _limited(sides: Mapping[str, str], classes: Iterable[Collection[str]], recip
 
 
 def _classes(entries: Iterable[Entry]) -> list[list[str]]:
-    """The groups with real pictures, with fake ones and with both, each for itself: no part is to lack one."""
+    """Return the groups with real pictures, with fake ones and with both separately, since no part may lack a class."""
     labels: dict[str, set[str]] = {}
     for entry in entries:
         labels.setdefault(entry.group, set()).add(entry.label)
     found: dict[tuple[str, ...], list[str]] = {}
-    for group, held in labels.items():
-        found.setdefault(tuple(sorted(held)), []).append(group)
-    return [found[held] for held in sorted(found)]
+    for group, classes in labels.items():
+        found.setdefault(tuple(sorted(classes)), []).append(group)
+    return [found[classes] for classes in sorted(found)]
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first few of many."""
+    """Format the first few of many names."""
     listed = list(names)
     return ", ".join(listed[:NAMED]) + (", ..." if len(listed) > NAMED else "")
 
@@ -242,11 +242,11 @@ def _warn_of(skipped: Collection[Skipped], count: int) -> None:
 
 
 def _warn_of_names(entries: Iterable[Entry]) -> None:
-    """Warn of names that stand in both classes, which may well be of one person or one video."""
+    """Warn of names that occur in both classes, since they may show one person or one video."""
     stems = Counter(stem for stem, _ in {(Path(entry.name).stem, entry.label) for entry in entries})
     if twice := sorted(stem for stem, count in stems.items() if count > 1):
         warnings.warn(
-            f"{len(twice)} names stand in both real and fake: {_some(twice)}. If they are of the same person or video, "
+            f"{len(twice)} names occur in both real and fake: {_some(twice)}. If they are of the same person or video, "
             f"say so in {TABLE}, lest one be trained on and the other tested",
             stacklevel=3,
         )

@@ -1,10 +1,10 @@
-"""FaceForensics++, DFDC, Celeb-DF and WildDeepfake, from the folders that they come in.
+"""FaceForensics++, DFDC, Celeb-DF and WildDeepfake, in their original folders.
 
-Each is given by its owners to those who ask. Four frames come from each video (.mp4, .avi), or from each folder of
-frames, evenly spaced. A frame is cropped to the face where there are landmarks as DeepfakeBench (Yan et al., NeurIPS
-2023 Datasets and Benchmarks) stores them: a ``.npy`` a frame, in ``landmarks`` where the frame is in ``frames``.
-Otherwise it is cropped to the square in its middle: right for frames that are faces already, and poor for whole scenes,
-so extract the faces of those first.
+The owners of each give access on request. Four evenly spaced frames are taken from each video (.mp4, .avi) or from each
+folder of frames. A frame is cropped to the face if there are landmarks in the format of DeepfakeBench (Yan et al.,
+NeurIPS 2023 Datasets and Benchmarks): one ``.npy`` per frame, in ``landmarks`` where the frame is in ``frames``.
+Otherwise it is cropped to its central square, which suits frames that are already faces but not whole scenes; extract
+the faces of those first.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 from benchmarks.reproduction.data.clips import PICTURES, VIDEOS, Clip, Forensics, evenly
 from benchmarks.reproduction.data.faces import REAL, Skipped
 
-COMPRESSION = {"HQ": "c23", "LQ": "c40"}  # the folder of FaceForensics++ for a quality
-KINDS = {  # what DeepfakeBench calls them
+COMPRESSION = {"HQ": "c23", "LQ": "c40"}  # FaceForensics++'s folder for each quality
+KINDS = {  # DeepfakeBench's names
     "FF-real": REAL,
     "FF-DF": "Deepfakes",
     "FF-F2F": "Face2Face",
@@ -34,23 +34,23 @@ PART_OF = {"train": "train", "val": "validation", "validation": "validation", "t
 
 
 class FaceForensics(Forensics):
-    """FaceForensics++ (Rössler et al., ICCV 2019), by DeepfakeBench's JSON or by its own folders.
+    """FaceForensics++ (Rössler et al., ICCV 2019), with DeepfakeBench's JSON or in its own folders.
 
-    With ``FaceForensics++.json`` in the folder, or in its ``dataset_json``, the videos are those that it names.
-    Otherwise they are those in ``original_sequences/youtube/c23/{frames,videos}`` and
+    If ``FaceForensics++.json`` is in the folder or in its ``dataset_json``, it names the videos. Otherwise they are
+    those in ``original_sequences/youtube/c23/{frames,videos}`` and
     ``manipulated_sequences/<manipulation>/c23/{frames,videos}``, split by ``train.json``, ``val.json`` and
-    ``test.json`` in the folder or in its ``splits``, if they are there. Either tree may lie in a folder
-    ``FaceForensics++``. HQ takes c23 and LQ c40. Masks are taken from ``c23/masks`` (of frames) or ``masks/videos``.
+    ``test.json`` in the folder or in its ``splits``, if these exist. Either tree may lie in a folder
+    ``FaceForensics++``. HQ uses c23 and LQ c40. Masks come from ``c23/masks`` (of frames) or ``masks/videos``.
 
-    A person is a source video's number; the two of a manipulated video are on the same side. Videos of other
-    manipulations, as of DeepFakeDetection, and those whose names are no such numbers, are skipped.
+    A person is the number of a source video; the two people of a manipulated video are in the same part. Videos of
+    other manipulations, such as DeepFakeDetection, and those without such numbers in their names are skipped.
     """
 
     def clips(self, quality: str) -> list[Clip | Skipped]:
-        """The videos that there are in a quality, and those that can't be used.
+        """Return the videos of a quality, and those that are unusable.
 
         Raises:
-            ValueError: if a JSON file has not the structure that it should have.
+            ValueError: if a JSON file does not have the expected structure.
         """
         listed = [self.root / "FaceForensics++.json", self.root / "dataset_json" / "FaceForensics++.json"]
         for path in filter(Path.is_file, listed):
@@ -101,7 +101,7 @@ class FaceForensics(Forensics):
         return Clip(files, kind, tuple(name.split("_")), part, masks if masks.exists() else None)
 
     def _own_split(self) -> dict[str, str]:
-        """The part of each video that the official lists of pairs name; empty if they are not there."""
+        """Return the part of each video that the official lists of pairs name; empty if there are no lists."""
         part_of: dict[str, str] = {}
         for name in ("train", "val", "test"):
             for path in (
@@ -122,16 +122,16 @@ class FaceForensics(Forensics):
 class DFDC(Forensics):
     """The Deepfake Detection Challenge (Dolhansky et al., 2020).
 
-    Every ``metadata.json`` below the folder tells of the videos beside it, or of their frames in ``frames/<video>``:
-    label, part, and which video a fake was made from. ``labels.csv`` in ``test`` tells of the videos there. A person is
-    the source video.
+    Every ``metadata.json`` below the folder describes the videos beside it, or their frames in ``frames/<video>``:
+    label, part, and the video that a fake was made from. ``labels.csv`` in ``test`` describes the videos there. A
+    person is the source video.
     """
 
     def clips(self, quality: str) -> list[Clip | Skipped]:
-        """The videos that there are, the same in every quality, and those that the tables name and that are missing.
+        """Return the videos, the same in every quality, and those that the tables name but that are missing.
 
         Raises:
-            ValueError: if a label is none, or a table is not laid out as it should be.
+            ValueError: if a label is invalid, or a table does not have the expected structure.
         """
         found: list[Clip | Skipped] = []
         for table in sorted(self.root.rglob("metadata.json")):
@@ -158,20 +158,20 @@ class CelebDF(Forensics):
     """Celeb-DF, v1 or v2 (Li et al., CVPR 2020).
 
     The videos are in ``Celeb-real``, ``YouTube-real`` and ``Celeb-synthesis``, or their frames in ``frames`` there; a
-    fake ``id1_id0_0007`` is ``id1_0007`` with the face of ``id0``. ``List_of_testing_videos.txt`` gives the test part:
-    by video, for its owners have the same people in train and in test; so a person is a source video then, and results
-    on it don't speak of people never seen. Without the list, people are split, and a fake of two from two sides is
-    skipped.
+    fake ``id1_id0_0007`` is ``id1_0007`` with the face of ``id0``. ``List_of_testing_videos.txt`` defines the test part
+    by video, since its owners have the same people in train and in test. A person is then a source video, and results
+    do not generalise to unseen people. Without the list, people are split, and a fake of two people from different
+    parts is skipped.
     """
 
-    tied = False  # nearly all have been swapped with each other, through others at least
+    tied = False  # nearly all people are connected by swaps, directly or through others
 
     def clips(self, quality: str) -> list[Clip | Skipped]:
-        """The videos that there are, the same in every quality, and those that are listed and missing.
+        """Return the videos, the same in every quality, and those that are listed but missing.
 
         Raises:
-            ValueError: if a line of the list is not a label and a path, if the list names none of the videos, or if
-                it calls a video real that lies among the fake ones, or the other way round.
+            ValueError: if a line of the list is not a label and a path, if the list names none of the videos, or if it
+                labels a video in a folder of fakes as real, or the other way round.
         """
         tests = self._tests()
         found: list[Clip | Skipped] = []
@@ -195,7 +195,7 @@ class CelebDF(Forensics):
         return found
 
     def _missing(self, tests: dict[str, bool], seen: set[str]) -> list[Skipped]:
-        """The listed videos that are not there: a part of them, or the list is one of other videos."""
+        """Return the listed videos that are missing; raise if the list names none of the videos."""
         missing = sorted(tests.keys() - seen)
         if len(missing) == len(tests):
             raise ValueError(
@@ -208,7 +208,7 @@ class CelebDF(Forensics):
         return self.root / "List_of_testing_videos.txt"
 
     def _tests(self) -> dict[str, bool] | None:
-        """Whether each listed video is real, by its path without the suffix; ``None`` if there is no list."""
+        """Return whether each listed video is real, by its path without the suffix; ``None`` if there is no list."""
         path = self._list()
         if not path.is_file():
             return None
@@ -222,12 +222,12 @@ class WildDeepfake(Forensics):
     """WildDeepfake (Zi et al., ACM Multimedia 2020): face sequences from the web.
 
     ``real_train``, ``fake_train``, ``real_test`` and ``fake_test``, in the folder or in its ``deepfake_in_the_wild``,
-    hold the unpacked archives: each folder with pictures is a sequence, and each folder at the top is a source video,
-    which is what is split by.
+    contain the unpacked archives: each folder with pictures is a sequence, and each top-level folder is a source video,
+    by which the parts are split.
     """
 
     def clips(self, quality: str) -> list[Clip | Skipped]:
-        """The sequences that there are, the same in every quality."""
+        """Return the sequences, the same in every quality."""
         inner = self.root / "deepfake_in_the_wild"
         tree = inner if inner.is_dir() else self.root
         found: list[Clip | Skipped] = []
@@ -249,7 +249,7 @@ def _json(path: Path) -> Any:
 
 
 def _metadata(table: Path) -> dict[str, dict[str, Any]]:
-    """What a ``metadata.json`` tells of each video, by its file's name."""
+    """Return what a ``metadata.json`` says about each video, by file name."""
     about = _json(table)
     if not isinstance(about, dict) or not all(isinstance(each, dict) for each in about.values()):
         raise ValueError(f"{table} must be an object with an object for each video, got {json.dumps(about)[:60]}")
@@ -257,7 +257,7 @@ def _metadata(table: Path) -> dict[str, dict[str, Any]]:
 
 
 def _labels(table: Path) -> list[tuple[str, str]]:
-    """File name and label of each video in a ``labels.csv``."""
+    """Return file name and label of each video in a ``labels.csv``."""
     with table.open(newline="") as file:
         reader = csv.DictReader(file)
         header = list(reader.fieldnames or [])
@@ -277,7 +277,7 @@ def _kind(label: Any, kinds: dict[str, str], table: Path) -> str:
 
 
 def _tail(path: str) -> Path:
-    """What follows the data set's folder in a path that may have been written on another machine."""
+    """Return the part of a path below the data set's folder; the path may come from another machine."""
     names = path.replace("\\", "/").split("/")
     for start in ("original_sequences", "manipulated_sequences"):
         if start in names:
@@ -286,7 +286,7 @@ def _tail(path: str) -> Path:
 
 
 def _videos(folder: Path) -> dict[str, Path | tuple[Path, ...]]:
-    """Videos by name: the folders in ``frames``, or else the files in ``videos``, or else those right here."""
+    """Return videos by name: folders in ``frames``, otherwise files in ``videos``, otherwise files in this folder."""
     if (folder / "frames").is_dir():
         inside = sorted(path for path in (folder / "frames").iterdir() if path.is_dir())
         listed = {
@@ -300,6 +300,6 @@ def _videos(folder: Path) -> dict[str, Path | tuple[Path, ...]]:
 
 
 def _some(files: Iterable[Path]) -> tuple[Path, ...]:
-    """The frames to take, of all there are; by number, where their names are numbers."""
+    """Select frames from a list, sorted by number if their names are numbers."""
     ordered = sorted(files, key=lambda path: (int(path.stem) if path.stem.isdecimal() else -1, path.name))
     return tuple(ordered[index] for index in evenly(len(ordered)))

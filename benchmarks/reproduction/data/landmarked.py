@@ -1,4 +1,4 @@
-"""Photographs with landmarks, and the forgeries that are made of them."""
+"""Photographs with landmarks, and the forgeries made from them."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from benchmarks.reproduction.data.manipulate import Face
 from benchmarks.reproduction.data.pipeline import BrokenPicture, Mask, decode, face_box, read_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-CANDIDATES = 5  # people a swap's donor is chosen from
-SMALLEST = 32  # pixels: a face of fewer has nothing to manipulate
+CANDIDATES = 5  # number of people that a swap's donor is chosen from
+SMALLEST = 32  # pixels: a smaller face has nothing to manipulate
 
 
 class Landmarked(Source):
-    """A real picture of each person, and one forgery of each of ``manipulate.MANIPULATIONS``.
+    """A real picture of each person, and a forgery by each of ``manipulate.MANIPULATIONS``.
 
-    The folder holds ``landmarks.csv``, with the columns ``image, x0, y0, x1, y1, ...`` in pixels, and the pictures,
-    named as in its first column with or without their suffix: in ``faces/``, or else beside the file. One picture is
-    one person. The donor of a face swap is another person of the same part.
+    The folder contains ``landmarks.csv``, with the columns ``image, x0, y0, x1, y1, ...`` in pixels, and the pictures,
+    named as in its first column with or without a suffix, in ``faces/`` or beside the file. One picture is one person.
+    The donor of a face swap is another person in the same part.
 
     Args:
-        root: the folder.
+        root: folder of the data set.
     """
 
     def fingerprint(self, quality: str) -> str:
-        """Digest of the landmarks, the same for every quality, and of the pictures' names, sizes and times."""
+        """Return a digest of the landmarks, the same for every quality, and of the pictures' names, sizes and times."""
         digest = hashlib.sha256(self._csv().read_bytes())
         for name, path in sorted(self.pictures().items()):
             about = path.stat()
@@ -54,10 +54,10 @@ class Landmarked(Source):
         return digest.hexdigest()
 
     def parts(self, recipe: Recipe) -> Parts:
-        """The pictures, made by a recipe.
+        """Return the pictures, made by a recipe.
 
         Raises:
-            ValueError: if the table is not one of landmarks, or if too few people can be used.
+            ValueError: if the table has no landmarks, or if too few people are usable.
         """
         points, pictures = self.landmarks(), self.pictures()
         sides = limit(split([*points, *pictures], recipe.seed), recipe.people, recipe.seed)
@@ -90,12 +90,12 @@ class Landmarked(Source):
         return path
 
     def pictures(self) -> dict[str, Path]:
-        """The pictures there are, by their names without suffix."""
+        """Return the picture files, by name without suffix."""
         folder = self.root / "faces" if (self.root / "faces").is_dir() else self.root
         return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
 
     def landmarks(self) -> dict[str, Points | str]:
-        """The landmarks of each picture, or why they can't be used, by its name without suffix."""
+        """Return the landmarks of each picture, or why they are unusable, by name without suffix."""
         with self._csv().open(newline="", encoding="utf-8-sig") as file:
             header, *rows = list(csv.reader(file)) or [[]]
         count = (len(header) - 1) // 2
@@ -123,7 +123,7 @@ def _points(values: list[str], count: int) -> Points | str:
 
 
 def read_face(person: str, path: Path | None, points: Points | str) -> Face | Skipped:
-    """Return a person's photograph, if both it and the landmarks are there and fit."""
+    """Return a person's photograph if it and its landmarks exist and match."""
     if path is None or isinstance(points, str):
         return Skipped(person, "no picture" if path is None else str(points))
     try:
@@ -143,18 +143,18 @@ def forged(face: Face, others: Sequence[Face], recipe: Recipe) -> Iterator[tuple
     """Make a person's pictures: the photograph and one forgery of each kind.
 
     Args:
-        face: to be forged.
-        others: people that a swap's donor may be.
+        face: photograph to forge.
+        others: candidates for the donor of a face swap.
         recipe: size, quality and seed.
 
     Yields:
-        Kind, bytes of a JPEG file, and the mask of what was changed, bool (size, size).
+        The kind, the bytes of a JPEG file, and the mask of manipulated pixels, bool (size, size).
     """
     box = face_box(face.points[list(layout(face.points).face)], face.picture.shape)
     nothing = np.zeros(face.picture.shape[:2], bool)
     yield REAL, *pipeline.file(face.picture, nothing, box, recipe.size, recipe.quality)
     for index, kind in enumerate(manipulate.MANIPULATIONS):
-        # A person's forgeries don't hang on the others'.
+        # A person's forgeries do not depend on those of others.
         rng = np.random.default_rng([recipe.seed, zlib.crc32(face.person.encode()), index])
         donor = None if kind in manipulate.ALONE else _donor(face, others, rng)
         picture, mask = manipulate.forge(kind, face, donor, rng)
@@ -162,7 +162,7 @@ def forged(face: Face, others: Sequence[Face], recipe: Recipe) -> Iterator[tuple
 
 
 def _donor(face: Face, others: Sequence[Face], rng: np.random.Generator) -> Face:
-    """Of a few people drawn at random, the one nearest in skin colour, as one who forges would choose."""
+    """Return the person with the most similar skin colour among a few random candidates, as a forger would choose."""
     drawn = rng.choice(len(others), size=min(CANDIDATES, len(others)), replace=False)
     colour = manipulate.mean_colour(face.picture, face.points)
     return min(

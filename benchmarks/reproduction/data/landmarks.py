@@ -1,7 +1,7 @@
-"""Which landmark is what, by how many of them there are.
+"""The meaning of landmarks, by their number.
 
-Left and right are the picture's. The groups are what the manipulations work on; a set of landmarks with another
-numbering needs nothing but another entry in ``LAYOUTS``.
+Left and right refer to the picture. The groups are those that the manipulations use. To support another numbering, add
+an entry to ``LAYOUTS``.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ class Layout(NamedTuple):
     """Indices into the landmarks of a face.
 
     Args:
-        face: all points of the face itself, without ears, hair and neck; their hull is the face.
-        brows: both eyebrows.
-        eyes: the rims of the left and of the right eye, corners included.
-        nose: its ridge, wings and nostrils.
-        mouth_corners: left, right.
-        upper_lip: its upper edge, without the corners.
-        lower_lip: its lower edge, without the corners.
+        face: all points of the face itself, without ears, hair and neck; their hull is the face region.
+        brows: points of both eyebrows.
+        eyes: rims of the left and of the right eye, corners included.
+        nose: ridge, wings and nostrils.
+        mouth_corners: left and right corner.
+        upper_lip: upper edge, without the corners.
+        lower_lip: lower edge, without the corners.
     """
 
     face: tuple[int, ...]
@@ -37,11 +37,11 @@ class Layout(NamedTuple):
 
     @property
     def mouth(self) -> tuple[int, ...]:
-        """The outline of the lips."""
+        """Return the outline of the lips."""
         return (*self.mouth_corners, *self.upper_lip, *self.lower_lip)
 
 
-# 189 points, as WebMorph's FRL template has them. 0-1 pupils, 2-17 irises, 18-22 and 23-27 upper lids with both
+# 189 points, as in WebMorph's FRL template. 0-1 pupils, 2-17 irises, 18-22 and 23-27 upper lids with both
 # corners, 28-30 and 31-33 lower lids, 34-43 folds above the lids and 44-49 below, 50-70 nose, 71-76 and 77-82 upper
 # edges of the brows, 83-86 their lower edges, 87 and 93 corners of the mouth, 88-92 upper edge of the lips, 94-98 and
 # 99-103 where the lips meet (the same places while the mouth is shut), 104-108 lower edge of the lips, 109-114 sides of
@@ -57,7 +57,7 @@ _FRL = Layout(
     lower_lip=tuple(range(104, 109)),
 )
 
-# 68 points, as iBUG 300-W numbers them (Sagonas et al., ICCV Workshops 2013): 0-16 jaw, 17-26 brows, 27-35 nose,
+# 68 points, numbered as in iBUG 300-W (Sagonas et al., ICCV Workshops 2013): 0-16 jaw, 17-26 brows, 27-35 nose,
 # 36-41 and 42-47 eyes, 48-59 outer and 60-67 inner edge of the lips.
 _IBUG = Layout(
     face=tuple(range(68)),
@@ -73,10 +73,10 @@ LAYOUTS = {189: _FRL, 68: _IBUG}
 
 
 def layout(points: Points) -> Layout:
-    """What the points are.
+    """Return the layout of the points.
 
     Raises:
-        ValueError: if so many landmarks have no layout.
+        ValueError: if there is no layout for this number of landmarks.
     """
     if len(points) not in LAYOUTS:
         raise ValueError(f"landmarks must be {' or '.join(map(str, LAYOUTS))} a face, got {len(points)}; add a Layout")

@@ -1,7 +1,7 @@
-"""Four ways to forge a face, by its landmarks; each gives the picture and the mask of what it changed.
+"""Four ways to forge a face from its landmarks; each returns the picture and the mask of manipulated pixels.
 
-A picture is uint8 (H, W, 3) in RGB, at its own resolution; landmarks are (P, 2) in pixels, of a layout that
-``landmarks.LAYOUTS`` has; a mask is bool (H, W). Outside of the mask and a narrow seam no pixel is touched.
+A picture is uint8 (H, W, 3) in RGB, at its own resolution; landmarks are (P, 2) in pixels, in one of the layouts of
+``landmarks.LAYOUTS``; a mask is bool (H, W). Pixels outside the mask and a narrow seam stay unchanged.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Random = np.random.Generator
 Weight = NDArray[np.float32]  # (H, W), 0 to 1
 Result = tuple[Picture, Mask]
 
-SEAM = 0.06  # width in which a region fades out, over the size of the face
-CHANGED = 0.1  # from this weight on, a pixel belongs to the mask
-STILL = 0.25  # pixels: a shorter shift is none
+SEAM = 0.06  # width over which a region fades out, relative to the size of the face
+CHANGED = 0.1  # least weight of a pixel that belongs to the mask
+STILL = 0.25  # pixels: a shorter shift counts as none
 
 
 class Face(NamedTuple):
@@ -35,22 +35,22 @@ class Face(NamedTuple):
 
 
 def face_swap(target: Picture, points: Points, donor: Picture, donor_points: Points, rng: Random) -> Result:
-    """Another person's face on the target's: warped triangle by triangle, in the target's colours, and blended in.
+    """Blend another person's face over the target's, warped triangle by triangle and matched in colour.
 
-    As FaceSwap in FaceForensics++, which fits a mesh, matches the colours and blends. Blended by feathering or by
-    Poisson's equation (Pérez et al., SIGGRAPH 2003), at random.
+    This follows FaceSwap in FaceForensics++, which fits a mesh, matches the colours and blends. Blending is chosen at
+    random between feathering and Poisson's equation (Pérez et al., SIGGRAPH 2003).
     """
     face = list(layout(points).face)
     where = _affine_by_triangle(points[face], donor_points[face], target.shape)
     last = np.array([donor.shape[1] - 1, donor.shape[0] - 1])
-    region: Mask = np.all((where >= 0) & (where <= last), axis=2)  # not where the donor's picture has ended
+    region: Mask = np.all((where >= 0) & (where <= last), axis=2)  # only where the donor's picture has pixels
     warped = _remap(donor, np.nan_to_num(where))
     matched = _match_colours(warped, target, region)
     seam = SEAM * _size(points)
     if rng.random() < 0.5:
         return _blend(target, matched, _feather(region, seam))
     inner = _feather(region, seam) > CHANGED
-    inner[[0, 1, -2, -1]] = inner[:, [0, 1, -2, -1]] = False  # the equation needs pixels around it
+    inner[[0, 1, -2, -1]] = inner[:, [0, 1, -2, -1]] = False  # the equation needs surrounding pixels
     x, y, width, height = cv2.boundingRect(inner.astype(np.uint8))
     filled = np.where(region[..., None], matched, target)
     cloned = cv2.seamlessClone(
@@ -60,12 +60,12 @@ def face_swap(target: Picture, points: Points, donor: Picture, donor_points: Poi
 
 
 def mean_colour(picture: Picture, points: Points) -> NDArray[np.float32]:
-    """Of a face, in Lab: (3,)."""
+    """Return the mean colour of a face in Lab: (3,)."""
     return _lab(picture)[_hull(points[list(layout(points).face)], picture.shape)].mean(0)
 
 
 def self_blending(target: Picture, points: Points, rng: Random) -> Result:
-    """A changed copy of the picture blended into itself: Shiohara and Yamasaki, CVPR 2022.
+    """Blend a modified copy of the picture into itself (Shiohara and Yamasaki, CVPR 2022).
 
     The copy is changed in colour and in sharpness, scaled by up to 5 % and shifted by up to 3 %; the mask is the hull
     of the landmarks, deformed elastically and blurred; the ratio of the blend is drawn as there. There either of the
@@ -87,9 +87,10 @@ def self_blending(target: Picture, points: Points, rng: Random) -> Result:
 
 
 def reenactment(target: Picture, points: Points, rng: Random) -> Result:
-    """Another expression: mouth, eyes and brows moved by a thin-plate spline that is still everywhere else.
+    """Change the expression: move mouth, eyes and brows by a thin-plate spline that is still everywhere else.
 
-    Only the geometry of Face2Face (Thies et al., CVPR 2016): no new texture, so nothing is seen inside the mouth.
+    This has only the geometry of Face2Face (Thies et al., CVPR 2016): no new texture, so the inside of the mouth is
+    empty.
     """
     marks = layout(points)
     moves = _expression(points, marks, rng)
@@ -112,11 +113,11 @@ def reenactment(target: Picture, points: Points, rng: Random) -> Result:
 
 
 def texture_resynthesis(target: Picture, points: Points, rng: Random) -> Result:
-    """The face, or its lower half, coded at a low rate, with made-up grain in place of the detail that this lost.
+    """Encode the face, or its lower half, at a low rate, and replace the lost detail by synthetic grain.
 
-    As a decoder renders texture from features (loosely after NeuralTextures: Thies et al., SIGGRAPH 2019): what is
-    coarse is right, what is fine has the right strength and the wrong structure. Without the grain the picture would
-    be smoother than it was, and the size of its file would tell.
+    This imitates a decoder that renders texture from features (loosely after NeuralTextures: Thies et al., SIGGRAPH
+    2019): coarse structure is correct, and fine detail has the right strength but the wrong structure. Without the
+    grain the picture would be smoother than before, and the size of its file would give it away.
     """
     marks = layout(points)
     face = points[list(marks.face)]
@@ -131,12 +132,12 @@ def texture_resynthesis(target: Picture, points: Points, rng: Random) -> Result:
 
 
 def is_grey(picture: Picture) -> bool:
-    """Whether red, green and blue are the same in every pixel."""
+    """Tell whether red, green and blue are equal in every pixel."""
     return bool((picture == picture[..., :1]).all())
 
 
 def without_colour(picture: Picture) -> Picture:
-    """The picture in grey, still of three channels; pixels that are grey already stay as they are."""
+    """Return the picture in grey with three channels; pixels that are already grey stay unchanged."""
     return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
@@ -145,9 +146,9 @@ def forge(kind: str, face: Face, donor: Face | None, rng: Random) -> Result:
 
     Args:
         kind: one of ``MANIPULATIONS``.
-        face: to be forged.
-        donor: of a face swap; the others need none.
-        rng: what is random is drawn from it.
+        face: photograph to forge.
+        donor: donor of a face swap; the other kinds need none.
+        rng: generator of all random choices.
     """
     if kind in ALONE:
         picture, mask = ALONE[kind](face.picture, face.points, rng)
@@ -166,47 +167,47 @@ MANIPULATIONS = ("face swap", *ALONE)
 
 
 def _grid(shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """The place (x, y) of each pixel: (H, W, 2)."""
+    """Return the position (x, y) of each pixel: (H, W, 2)."""
     rows, columns = np.indices(shape[:2], dtype=np.float64)
     return np.stack([columns, rows], axis=2)
 
 
 def _remap(picture: Picture, where: NDArray[np.float64]) -> Picture:
-    """The picture's colour at each place (x, y)."""
+    """Return the picture's colour at each position (x, y)."""
     places = where.astype(np.float32)
     return cv2.remap(picture, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def _affine_by_triangle(points: Points, others: Points, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Where each pixel lies among the other points, affine within each Delaunay triangle; NaN outside of all."""
+    """Map each pixel to the other points, affinely within each Delaunay triangle; NaN outside all triangles."""
     return LinearNDInterpolator(points, others)(_grid(shape))
 
 
 def _hull(points: Points, shape: tuple[int, ...]) -> Mask:
-    """The convex hull of points."""
+    """Return the convex hull of points."""
     filled = np.zeros(shape[:2], np.uint8)
     cv2.fillConvexPoly(filled, cv2.convexHull(np.round(points).astype(np.int32)), 1)
     return filled.astype(bool)
 
 
 def _outline(points: Points, marks: Layout) -> list[int]:
-    """The landmarks on the hull of the face."""
+    """Return the landmarks on the hull of the face."""
     face = np.array(marks.face)
     return face[cv2.convexHull(points[face].astype(np.float32), returnPoints=False).ravel()].tolist()
 
 
 def _size(points: Points) -> float:
-    """Height or width of the face in pixels, whichever is larger."""
+    """Return the larger of height and width of the face in pixels."""
     return float(np.ptp(points[list(layout(points).face)], axis=0).max())
 
 
 def _grow(region: Mask, width: float) -> Mask:
-    """All pixels that are no further from a region than a width."""
+    """Return all pixels within a distance of a region."""
     return cv2.distanceTransform((~region).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= width
 
 
 def _feather(region: Mask, width: float) -> Weight:
-    """0 outside a region, 1 inside, and smooth in a seam of this width within its border."""
+    """Return a weight of 0 outside a region and 1 inside, with a smooth seam of this width inside its border."""
     depth = cv2.distanceTransform(region.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     ramp = np.clip(depth / width, 0, 1)
     return ramp * ramp * (3 - 2 * ramp)
@@ -218,7 +219,7 @@ def _blend(target: Picture, other: NDArray[np.generic], weight: Weight) -> Resul
 
 
 def _match_colours(picture: Picture, target: Picture, region: Mask) -> Picture:
-    """Give a region the mean and spread that it has in the target, in Lab (Reinhard et al., 2001)."""
+    """Give a region the mean and spread of the target's in Lab (Reinhard et al., 2001)."""
     source = _lab(picture)
     inside, wanted = source[region], _lab(target)[region]
     scale = wanted.std(0) / np.maximum(inside.std(0), 1e-3)
@@ -235,7 +236,7 @@ def _to_uint8(picture: NDArray[np.float32]) -> Picture:
 
 
 def _other_colours(picture: Picture, rng: Random) -> Picture:
-    """Hue, saturation and value, each channel, brightness and contrast, all by a little."""
+    """Change hue, saturation and value, each channel, brightness and contrast slightly."""
     hsv = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)  # hue in degrees
     hsv[..., 0] = (hsv[..., 0] + rng.uniform(-6, 6)) % 360
     hsv[..., 1:] = np.clip(hsv[..., 1:] * rng.uniform(0.85, 1.15, 2), 0, 1)
@@ -245,7 +246,7 @@ def _other_colours(picture: Picture, rng: Random) -> Picture:
 
 
 def _other_sharpness(picture: Picture, rng: Random) -> Picture:
-    """Sharpened, or made smaller and larger again."""
+    """Sharpen the picture, or reduce and enlarge it again."""
     if rng.random() < 0.5:
         soft = cv2.GaussianBlur(picture, (0, 0), 1.5)
         return cv2.addWeighted(picture, 1 + (amount := rng.uniform(0.5, 1.2)), soft, -amount, 0)
@@ -253,21 +254,21 @@ def _other_sharpness(picture: Picture, rng: Random) -> Picture:
 
 
 def _smaller(picture: Picture, factor: float) -> Picture:
-    """Made smaller by a factor, and as large as it was again."""
+    """Reduce the picture by a factor and enlarge it again."""
     height, width = picture.shape[:2]
     small = cv2.resize(picture, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def _low_rate(picture: Picture, rng: Random) -> Picture:
-    """What a low rate leaves: of the resolution, or of a JPEG file's."""
+    """Reduce the quality of the picture by a low resolution or a low JPEG quality."""
     if rng.random() < 0.5:
         return _smaller(picture, rng.uniform(2, 4))
     return decode(encode(picture, int(rng.integers(12, 30))))
 
 
 def _elastic(region: Mask, reach: float, rng: Random) -> Mask:
-    """A region deformed by a smooth random shift of at most ``reach`` pixels either way (Simard et al., 2003)."""
+    """Deform a region by a smooth random shift of at most ``reach`` pixels in each direction (Simard et al., 2003)."""
     noise = rng.uniform(-1, 1, (*region.shape, 2)).astype(np.float32)
     field = cv2.GaussianBlur(noise, (0, 0), 2 * reach)
     field *= reach / np.abs(field).max()
@@ -275,7 +276,7 @@ def _elastic(region: Mask, reach: float, rng: Random) -> Mask:
 
 
 def _expression(points: Points, marks: Layout, rng: Random) -> dict[int, Points]:
-    """How far each landmark of mouth, eyes and brows is to move, in pixels."""
+    """Return the shift of each landmark of mouth, eyes and brows, in pixels."""
     left, right = points[marks.mouth_corners[0]], points[marks.mouth_corners[1]]
     width = float(np.linalg.norm(right - left))
     smile, aside = _either(rng, 0.04, 0.1) * width, rng.uniform(-0.06, 0.06) * width
@@ -293,5 +294,5 @@ def _expression(points: Points, marks: Layout, rng: Random) -> dict[int, Points]
 
 
 def _either(rng: Random, low: float, high: float) -> float:
-    """A number between two bounds, of either sign."""
+    """Return a random number whose magnitude is between two bounds, with either sign."""
     return float(rng.uniform(low, high) * rng.choice([-1, 1]))

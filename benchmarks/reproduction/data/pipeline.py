@@ -1,4 +1,4 @@
-"""What every picture passes, real or fake: one crop, one resize, one JPEG."""
+"""The processing that every picture, real or fake, undergoes: one crop, one resize, one JPEG compression."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from benchmarks.reproduction.data.landmarks import Points
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 Mask = NDArray[np.bool_]  # (H, W)
 
-# JPEG stands in for the H.264 of FaceForensics++ (Rössler et al., ICCV 2019): c23, "visually nearly lossless", is
-# its HQ, and c40 its LQ.
+# JPEG replaces the H.264 of FaceForensics++ (Rössler et al., ICCV 2019): its HQ is c23, "visually nearly lossless", and
+# its LQ is c40.
 QUALITIES = {"HQ": 90, "LQ": 40}
-MARGIN = 1.3  # side of the crop over the larger side of the face, as FaceForensics++ crops
+MARGIN = 1.3  # side of the crop relative to the larger side of the face, as in FaceForensics++
 
 
 class Box(NamedTuple):
-    """A square in a picture, in whole pixels: its left upper corner and its side."""
+    """A square in a picture, in whole pixels: its upper left corner and its side."""
 
     x: int
     y: int
@@ -30,14 +30,14 @@ class Box(NamedTuple):
 
 
 class BrokenPicture(ValueError):
-    """A file that holds no picture that can be read."""
+    """A file without a readable picture."""
 
 
 def read_picture(path: Path) -> Picture:
-    """A picture file, in RGB.
+    """Return a picture file in RGB.
 
     Raises:
-        BrokenPicture: if it can't be read, with the reason.
+        BrokenPicture: if it cannot be read; the message says why.
     """
     try:
         with Image.open(path) as image:
@@ -51,13 +51,13 @@ def read_picture(path: Path) -> Picture:
 
 
 def face_box(points: Points, shape: tuple[int, ...]) -> Box:
-    """A square around points, ``MARGIN`` times as large as they are, moved and cut to lie within the picture."""
+    """Return a square around points, ``MARGIN`` times their extent, shifted and clipped to lie within the picture."""
     low, high = points.min(0), points.max(0)
     return _inside((low + high) / 2, MARGIN * float((high - low).max()), shape)
 
 
 def centre_box(shape: tuple[int, ...]) -> Box:
-    """The largest square in the middle of a picture."""
+    """Return the largest central square of a picture."""
     height, width = shape[:2]
     return _inside(np.array([width, height]) / 2, float(min(height, width)), shape)
 
@@ -70,23 +70,24 @@ def _inside(centre: Points, side: float, shape: tuple[int, ...]) -> Box:
 
 
 def finish(picture: Picture, mask: Mask, box: Box, size: int, quality: str) -> tuple[Picture, Mask]:
-    """:func:`file`, decoded: the picture, uint8 (size, size, 3), and the mask, bool (size, size)."""
+    """Return :func:`file`, decoded: the picture, uint8 (size, size, 3), and the mask, bool (size, size)."""
     data, covered = file(picture, mask, box, size, quality)
     return decode(data), covered
 
 
 def file(picture: Picture, mask: Mask, box: Box, size: int, quality: str) -> tuple[bytes, Mask]:
-    """Crop, resize and compress a picture, and crop and resize its mask alike.
+    """Crop, resize and compress a picture, and crop and resize its mask in the same way.
 
     Args:
         picture: uint8 (H, W, 3).
-        mask: bool (H, W), True where the picture was changed.
-        box: to crop to.
+        mask: bool (H, W), True where the picture was manipulated.
+        box: box to crop to.
         size: side of the result in pixels.
         quality: a key of ``QUALITIES``.
 
     Returns:
-        The bytes of a JPEG file, and the mask, bool (size, size): True where more than half of a pixel was.
+        The bytes of a JPEG file, and the mask, bool (size, size): True where over half of a pixel's area was
+        manipulated.
     """
     small = resize(crop(picture, box), size)
     covered = resize(crop(mask, box).astype(np.float32), size)
@@ -94,18 +95,18 @@ def file(picture: Picture, mask: Mask, box: Box, size: int, quality: str) -> tup
 
 
 def crop(array: NDArray[Any], box: Box) -> NDArray[Any]:
-    """What is in a box."""
+    """Return the part of an array inside a box."""
     return array[box.y : box.y + box.side, box.x : box.x + box.side]
 
 
 def resize(array: NDArray[Any], size: int) -> NDArray[Any]:
-    """Make a square array so large: smaller by averaging areas, larger by linear interpolation."""
+    """Resize a square array: shrink by averaging areas, enlarge by linear interpolation."""
     method = cv2.INTER_AREA if size < len(array) else cv2.INTER_LINEAR
     return cv2.resize(array, (size, size), interpolation=method)
 
 
 def encode(picture: Picture, quality: int) -> bytes:
-    """A picture as the bytes of a JPEG file."""
+    """Encode a picture as the bytes of a JPEG file."""
     done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise ValueError(f"a picture of shape {picture.shape} and dtype {picture.dtype} can't be written as JPEG")
@@ -113,5 +114,5 @@ def encode(picture: Picture, quality: int) -> bytes:
 
 
 def decode(data: bytes) -> Picture:
-    """The picture in the bytes of a JPEG file."""
+    """Decode the bytes of a JPEG file."""
     return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)

@@ -1,7 +1,8 @@
-"""Portraits of several eras, in colour and in grey, in one table of people; each of them is tested once.
+"""Portraits from several eras, in colour and in grey, in one table of people; each person is tested once.
 
-The pictures are made once for all folds: the donor of a face swap is of the same fold, so that the two are on the same
-side in every one. They are kept as JPEG files of each person, so that a call that was stopped goes on where it was.
+The pictures are made once for all folds: the donor of a face swap comes from the same fold, so that the two people are
+always in the same part. The pictures are stored as JPEG files per person, so that an interrupted call resumes where it
+stopped.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ from benchmarks.reproduction.data.pipeline import decode
 ERAS: Final = ("old", "middle", "modern")
 TABLE: Final = "people.csv"
 INDEX: Final = "people.json"
-AT_ONCE: Final = 16  # people whose pictures one job makes
+AT_ONCE: Final = 16  # people per job
 
 
 class Person(NamedTuple):
-    """What is known of a person, who is in one photograph.
+    """Facts about a person, who is in one photograph.
 
     Attributes:
-        name: folder and picture, as ``london_faces/001_03``.
-        source: the folder's name.
+        name: folder and picture, such as ``london_faces/001_03``.
+        source: name of the folder.
         era: one of ``ERAS``.
-        colour: whether the photograph has real colour, no tone or stain.
+        colour: whether the photograph has real colour rather than a tone or a stain.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Person(NamedTuple):
 
     @property
     def stratum(self) -> str:
-        """What the donor of a face swap shares, and what every fold holds its share of."""
+        """Return the class that the donor of a face swap shares, and that is spread evenly over the folds."""
         return f"{self.source}, {self.era}, {'colour' if self.colour else 'grey'}"
 
 
@@ -60,27 +61,27 @@ SUBSETS: Final[dict[str, Callable[[Person], bool]]] = {
 
 
 class Dealt(NamedTuple):
-    """The fold of each person, and who could not be used."""
+    """The fold of each person, and the people who could not be used."""
 
     folds: dict[str, int]
     skipped: tuple[Skipped, ...]
 
 
 class Portraits(Source):
-    """One photograph of each person, real and forged in each of four ways, with colour and era known.
+    """One photograph of each person, real and forged in each of four ways, with known colour and era.
 
-    The folder is one as :class:`Landmarked` takes it, or holds several such, whose people are joined. Each may hold
-    ``people.csv`` with the columns ``image``, ``colour`` (yes or no) and ``era`` (old, middle or modern), and any
-    others; without it all its photographs count as modern ones in colour. What is not in colour is made grey, whatever
-    its tone, and its forgeries are grey. The donor of a face swap is of the same folder, era and colour class, and of
-    the same fold.
+    The folder is one that :class:`Landmarked` accepts, or contains several of them, whose people are combined. Each may
+    contain ``people.csv`` with the columns ``image``, ``colour`` (yes or no) and ``era`` (old, middle or modern), and
+    any others; without it all its photographs count as modern and coloured. Photographs without real colour are
+    converted to grey, and so are their forgeries. The donor of a face swap comes from the same folder, era and colour
+    class, and from the same fold.
 
-    A recipe's seed counts through folds: with 8 folds, seeds 0 to 7 test fold 0 to 7, so each person once; 8 to 15 do
-    it again with people dealt and pictures forged anew. The validation part is the fold after that of the test part,
-    and all others are the train part.
+    A recipe's seed counts through folds: with 8 folds, seeds 0 to 7 test folds 0 to 7, so each person once; seeds 8 to
+    15 repeat this with people dealt and pictures forged anew. The fold after the test fold is the validation part, and
+    all others are the training part.
 
     Args:
-        root: the folder.
+        root: folder of the portraits.
     """
 
     def __init__(self, root: Path) -> None:
@@ -91,35 +92,34 @@ class Portraits(Source):
             raise FileNotFoundError(f"neither {root} nor a folder in it has landmarks.csv; portraits need one")
 
     def fingerprint(self, quality: str) -> str:
-        """Digest of the tables, the same for every quality, and of the pictures' names, sizes and times."""
+        """Return a digest of the tables, the same for every quality, and of the pictures' names, sizes and times."""
         digest = hashlib.sha256()
         for name, folder in self.folders.items():
             table = folder.root / TABLE
-            told = table.read_text(encoding="utf-8-sig") if table.is_file() else None
-            digest.update(json.dumps([name, folder.fingerprint(quality), told]).encode())
+            text = table.read_text(encoding="utf-8-sig") if table.is_file() else None
+            digest.update(json.dumps([name, folder.fingerprint(quality), text]).encode())
         return digest.hexdigest()
 
     @functools.cached_property
     def people(self) -> dict[str, Person]:
-        """The table of people: of all those with a picture or landmarks, by name.
+        """Return the table of all people with a picture or landmarks, by name.
 
         Raises:
-            ValueError: if a ``people.csv`` lacks a column, a picture, or holds a value that is not one of those
-                expected.
+            ValueError: if a ``people.csv`` lacks a column or a picture, or has an invalid value.
         """
         return {
             person.name: person
-            for name, (pictures, points) in self._held.items()
+            for name, (pictures, points) in self._contents.items()
             for person in _people(name, self.folders[name].root, sorted({*pictures, *points}))
         }
 
     @functools.cached_property
-    def _held(self) -> dict[str, tuple[dict[str, Path], dict[str, Points | str]]]:
+    def _contents(self) -> dict[str, tuple[dict[str, Path], dict[str, Points | str]]]:
         """The pictures and landmarks of every folder."""
         return {name: (folder.pictures(), folder.landmarks()) for name, folder in self.folders.items()}
 
     def parts(self, recipe: Recipe) -> Parts:
-        """The pictures, made by a recipe and not kept.
+        """Return the pictures, made by a recipe, without storing them.
 
         Raises:
             ValueError: if there are too few people for the folds.
@@ -128,7 +128,7 @@ class Portraits(Source):
             return self.kept_parts(recipe, Path(folder))
 
     def kept_parts(self, recipe: Recipe, folder: Path) -> Parts:
-        """The pictures, made by a recipe; those that lie in a folder are taken from there, and others put there."""
+        """Return the pictures of a recipe: take those that exist from a folder, and store the others there."""
         dealt = self.make(recipe, folder, processes=1)
         test = recipe.seed % recipe.folds
         validation = (test + 1) % recipe.folds
@@ -139,12 +139,12 @@ class Portraits(Source):
         return Parts(*(Faces.stack(some, recipe.size, why) for some, why in zip(samples, skipped, strict=True)))
 
     def make(self, recipe: Recipe, folder: Path, processes: int) -> Dealt:
-        """Make all the pictures of a recipe that are not in a folder yet, and put them there.
+        """Make the pictures of a recipe that a folder lacks, and store them there.
 
         Args:
-            recipe: of its seed only the round counts, which all folds share.
-            folder: of these pictures alone.
-            processes: how many to make them with.
+            recipe: recipe; only the round of its seed matters, which all folds share.
+            folder: folder for these pictures alone.
+            processes: number of processes.
 
         Raises:
             ValueError: if there are too few people for the folds.
@@ -163,14 +163,14 @@ class Portraits(Source):
                 todo.append(jobs.Job(some[0], len(some), _make, (self.root, recipe, some, group, folder)))
         errors = jobs.run(todo, processes, f"faces {recipe.size} px {recipe.quality}")[1]
         if errors:
-            raise RuntimeError(f"{len(errors)} lots of pictures could not be made, the first: {min(errors.values())}")
+            raise RuntimeError(f"{len(errors)} batches of pictures failed, the first: {min(errors.values())}")
         return dealt
 
     def faces(self, people: Iterable[str]) -> dict[str, Face | Skipped]:
-        """Read the photographs of people, or tell why they can't be used."""
+        """Read the photographs of people, or say why they are unusable."""
         found = dict[str, Face | Skipped]()
         for name in people:
-            pictures, points = self._held[self.people[name].source]
+            pictures, points = self._contents[self.people[name].source]
             stem = name.partition("/")[2]
             face = read_face(name, pictures.get(stem), points.get(stem, "no row in landmarks.csv"))
             if isinstance(face, Face) and not self.people[name].colour:
@@ -179,10 +179,10 @@ class Portraits(Source):
         return found
 
     def _dealt(self, recipe: Recipe, folder: Path) -> Dealt:
-        """Read from the folder who is in which fold, or deal people and write it there."""
+        """Read each person's fold from the folder, or deal people and write the result there."""
         if (folder / INDEX).exists():
-            held = json.loads((folder / INDEX).read_text())
-            return Dealt(held["folds"], tuple(Skipped(*each) for each in held["skipped"]))
+            saved = json.loads((folder / INDEX).read_text())
+            return Dealt(saved["folds"], tuple(Skipped(*each) for each in saved["skipped"]))
         found = self.faces(self.people)
         skipped = [each for each in found.values() if isinstance(each, Skipped)]
         strata: dict[str, list[str]] = {}
@@ -204,7 +204,7 @@ class Portraits(Source):
 
 
 def _people(source: str, root: Path, images: Sequence[str]) -> list[Person]:
-    """The people of a folder, whose pictures are named ``images``."""
+    """Return the people of a folder, whose pictures are named ``images``."""
     path = root / TABLE
     if not path.is_file():
         return [Person(f"{source}/{image}", source, "modern", True) for image in images]
@@ -213,7 +213,7 @@ def _people(source: str, root: Path, images: Sequence[str]) -> list[Person]:
         rows = list(reader)
     if missing := [name for name in ("image", "colour", "era") if name not in (reader.fieldnames or ())]:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
-    told: dict[str, Person] = {}
+    found: dict[str, Person] = {}
     for row in rows:
         stem, colour, era = Path(row["image"]).stem, row["colour"], row["era"]
         if colour not in ("yes", "no") or era not in ERAS:
@@ -221,14 +221,14 @@ def _people(source: str, root: Path, images: Sequence[str]) -> list[Person]:
                 f"{path}: colour must be yes or no and era one of {', '.join(ERAS)}, got {colour!r} and {era!r} for "
                 f"{row['image']}"
             )
-        told[stem] = Person(f"{source}/{stem}", source, era, colour == "yes")
-    if unknown := [image for image in images if image not in told]:
+        found[stem] = Person(f"{source}/{stem}", source, era, colour == "yes")
+    if unknown := [image for image in images if image not in found]:
         raise ValueError(f"{path} has no row for {len(unknown)} pictures, the first is {unknown[0]}")
-    return [told[image] for image in images]
+    return [found[image] for image in images]
 
 
 def _limited(strata: dict[str, list[str]], recipe: Recipe) -> dict[str, list[str]]:
-    """About as many people as the recipe asks for: of every stratum its share, and two or more."""
+    """Keep about as many people as the recipe asks for: a proportional share of every stratum, but at least two."""
     count = sum(map(len, strata.values()))
     if recipe.people is None or recipe.people >= count:
         return strata
@@ -240,7 +240,7 @@ def _limited(strata: dict[str, list[str]], recipe: Recipe) -> dict[str, list[str
 
 
 def _make(root: Path, recipe: Recipe, people: Sequence[str], group: Sequence[str], folder: Path) -> None:
-    """Make the pictures of people with donors of their group, in whatever process."""
+    """Make the pictures of people with donors from their group, in any process."""
     faces = [face for face in Portraits(root).faces(group).values() if isinstance(face, Face)]
     for face in faces:
         if face.person in people:
@@ -259,13 +259,13 @@ def _write(made: Sequence[tuple[str, bytes, np.ndarray]], path: Path) -> None:
 
 
 def read_files(folder: Path, person: str) -> dict[str, bytes]:
-    """Return the JPEG files that are kept of a person, by kind."""
-    with np.load(_file(folder, person)) as held:
-        return {kind: held[kind].tobytes() for kind in held.files if kind != "masks"}
+    """Return the stored JPEG files of a person, by kind."""
+    with np.load(_file(folder, person)) as stored:
+        return {kind: stored[kind].tobytes() for kind in stored.files if kind != "masks"}
 
 
 def _read(folder: Path, person: str, size: int) -> list[Sample]:
-    with np.load(_file(folder, person)) as held:
-        masks = np.unpackbits(held["masks"], axis=-1, count=size).astype(bool)
+    with np.load(_file(folder, person)) as stored:
+        masks = np.unpackbits(stored["masks"], axis=-1, count=size).astype(bool)
     files = read_files(folder, person)
     return [Sample(decode(file), mask, person, kind) for (kind, file), mask in zip(files.items(), masks, strict=True)]

@@ -1,4 +1,4 @@
-"""The experiments, one module each, and what the command line needs of them."""
+"""The experiments, one per module, and the interface that the command line uses."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from benchmarks.reproduction.training import Settings
 
 
 class Experiment(NamedTuple):
-    """What an experiment needs, and what it makes of it.
+    """An experiment: its requirements and its output.
 
     Attributes:
-        pictures: the ways to make the pictures that it uses.
-        settings: the runs that it trains, or shares with others.
-        measurements: on trained networks.
-        write: its tables, when all that is there.
-        hindrance: why the data set that was prepared does not do for it, if so.
+        pictures: function that returns the sets of pictures that it uses.
+        settings: function that returns the runs that it trains or shares with others.
+        measurements: function that returns its measurements on trained networks.
+        write: function that writes its tables when all of these exist.
+        hindrance: function that returns why the prepared data set is unsuitable, or None.
     """
 
     pictures: Callable[[Study], Iterable[Pictures]]

@@ -1,4 +1,4 @@
-"""Figure 1: how the networks of Table 1, trained on clean pictures, do on corrupted ones."""
+"""Figure 1: test the networks of Table 1, which were trained on clean pictures, on corrupted ones."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ COLUMNS: Final = {
 
 
 def pictures(study: Study) -> list[Pictures]:
-    """Those of Table 1."""
+    """Return the pictures of Table 1."""
     return table1.pictures(study)
 
 
 def settings(study: Study) -> list[Settings]:
-    """The runs of Table 1 that the paper compares."""
+    """Return the runs of Table 1 that the paper compares."""
     return [study.settings(f"lite {name}", seed) for seed in study.seeds for name in table1.COMPARED]
 
 
 def measurements(study: Study) -> list[Measurement]:
-    """One of every run."""
+    """Return one measurement per run."""
     options = {"strengths": STRENGTHS, "seed": 0}
     return [Measurement("robustness", each, robustness, options, 20.0) for each in settings(study)]
 
 
 def robustness(run: Run, source: Source, options: Row) -> list[Row]:
-    """Logits on the run's test pictures under every corruption."""
+    """Return the logits of the run's test pictures under every corruption."""
     test = source.parts(Pictures(run.settings.size, run.settings.quality, run.settings.seed)).test
     test = test.take([index for index, kind in enumerate(test.kinds) if kind in ("real", *run.settings.kinds)])
     detector = run.detector()
@@ -52,7 +52,7 @@ def robustness(run: Run, source: Source, options: Row) -> list[Row]:
 
 
 def write(study: Study) -> None:
-    """fig1.csv and fig1_runs.csv: AUC at every severity, the clean pictures as severity 0, and the mean of the five."""
+    """Write fig1.csv and fig1_runs.csv: AUC per severity, with 0 for clean pictures, and the mean of the five."""
     found: dict[tuple[str, str, str], list[Predictions]] = {}
     rows: list[Row] = []
     for measurement in measurements(study):
@@ -62,8 +62,8 @@ def write(study: Study) -> None:
         for corruption in STRENGTHS:
             corrupt = np.asarray([logits[corruption, severity] for severity in SEVERITIES], np.float32)
             versions = {"0": run.test.logits, **dict(zip(map(str, SEVERITIES), corrupt, strict=True)), AVERAGE: corrupt}
-            for severity, held in versions.items():
-                predicted = run.test._replace(logits=held)
+            for severity, scored in versions.items():
+                predicted = run.test._replace(logits=scored)
                 found.setdefault((name, corruption, severity), []).append(predicted)
                 score = interval([predicted], weighted_auc, draws=1).mean
                 case = {"corruption": corruption, "severity": severity, "AUC corrupted": score}

@@ -1,8 +1,9 @@
-"""How well self-information alone points at what was changed: pixel AUC against the mask of the manipulation.
+"""Test how well self-information alone locates a manipulation: pixel AUC against the mask.
 
-Each map is asked on every fake of the test part how often a changed pixel has more of it than an unchanged one, and
-the same of the real picture of that person under the same mask: what a map gains from the face alone, whose eyes and
-mouth have more detail than cheeks whether or not they were changed. Only the first less the second is about forgery.
+The pixel AUC of a map is the probability that a manipulated pixel has a higher value than another one. It is computed
+for every fake of the test part, and for the real picture of the same person with the same mask. The latter is what a
+map gains from the face alone, whose eyes and mouth have more detail than its cheeks whether or not they were
+manipulated. Only the difference between the two is about forgery.
 """
 
 from __future__ import annotations
@@ -39,31 +40,31 @@ INSIDE: Final = ("SIA network, before training here", "SIA network, trained")
 
 
 def pictures(study: Study) -> list[Pictures]:
-    """At the network's size, and larger for the maps that need none."""
+    """Return the pictures at the network's size, and larger ones for the maps that need no network."""
     return [Pictures(size, "HQ", seed) for size in _sizes(study) for seed in study.seeds]
 
 
 def hindrance(study: Study) -> str | None:
-    """Why this data set cannot be asked, if it can't."""
+    """Return why this data set is unsuitable, or None."""
     if all(study.known[each].masks for each in pictures(study)):
         return None
     return f"localise needs masks of what was changed, and the data set {study.source.name!r} has none"
 
 
 def settings(study: Study) -> list[Settings]:
-    """Table 1's runs of SIA."""
+    """Return Table 1's runs of SIA."""
     return [study.settings("lite SIA", seed) for seed in study.seeds]
 
 
 def measurements(study: Study) -> list[Measurement]:
-    """One of every run, with the pictures' own maps beside those inside of the network."""
+    """Return one measurement per run, of the pictures' own maps and of those inside the network."""
     return [
         Measurement("localisation", each, localisation, _options(study, each.seed), 120.0) for each in settings(study)
     ]
 
 
 def localisation(run: Run, source: Source, options: Row) -> list[Row]:
-    """Pixel AUC of every map on every fake of the run's test part, and on the person's real picture."""
+    """Return the pixel AUC of every map on every fake of the run's test part, and on the person's real picture."""
     inside = {
         f"{state}, {name}": found
         for state, detector in zip(INSIDE, (create(run.settings).eval(), run.detector()), strict=True)
@@ -84,10 +85,10 @@ def localisation(run: Run, source: Source, options: Row) -> list[Row]:
 
 
 def pairs(faces: Faces) -> tuple[Faces, Faces]:
-    """The fakes whose mask says where they were changed, and a real picture of the same person for each.
+    """Return the fakes whose mask marks the manipulation, and a real picture of the same person for each.
 
     Raises:
-        ValueError: there is none, as in data sets without masks.
+        ValueError: there are none, as in data sets without masks.
     """
     real_of: dict[str, int] = {}
     for index, (kind, person) in enumerate(zip(faces.kinds, faces.people, strict=True)):
@@ -100,17 +101,17 @@ def pairs(faces: Faces) -> tuple[Faces, Faces]:
         if kind != "real" and 0 < changed[index] < 1 and person in real_of
     ]
     if not fakes:
-        raise ValueError("no fake of the test part has a mask and a real picture beside it; this data set has no masks")
+        raise ValueError("no fake in the test part has a mask and a real picture beside it; this data set has no masks")
     return faces.take(fakes), faces.take([real_of[faces.people[index]] for index in fakes])
 
 
 def pixel_auc(mask: Tensor, found: Tensor) -> float:
-    """How often a pixel within the mask (S, S) has more of a map (S, S) than one outside."""
+    """Return the probability that a map (S, S) is higher at a pixel inside the mask (S, S) than at one outside."""
     return float(roc_auc_score(mask.flatten().numpy(), found.flatten().numpy()))
 
 
 def of_the_picture(size: int) -> dict[str, Map]:
-    """Maps that need no network: self-information, and the simple ones that it must beat to mean anything."""
+    """Return maps that need no network: self-information, and simple ones that it must beat to be meaningful."""
     single: dict[str, Map] = {
         **{f"self-information, K={side}": partial(information, kernel_size=side) for side in (3, 7)},
         "gradient magnitude": gradient,
@@ -122,12 +123,12 @@ def of_the_picture(size: int) -> dict[str, Map]:
 
 
 def information(x: Tensor, kernel_size: int) -> Tensor:
-    """Self-information of the RGB picture, averaged over the channels."""
+    """Return the self-information of the RGB picture, averaged over channels."""
     return self_information(x, kernel_size).mean(1)
 
 
 def gradient(x: Tensor) -> Tensor:
-    """Magnitude of Sobel's gradient, averaged over the channels."""
+    """Return the magnitude of Sobel's gradient, averaged over channels."""
     made = [
         np.hypot(cv2.Sobel(picture, cv2.CV_32F, 1, 0), cv2.Sobel(picture, cv2.CV_32F, 0, 1)).mean(-1)
         for picture in _arrays(x)
@@ -136,20 +137,20 @@ def gradient(x: Tensor) -> Tensor:
 
 
 def high_pass(x: Tensor) -> Tensor:
-    """Squared difference from the picture under a Gaussian of one pixel, averaged over the channels."""
+    """Return the squared difference from the picture blurred by one pixel, averaged over channels."""
     made = [np.square(picture - cv2.GaussianBlur(picture, (0, 0), 1.0)).mean(-1) for picture in _arrays(x)]
     return torch.from_numpy(np.stack(made))
 
 
 def centred(x: Tensor) -> Tensor:
-    """A Gaussian in the middle, a quarter of the picture wide, that looks at nothing: faces are centred."""
+    """Return a centred Gaussian, a quarter of the picture wide, that ignores the content: faces are centred."""
     side = x.shape[-1]
     line = cv2.getGaussianKernel(side, side / 4, cv2.CV_32F)
     return torch.from_numpy(line @ line.T).expand(len(x), side, side)
 
 
 def write(study: Study) -> None:
-    """localise.csv, localise_runs.csv, and a picture of some faces in the work folder."""
+    """Write localise.csv, localise_runs.csv, and a picture of some faces to the work folder."""
     found = [study.measured(each) or [] for each in measurements(study)]
     cases = list(dict.fromkeys((row["map"], row["size"]) for row in found[0]))
     kinds = [None, *dict.fromkeys(row["kinds"] for row in found[0])]
@@ -168,9 +169,9 @@ def write(study: Study) -> None:
 
 
 def draw(faces: Faces, run: Run, path: Path, rows: int = 6) -> None:
-    """Real picture, fake, mask, the picture's self-information and that inside of the trained network, side by side.
+    """Draw the real picture, fake, mask, self-information of the picture and that inside the trained network in rows.
 
-    It shows faces: it is for looking at, beside the data, and not for publishing.
+    The figure shows faces from the data set: keep it with the data, and do not publish it.
     """
     fakes, reals = pairs(faces)
     kinds = list(dict.fromkeys(fakes.kinds))
@@ -203,30 +204,30 @@ def draw(faces: Faces, run: Run, path: Path, rows: int = 6) -> None:
 
 
 def _means(name: str, size: int, kind: str | None, rows: list[Row]) -> Row:
-    """The means over the pictures of one run, under other names than those that the run's own columns have."""
-    held = [row for row in rows if (row["map"], row["size"]) == (name, size) and kind in (None, row["kinds"])]
-    auc, real = (fmean(row[column] for row in held) for column in ("AUC", "real"))
-    return {"map": name, "map size": size, "map kinds": kind or "all", "pictures": len(held), "map AUC": auc,
+    """Return the means over the pictures of one run, under names that do not clash with the run's own columns."""
+    selected = [row for row in rows if (row["map"], row["size"]) == (name, size) and kind in (None, row["kinds"])]
+    auc, real = (fmean(row[column] for row in selected) for column in ("AUC", "real"))
+    return {"map": name, "map size": size, "map kinds": kind or "all", "pictures": len(selected), "map AUC": auc,
             "map real": real, "map fake - real": auc - real}  # fmt: skip
 
 
 def _row(name: str, size: int, kind: str | None, found: list[list[Row]]) -> Row:
-    """The mean over pictures and seeds of one map, of one manipulation or of all."""
-    held = [
+    """Return the mean of one map over pictures and seeds, for one manipulation or for all."""
+    selected = [
         [row for row in rows if (row["map"], row["size"]) == (name, size) and kind in (None, row["kinds"])]
         for rows in found
     ]
-    people = [[row["person"] for row in rows] for rows in held]
+    people = [[row["person"] for row in rows] for rows in selected]
 
     def mean(figure: Callable[[Row], float], column: str, lowest: float = 0.0) -> Row:
-        values = [[figure(row) for row in rows] for rows in held]
+        values = [[figure(row) for row in rows] for rows in selected]
         return mean_interval(values, people).clipped(lowest, 1.0).as_row(column)
 
     return {
         "map": name,
         "size": size,
         "kinds": kind or "all",
-        "pictures": sum(map(len, held)),
+        "pictures": sum(map(len, selected)),
         **mean(lambda row: row["AUC"], "AUC"),
         **mean(lambda row: row["real"], "real"),
         **mean(lambda row: row["AUC"] - row["real"], "fake - real", -1.0),
@@ -244,13 +245,13 @@ def _options(study: Study, seed: int) -> Row:
 
 
 def computed(make: Map, images: Tensor) -> Tensor:
-    """The maps (N, S, S) of pictures uint8 (N, 3, S, S)."""
+    """Return the maps (N, S, S) of pictures uint8 (N, 3, S, S)."""
     with torch.no_grad():
         return torch.cat([make(as_input(part)) for part in images.split(64)])
 
 
 def site_maps(detector: Detector) -> dict[str, Map]:
-    """The self-information that gates each site of a network, largest map first, brought to the picture's size."""
+    """Return the self-information that gates each site of a network, largest map first, resized to the picture."""
     with torch.no_grad(), capture_self_information(detector) as maps:
         detector(torch.rand(1, 3, 64, 64))
     return {f"1/{64 // maps[site].shape[-1]}": partial(_at_site, detector=detector, site=site) for site in maps}

@@ -1,4 +1,4 @@
-"""Table 1's kind: one backbone, bare and with attention, on all manipulations together; and ablations of SIA."""
+"""Table 1: one backbone, bare and with attention, on all manipulations together; and ablations of SIA."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ COLUMNS: Final = {
 
 
 def pictures(study: Study) -> list[Pictures]:
-    """One way to make them a seed."""
+    """Return one set of pictures per seed."""
     return [Pictures(study.budget.size, "HQ", seed) for seed in study.seeds]
 
 
 def settings(study: Study) -> list[Settings]:
-    """Every variant with every seed, seed by seed, those that the paper compares first."""
+    """Return every variant with every seed, seed by seed, starting with those that the paper compares."""
     return [
         study.settings(f"lite {name}", seed)
         for names in (COMPARED, ABLATIONS)
@@ -37,12 +37,12 @@ def settings(study: Study) -> list[Settings]:
 
 
 def measurements(study: Study) -> list[Measurement]:
-    """None: the test scores say all."""
+    """Return no measurements: the test scores suffice."""
     return []
 
 
 def write(study: Study) -> None:
-    """table1.csv, for all manipulations together and for each, and table1_runs.csv."""
+    """Write table1.csv, for all manipulations together and for each, and table1_runs.csv."""
     runs = {name: study.runs(f"lite {name}") for name in NAMES}
     rows = [_row(name, kind, runs) for name in NAMES for kind in (None, *study.kinds(study.budget.size))]
     study.write("table1", rows, COLUMNS)

@@ -1,4 +1,4 @@
-"""Table 3: the toy networks of Table 2, each trained on every manipulation alone, in high and low quality."""
+"""Table 3: the toy networks of Table 2, each trained on every manipulation separately, in high and low quality."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ DIFFERENCE_COLUMNS: Final = {
 
 
 def pictures(study: Study) -> list[Pictures]:
-    """Both qualities of every seed."""
+    """Return both qualities of every seed."""
     return [Pictures(study.budget.toy_size, quality, seed) for seed in study.seeds for quality in QUALITIES]
 
 
 def settings(study: Study, qualities: Sequence[str] = QUALITIES) -> list[Settings]:
-    """Every network on every manipulation and quality, with every seed."""
+    """Return every network on every manipulation and quality, with every seed."""
     return [
         study.settings(f"toy {name}", seed, (kind,), quality)
         for seed in study.seeds
@@ -47,12 +47,12 @@ def settings(study: Study, qualities: Sequence[str] = QUALITIES) -> list[Setting
 
 
 def measurements(study: Study) -> list[Measurement]:
-    """None: the test scores say all."""
+    """Return no measurements: the test scores suffice."""
     return []
 
 
 def write(study: Study) -> None:
-    """table3.csv, table3_differences.csv and table3_runs.csv."""
+    """Write table3.csv, table3_differences.csv and table3_runs.csv."""
     runs = {
         (name, kind, quality): study.runs(f"toy {name}", (kind,), quality)
         for name in TOYS
@@ -82,7 +82,7 @@ def _row(name: str, kind: str, quality: str, runs: list[Run]) -> Row:
 
 
 def _difference(name: str, qualities: Sequence[str], runs: dict[tuple[str, str, str], list[Run]]) -> Row:
-    """What a network has more than Norm, in the mean over all manipulations."""
+    """Return the difference of a network from Norm, in the mean over all manipulations."""
     found, norm = (
         [[run.test for run in tasks] for tasks in zip(*(
             runs[case] for case in runs if case[0] == each and case[2] in qualities), strict=True)]
@@ -97,5 +97,5 @@ def _difference(name: str, qualities: Sequence[str], runs: dict[tuple[str, str, 
 
 
 def deviation(values: Sequence[float]) -> float | str:
-    """Standard deviation over the seeds; empty for one seed, which has none."""
+    """Return the standard deviation over the seeds; empty for a single seed."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else ""

@@ -1,9 +1,9 @@
-"""Table 4: the average self-information of the toy networks' layers, and whether accuracy goes with it.
+"""Table 4: the average self-information of the toy networks' layers, and its correlation with accuracy.
 
-Equation 1 of the supplement: the mean over the pixels, summed over the channels. The sum makes wide layers larger than
-narrow ones; the paper's figures are of the size of a mean over the channels. Both are written. A layer is measured at
-its end, as in the paper, and behind its BatchNorm too: where ReLU follows, its zeros are equal to each other and so
-hold little information, and not all layers of the three networks end with one.
+Equation 1 of the supplement takes the mean over pixels and the sum over channels. The sum makes wide layers larger than
+narrow ones, but the paper's figures have the magnitude of a mean over channels. Both are written. A layer is measured
+at its end, as in the paper, and also after its BatchNorm: where ReLU follows, its zeros equal each other and so carry
+little information, and not all layers of the three networks end with ReLU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.reproduction.training import Run, Settings, as_input, create
 from sia_layers import profile_self_information
 
 LAYERS: Final = {f"Layer{number}": f"layers.{number - 1}" for number in range(2, 6)}
-PLACES: Final = ("layer", "BatchNorm")  # behind which
+PLACES: Final = ("layer", "BatchNorm")  # measure after these
 OPTIONS: Final = {"kernel_size": 3, "estimator": "kde", "pictures": "test", "places": PLACES}
 STATES: Final = ("untrained", "trained")
 COLUMNS: Final = {
@@ -35,27 +35,27 @@ CORRELATION_COLUMNS: Final = {
 
 
 def pictures(study: Study) -> list[Pictures]:
-    """The high quality ones, as in the paper."""
+    """Return the high-quality pictures, as in the paper."""
     return [each for each in table3.pictures(study) if each.quality == "HQ"]
 
 
 def settings(study: Study) -> list[Settings]:
-    """Table 3's runs in high quality."""
+    """Return Table 3's runs in high quality."""
     return table3.settings(study, ("HQ",))
 
 
 def measurements(study: Study) -> list[Measurement]:
-    """One of every run."""
+    """Return one measurement per run."""
     return [Measurement("self_information", each, self_information, dict(OPTIONS), 4.0) for each in settings(study)]
 
 
 def self_information(run: Run, source: Source, options: Row) -> list[Row]:
-    """Average self-information in nats of each layer on the run's test pictures, before and after training.
+    """Return the average self-information of each layer in nats on the test pictures, before and after training.
 
     Args:
-        run: of a toy network.
-        source: of its pictures.
-        options: ``kernel_size`` and ``estimator``, and ``places`` in each layer, from :data:`PLACES`.
+        run: run of a toy network.
+        source: source of its pictures.
+        options: ``kernel_size`` and ``estimator``, and the ``places`` in each layer, from :data:`PLACES`.
     """
     test = source.parts(Pictures(run.settings.size, run.settings.quality, run.settings.seed)).test
     images = test.take([index for index, kind in enumerate(test.kinds) if kind in ("real", *run.settings.kinds)]).images
@@ -81,7 +81,7 @@ def self_information(run: Run, source: Source, options: Row) -> list[Row]:
 
 
 def _site(detector: nn.Module, layer: str, place: str) -> str:
-    """The module's name: the layer's own, or that of the BatchNorm in it."""
+    """Return the name of the module: the layer itself, or its BatchNorm."""
     if place == "layer":
         return layer
     children = detector.get_submodule(layer).named_children()
@@ -89,7 +89,7 @@ def _site(detector: nn.Module, layer: str, place: str) -> str:
 
 
 def write(study: Study) -> None:
-    """table4.csv, table4_runs.csv and table4_correlation.csv."""
+    """Write table4.csv, table4_runs.csv and table4_correlation.csv."""
     runs = [row for each in measurements(study) for row in _rows(study, each)]
     study.write("table4_runs", runs)
     means = [_mean([row for row in runs if (row["network"], row["state"], row["behind"]) == (name, state, place)])
@@ -104,14 +104,14 @@ def write(study: Study) -> None:
 
 
 def correlations(rows: list[Row]) -> list[Row]:
-    """Rank correlation of AVG with ACC and AUC, over all runs and over the networks alone.
+    """Return rank correlations of AVG with ACC and AUC, over all runs and over the networks alone.
 
-    The first mixes in that some manipulations are harder than others, and describes these runs alone: they share
+    The first also reflects that some manipulations are harder than others, and only describes these runs, which share
     networks, people and seeds. The second ranks the networks within every manipulation and seed, and averages. The
-    cells of a seed share their people, so its interval is Student's, over the means of the seeds.
+    cells of a seed share their people, so its interval is Student's t over the means of the seeds.
 
     Args:
-        rows: with ``network``, ``kinds``, ``seed``, ``ACC``, ``AUC`` and ``AVG``.
+        rows: rows with ``network``, ``kinds``, ``seed``, ``ACC``, ``AUC`` and ``AVG``.
     """
     cells: dict[int, dict[str, list[Row]]] = {}
     for row in rows:
@@ -120,10 +120,10 @@ def correlations(rows: list[Row]) -> list[Row]:
     for score in ("ACC", "AUC"):
         everything = {"over": "all networks, manipulations and seeds", "points": len(rows), "rho": _ranked(rows, score)}
         found = [[_ranked(cell, score) for cell in of_seed.values()] for of_seed in cells.values()]
-        told = [held for held in ([rho for rho in each if np.isfinite(rho)] for each in found) if held]
-        within: Row = {"over": "the networks, within manipulation and seed", "points": sum(map(len, told))}
-        if told:
-            within |= student([fmean(each) for each in told]).clipped(-1, 1).as_row("rho")
+        by_seed = [defined for defined in ([rho for rho in each if np.isfinite(rho)] for each in found) if defined]
+        within: Row = {"over": "the networks, within manipulation and seed", "points": sum(map(len, by_seed))}
+        if by_seed:
+            within |= student([fmean(each) for each in by_seed]).clipped(-1, 1).as_row("rho")
         made += [{"score": score, **everything}, {"score": score, **within}]
     return made
 
@@ -133,7 +133,7 @@ def _ranked(rows: list[Row], score: str) -> float:
 
 
 def _rows(study: Study, measurement: Measurement) -> list[Row]:
-    """A run's layers before and after training, with its scores."""
+    """Return a run's layers before and after training, with its scores."""
     run = study.run(measurement.settings)
     found = {(row["state"], row["behind"], row["reduction"]): row for row in study.measured(measurement) or []}
     return [
@@ -153,8 +153,8 @@ def _rows(study: Study, measurement: Measurement) -> list[Row]:
 
 
 def _mean(rows: list[Row]) -> Row:
-    """The mean over the runs of a network, and how far the seeds' means lie apart."""
-    held = {name: fmean(row[name] for row in rows) for name in (*LAYERS, "AVG", "AVG sum")}
+    """Return the mean over the runs of a network, and the spread of the seeds' means."""
+    means = {name: fmean(row[name] for row in rows) for name in (*LAYERS, "AVG", "AVG sum")}
     by_seed = [fmean(row["AVG"] for row in rows if row["seed"] == seed) for seed in {row["seed"] for row in rows}]
     what = {name: rows[0][name] for name in ("network", "state", "behind")}
-    return {**what, "runs": len(rows), **held, "AVG deviation": table3.deviation(by_seed)}
+    return {**what, "runs": len(rows), **means, "AVG deviation": table3.deviation(by_seed)}

@@ -1,4 +1,4 @@
-"""Table 5: three detectors of others, each as it is and with SIA injected into its backbone."""
+"""Table 5: three published detectors, each unchanged and with SIA injected into its backbone."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ COLUMNS: Final = {
 
 
 def pictures(study: Study) -> list[Pictures]:
-    """Those of Table 1."""
+    """Return the pictures of Table 1."""
     return [Pictures(study.budget.size, "HQ", seed) for seed in study.seeds]
 
 
 def settings(study: Study) -> list[Settings]:
-    """Every method with and without SIA, with every seed, on all manipulations together."""
+    """Return every method with and without SIA, with every seed, on all manipulations together."""
     return [study.settings(f"method {name}", seed) for seed in study.seeds for name in NAMES]
 
 
 def measurements(study: Study) -> list[Measurement]:
-    """None: the test scores say all."""
+    """Return no measurements: the test scores suffice."""
     return []
 
 
 def write(study: Study) -> None:
-    """table5.csv and table5_runs.csv."""
+    """Write table5.csv and table5_runs.csv."""
     runs = {name: study.runs(f"method {name}") for name in NAMES}
     rows: list[Row] = []
     for name, each in runs.items():

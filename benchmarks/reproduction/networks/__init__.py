@@ -1,4 +1,4 @@
-"""The networks of the experiments; all are :class:`Detector`."""
+"""The networks of the experiments, all of which are a :class:`Detector`."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from benchmarks.reproduction.networks.toy import TOYS, toy
 
 __all__ = ["METHODS", "RIVALS", "TOYS", "VARIANTS", "Detector", "Variant", "lite", "method", "recipe", "toy"]
 
-METHODS: Final = ("SPSL", "F3-Net", "DCL")  # of the paper's Table 5
-RIVALS: Final = ("MAT", "RFM", "Add-Net")  # of its Table 1
+METHODS: Final = ("SPSL", "F3-Net", "DCL")  # Table 5 of the paper
+RIVALS: Final = ("MAT", "RFM", "Add-Net")  # Table 1 of the paper
 _MADE: Final[dict[str, Callable[[bool], BackboneDetector]]] = {
     "SPSL": SPSL, "F3-Net": F3Net, "DCL": DCL, "MAT": MAT, "RFM": RFM, "Add-Net": AddNet,
 }  # fmt: skip
 
 
 def method(name: str, sia: bool, pretrained: bool = True) -> BackboneDetector:
-    """A published detector, bare or with SIA in its backbone and unchanged otherwise.
+    """Return a published detector, bare or with SIA in its backbone and otherwise unchanged.
 
     Args:
         name: one of :data:`METHODS` or :data:`RIVALS`.
-        sia: inject SIA into its backbone, or each of its backbones.
-        pretrained: start from the ImageNet weights.
+        sia: whether to inject SIA into its backbone, or into each of its backbones.
+        pretrained: whether to start from the ImageNet weights.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no method of that name.
         ModuleNotFoundError: the package with the weights is not installed.
     """
     if name not in _MADE:

@@ -1,14 +1,15 @@
-"""Add-Net, for single pictures: masks of the face and of its organs weigh the low-level features.
+"""Add-Net, for single pictures: masks of the face and of its parts weight the low-level features.
 
 Zi et al., "WildDeepfake: A Challenging Real-World Dataset for Deepfake Detection" (ACM MM 2020), ADDNet-2D. Its ADD
-block takes an attention mask of the face, made from landmarks, with the organs in it; low-level features are multiplied
-by the mask, brought to their size, and added to the features as they are.
+block uses an attention mask of the face and its parts (eyes, nose, mouth), made from landmarks. Low-level features are
+multiplied by the mask, which is resized to them, and added to the original features.
 
-The network is EfficientNet-Lite0, where the paper has Xception, and the block stands behind its first stage, at half
-of the picture. The paper draws a mask for each picture from the landmarks of the face. Detectors here are given
-pictures alone, all upright and cropped by one rule, so one mask serves all of them: an ellipse for the face, 0.5, and
-smaller ones for eyes, nose and mouth, 1, at about their mean places in the crop. A convolution of the multiplied
-features comes before they are added, and begins at 0, so that the pretrained network is kept at first.
+The network here is EfficientNet-Lite0 instead of the paper's Xception, and the block follows its first stage, at half
+the size of the picture. The paper draws a mask for each picture from the landmarks of the face. Detectors here see only
+pictures, all upright and cropped by one rule, so one mask serves all of them: an ellipse of 0.5 for the face, and
+smaller ellipses of 1 for eyes, nose and mouth, at their approximate mean positions in the crop. A convolution is
+applied to the multiplied features before they are added; it starts at 0, so that the block does not change the
+pretrained network at first.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks.reproduction.networks.detector import BackboneDetector, normalised
 from benchmarks.reproduction.networks.lite import lite0
 
-# Centre and half axes of each ellipse, x and y, in shares of the picture.
+# Centre and half axes of each ellipse, x and y, relative to the picture.
 FACE: Final = (0.5, 0.5, 0.38, 0.42)
 ORGANS: Final = (
     (0.34, 0.38, 0.11, 0.07),  # the eyes
@@ -33,7 +34,7 @@ ORGANS: Final = (
 
 
 def attention_mask(height: int, width: int) -> Tensor:
-    """The mask (H, W): 0 outside of the face, 0.5 in it, 1 in its organs."""
+    """Return the mask (H, W): 0 outside the face, 0.5 inside it, 1 in eyes, nose and mouth."""
     y, x = (torch.arange(side).add(0.5).div(side) for side in (height, width))
     x, y = x[None, :], y[:, None]
 
@@ -49,7 +50,7 @@ class AttentionBlock(nn.Module):
     """The ADD block: y = x + conv(x * mask).
 
     Args:
-        channels: of the map.
+        channels: channels of the map.
 
     Shape:
         (N, C, H, W) to (N, C, H, W).
@@ -62,17 +63,17 @@ class AttentionBlock(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The features, with those that the mask lets through."""
+        """Return the features plus those that the mask lets through."""
         mask = F.interpolate(attention_mask(64, 64)[None, None].to(x), x.shape[-2:], mode="bilinear")
         attended: Tensor = self.norm(self.conv(x * mask))
         return x + attended
 
 
 class AddNet(BackboneDetector):
-    """The detector.
+    """The Add-Net detector.
 
     Args:
-        pretrained: start from the ImageNet weights.
+        pretrained: whether to start from the ImageNet weights.
 
     Attributes:
         backbone: the network with its classifier.
@@ -87,11 +88,11 @@ class AddNet(BackboneDetector):
 
     @property
     def backbones(self) -> list[nn.Module]:
-        """The one that there is."""
+        """Return the only backbone."""
         return [self.backbone]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logit of each picture."""
+        """Return the logit of each picture."""
         net: Any = self.backbone
         features = self.attention(net.blocks[0](net.bn1(net.conv_stem(normalised(x)))))
         logits: Tensor = net.forward_head(net.bn2(net.conv_head(net.blocks[1:](features))))

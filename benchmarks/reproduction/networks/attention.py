@@ -1,6 +1,6 @@
-"""Other attention layers at SIA's sites: those that section 5 of the supplement names.
+"""Other attention layers at SIA's sites, namely those of section 5 of the supplement.
 
-SE, SK, CBAM, ECA and the non-local block are timm's. DANet's and ADL's are written here from their papers.
+SE, SK, CBAM, ECA and the non-local block are timm's. DANet's and ADL's are implemented here from their papers.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from sia_layers import find_sites
 
 
 class DualAttention(nn.Module):
-    """DANet's attention: over positions and over channels, both added to the map.
+    """DANet's attention, over positions and over channels, both added to the map.
 
-    Fu et al., "Dual Attention Network for Scene Segmentation" (CVPR 2019), equations 1 to 4. Each of the two begins at
-    0, as in the paper; here both are added to one map, so that the layer begins as the identity.
+    Fu et al., "Dual Attention Network for Scene Segmentation" (CVPR 2019), equations 1 to 4. Both start at 0, as in the
+    paper; here they are added to the same map, so that the layer starts as the identity.
 
     Args:
-        channels: of the map.
+        channels: channels of the map.
 
     Shape:
         (N, C, H, W) to (N, C, H, W).
@@ -37,7 +37,7 @@ class DualAttention(nn.Module):
         self.channel_gain = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The map, with what its positions and its channels take from each other."""
+        """Return the map with the attention over its positions and channels added."""
         flat = x.flatten(2)
         scores = self.query(x).flatten(2).mT @ self.key(x).flatten(2)
         positions = self.value(x).flatten(2) @ scores.softmax(-1).mT
@@ -48,15 +48,15 @@ class DualAttention(nn.Module):
 
 
 class DropoutAttention(nn.Module):
-    """ADL: in training, hide the strongest positions of a map or weigh all by their strength; else the identity.
+    """ADL: in training, hide the strongest positions of a map or weight all by their strength; otherwise the identity.
 
     Choe and Shim, "Attention-Based Dropout Layer for Weakly Supervised Object Localization" (CVPR 2019), with its drop
     rate of 0.75 and threshold of 0.8. It has no parameters.
 
     Args:
-        channels: of the map; taken for the sake of the others, and not needed.
-        drop_rate: how often the strongest positions are hidden.
-        threshold: share of a map's maximum from which on a position is among the strongest.
+        channels: channels of the map; unused, but part of the common interface.
+        drop_rate: probability of hiding the strongest positions.
+        threshold: share of a map's maximum above which a position is among the strongest.
 
     Shape:
         (N, C, H, W) to (N, C, H, W).
@@ -67,7 +67,7 @@ class DropoutAttention(nn.Module):
         self.drop_rate, self.threshold = drop_rate, threshold
 
     def forward(self, x: Tensor) -> Tensor:
-        """The map, hidden in part or weighed."""
+        """Return the map, with positions hidden or weighted."""
         if not self.training:
             return x
         strength = x.mean(1, keepdim=True)
@@ -77,13 +77,13 @@ class DropoutAttention(nn.Module):
 
 
 class SelectiveKernels(nn.Module):
-    """SK: the map, and beside it two convolutions of different reach, between which its channels choose.
+    """SK: the map plus a selection, per channel, between two convolutions with different receptive fields.
 
-    Li et al., "Selective Kernel Networks" (CVPR 2019), by timm's layer. There it stands in place of a convolution;
-    here, behind a stage whose weights are kept, it is added to what it takes.
+    Li et al., "Selective Kernel Networks" (CVPR 2019), with timm's layer. In the paper it replaces a convolution; here,
+    after a stage with pretrained weights, it is added to its input.
 
     Args:
-        channels: of the map; even.
+        channels: channels of the map; an even number.
 
     Shape:
         (N, C, H, W) to (N, C, H, W).
@@ -96,7 +96,7 @@ class SelectiveKernels(nn.Module):
         self.kernels = SelectiveKernel(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The map with what was chosen."""
+        """Return the map plus the selected convolutions."""
         chosen: Tensor = self.kernels(x)
         return x + chosen
 
@@ -107,10 +107,10 @@ OWN: Final[dict[str, Callable[[int], nn.Module]]] = {
 
 
 def append_attention(model: nn.Module, kind: str) -> nn.Module:
-    """Put an attention layer behind each module where :func:`sia_layers.inject_sia` puts SIA by default.
+    """Add an attention layer after each module where :func:`sia_layers.inject_sia` puts SIA by default.
 
     Args:
-        model: changed in place; each host becomes a Sequential of itself and the attention.
+        model: model to change in place; each host becomes a Sequential of itself and the attention.
         kind: ``"danet"``, ``"adl"`` or ``"sk"``, or a layer that ``timm.layers.create_attn`` knows by this name.
 
     Returns:

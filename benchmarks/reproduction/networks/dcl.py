@@ -1,18 +1,18 @@
-"""DCL: contrast between pictures, and between the regions of one picture.
+"""DCL: contrastive learning between pictures, and between the regions of one picture.
 
-Sun et al., "Dual Contrastive Learning for General Face Forgery Detection" (AAAI 2022). Beside cross-entropy:
+Sun et al., "Dual Contrastive Learning for General Face Forgery Detection" (AAAI 2022). In addition to cross-entropy:
 
-- Inter-instance: two views of a picture shall be alike, one encoded by the network and one by its moving average, and
-  unlike the pictures of the other class in a queue. Only hard pictures enter the queue: those nearest to the running
-  mean of the other class.
-- Intra-instance: the local features of a real picture shall be alike; so shall those of a fake one's untouched
-  region, and unlike those of the region that was changed.
+- Inter-instance: two views of a picture, one encoded by the network and one by its moving average, should be similar to
+  each other and dissimilar to the pictures of the other class in a queue. Only hard pictures enter the queue, namely
+  those closest to the running mean of the other class.
+- Intra-instance: the local features of a real picture should be similar to each other. So should those of a fake
+  picture's untouched region, which should also differ from those of its manipulated region.
 
-The loss is cross-entropy + inter + 0.1 (fake + 0.01 real), the two terms within pictures weighted as in the published
-code. The network is EfficientNet-Lite0. What is chosen here: local features are those of the fifth stage, at a
-sixteenth of the picture; averages stand where the published code has sums, so that the regions of a real picture give
-0 when they are all alike; the queue and the momentum fit small data sets; and views differ by flip, light, blur and
-noise, without the paper's shuffled patches, SRM filter and shifted frames.
+The loss is cross-entropy + inter + 0.1 (fake + 0.01 real); the weights of the two intra-instance terms are those of the
+published code. The network is EfficientNet-Lite0. Our choices: local features come from the fifth stage, at a sixteenth
+of the picture; averages replace the sums of the published code, so that the regions of a real picture give 0 when they
+are all equal; the queue and the momentum suit small data sets; and views differ by flips, light, blur and noise,
+without the paper's shuffled patches, SRM filter and shifted frames.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from benchmarks.reproduction.networks.detector import BackboneDetector, cross_entropy, normalised
 from benchmarks.reproduction.networks.lite import lite0
 
-LOCAL_STAGES: Final = 5  # the local features come from behind the fifth
-DIMENSIONS: Final = 128  # of the space in which pictures are compared
+LOCAL_STAGES: Final = 5  # local features come from the fifth stage
+DIMENSIONS: Final = 128  # dimensions of the projections
 QUEUE: Final = 128  # pictures of each class
 HARD: Final = 4  # pictures of each class that enter the queue with a batch
-MOMENTUM: Final = 0.99  # of the second encoder; the paper's 0.999 needs more steps than small data sets give
+MOMENTUM: Final = 0.99  # of the moving average; the paper's 0.999 needs more steps than small data sets have
 PROTOTYPE_MOMENTUM: Final = 0.9
 TEMPERATURE: Final = 0.07
 INTRA_WEIGHT: Final = 0.1
@@ -40,10 +40,10 @@ REAL_WEIGHT: Final = 0.01
 
 
 class Encoder(nn.Module):
-    """A backbone with its logit, a projection for the contrast between pictures, and local features.
+    """A backbone with its logit, a projection for the inter-instance contrast, and local features.
 
     Args:
-        pretrained: start from the ImageNet weights.
+        pretrained: whether to start from the ImageNet weights.
     """
 
     def __init__(self, pretrained: bool) -> None:
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
         self.projection = nn.Linear(self.backbone.num_features, DIMENSIONS)
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (N,), projections (N, 128) and local features (N, C, h, w), the last two of unit length."""
+        """Return logits (N,), projections (N, 128) and local features (N, C, h, w), the last two of unit length."""
         net: Any = self.backbone
         local = net.blocks[:LOCAL_STAGES](net.bn1(net.conv_stem(picture)))
         features = net.global_pool(net.bn2(net.conv_head(net.blocks[LOCAL_STAGES:](local))))
@@ -62,17 +62,17 @@ class Encoder(nn.Module):
 
 
 class DCL(BackboneDetector):
-    """The detector. All that it keeps between steps is in its state dict.
+    """The DCL detector. Its state dict contains everything that it keeps between steps.
 
     Args:
-        pretrained: start from the ImageNet weights.
+        pretrained: whether to start from the ImageNet weights.
 
     Attributes:
-        query: the encoder that learns.
-        key: its moving average, which takes no gradient.
-        queues: projections (2, 128, Q) of hard pictures of either class.
-        prototypes: running means (2, 128) of the projections of either class.
-        positions: (2,) where in its queue each class puts the next one.
+        query: encoder that is trained.
+        key: its moving average, which gets no gradient.
+        queues: projections (2, 128, Q) of hard pictures of each class.
+        prototypes: running means (2, 128) of the projections of each class.
+        positions: (2,) next position in the queue of each class.
     """
 
     def __init__(self, pretrained: bool = True) -> None:
@@ -88,23 +88,23 @@ class DCL(BackboneDetector):
 
     @property
     def backbones(self) -> list[nn.Module]:
-        """The one that learns."""
+        """Return the backbone that is trained."""
         return [self.query.backbone]
 
     def inject(self) -> None:
-        """Inject SIA into the encoder that learns; its moving average starts anew from it."""
+        """Inject SIA into the encoder that is trained, and restart its moving average from it."""
         super().inject()
         self.key = frozen_copy(self.query).train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logit of each picture."""
+        """Return the logit of each picture."""
         logits: Tensor = self.query(normalised(x))[0]
         return logits
 
     def loss(self, x: Tensor, labels: Tensor, masks: Tensor | None = None) -> Tensor:
-        """In training all three terms, for two random views, and a step of the moving averages; else cross-entropy.
+        """Return all three terms for two random views and update the averages; in evaluation, only cross-entropy.
 
-        Without masks nothing is known of a fake picture's regions, and only real ones have an intra-instance term.
+        Without masks the regions of a fake picture are unknown, and only real pictures have an intra-instance term.
         """
         if not self.training:
             return super().loss(x, labels)
@@ -118,7 +118,7 @@ class DCL(BackboneDetector):
         return cross_entropy(logits, labels) + inter + INTRA_WEIGHT * intra_contrast(local, labels, seen)
 
     def _inter(self, queries: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
-        """Each query against its own key, and against the queue of the other class."""
+        """Contrast each query with its own key and with the queue of the other class."""
         positive = (queries * keys).sum(1, keepdim=True)
         negatives = torch.einsum("nd,ndq->nq", queries, self.queues[1 - labels])
         logits = torch.cat([positive, negatives], 1) / TEMPERATURE
@@ -126,7 +126,7 @@ class DCL(BackboneDetector):
 
     @torch.no_grad()
     def _keys(self, picture: Tensor) -> Tensor:
-        """The projections by the moving average, after its step."""
+        """Update the moving average and return its projections."""
         for average, parameter in zip(self.key.parameters(), self.query.parameters(), strict=True):
             average.lerp_(parameter, 1 - MOMENTUM)
         keys: Tensor = self.key(picture)[1]
@@ -134,7 +134,7 @@ class DCL(BackboneDetector):
 
     @torch.no_grad()
     def _follow(self, keys: Tensor, labels: Tensor) -> None:
-        """Move each class's prototype, and put its hard pictures into its queue."""
+        """Update each class's prototype, and add its hard pictures to its queue."""
         members = [keys[labels == label] for label in (0, 1)]
         for label, own in enumerate(members):
             if len(own):
@@ -147,20 +147,20 @@ class DCL(BackboneDetector):
 
 
 def frozen_copy(encoder: Encoder) -> Encoder:
-    """A copy that takes no gradient."""
+    """Return a copy that gets no gradient."""
     return copy.deepcopy(encoder).requires_grad_(False)
 
 
 def intra_contrast(local: Tensor, labels: Tensor, masks: Tensor | None) -> Tensor:
-    """The contrast between the regions of each picture.
+    """Return the contrast between the regions of each picture.
 
     Args:
         local: features (N, C, h, w) of unit length.
         labels: (N,), 0 for real.
-        masks: bool (N, H, W), where each was changed; None if that is not known.
+        masks: bool (N, H, W), True where each picture was manipulated; None if unknown.
 
     Returns:
-        A scalar: of fakes with both kinds of regions, plus 0.01 of real ones.
+        A scalar: the term of fakes that have both kinds of regions, plus 0.01 times that of real pictures.
     """
     features = local.flatten(2)
     likeness = torch.exp((features.mT @ features - 1) / TEMPERATURE)
@@ -176,12 +176,12 @@ def intra_contrast(local: Tensor, labels: Tensor, masks: Tensor | None) -> Tenso
 
 
 def _mean(values: Tensor) -> Tensor:
-    """Their mean, and 0 if there are none."""
+    """Return the mean, or 0 if there are no values."""
     return values.sum() / max(1, len(values))
 
 
 def augmented(x: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """A random view of each picture, and its mask along with it.
+    """Return a random view of each picture, with its mask transformed in the same way.
 
     Args:
         x: pictures (N, 3, H, W) in [0, 1].

@@ -1,4 +1,4 @@
-"""What all detectors share: pictures in, one logit out, and the loss that they learn by."""
+"""The common interface of all detectors: pictures to one logit, and a loss."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from sia_layers import inject_sia
 
 
 class Detector(nn.Module, ABC):
-    """A network that tells real from fake pictures.
+    """A network that classifies pictures as real or fake.
 
     Shape:
-        float pictures (N, 3, H, W), RGB in [0, 1], to logits (N,); greater than 0 means fake.
+        float pictures (N, 3, H, W), RGB in [0, 1], to logits (N,); a logit above 0 means fake.
     """
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """The logit of each picture."""
+        """Return the logit of each picture."""
 
     def loss(self, x: Tensor, labels: Tensor, masks: Tensor | None = None) -> Tensor:
-        """What to minimise: here binary cross-entropy.
+        """Return the loss to minimise, by default binary cross-entropy.
 
         Args:
             x: pictures (N, 3, H, W).
             labels: (N,), 0 for real and 1 for fake.
-            masks: bool (N, H, W), where each picture was changed, for the detectors that learn from it.
+            masks: bool (N, H, W), True where each picture was manipulated, for detectors that learn from it.
 
         Returns:
             A scalar.
@@ -38,15 +38,15 @@ class Detector(nn.Module, ABC):
 
 
 class BackboneDetector(Detector):
-    """A detector around one or more backbones of timm that SIA can be injected into."""
+    """A detector with one or more timm backbones into which SIA can be injected."""
 
     @property
     @abstractmethod
     def backbones(self) -> list[nn.Module]:
-        """The backbones that learn."""
+        """Return the backbones that are trained."""
 
     def inject(self) -> None:
-        """Inject SIA into every backbone by ``inject_sia`` with its defaults."""
+        """Inject SIA into every backbone with the defaults of ``inject_sia``."""
         for backbone in self.backbones:
             stem = backbone.get_submodule("conv_stem")
             assert isinstance(stem, nn.Conv2d)
@@ -54,15 +54,15 @@ class BackboneDetector(Detector):
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of logits (N,) against labels (N,), averaged."""
+    """Return the mean binary cross-entropy of logits (N,) against labels (N,)."""
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
 def normalised(x: Tensor) -> Tensor:
-    """Pictures in [0, 1] with mean and deviation 0.5 taken off, so in [-1, 1].
+    """Normalise pictures in [0, 1] with mean and deviation 0.5 to [-1, 1].
 
     Raises:
-        ValueError: these are no float pictures (N, 3, H, W).
+        ValueError: the input is not float pictures (N, 3, H, W).
     """
     if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
         raise ValueError(
@@ -73,5 +73,5 @@ def normalised(x: Tensor) -> Tensor:
 
 
 def listed(kind: str, name: str, known: Sequence[str]) -> ValueError:
-    """The error for a name that is not among those there are."""
+    """Return the error for an unknown name."""
     return ValueError(f"unknown {kind} {name!r}; there are {', '.join(map(repr, known))}")

@@ -1,16 +1,16 @@
-"""F3-Net: two streams that see a picture by its frequencies, and look at each other.
+"""F3-Net: two streams that process a picture's frequencies, with cross attention between them.
 
 Qian et al., "Thinking in Frequency: Face Forgery Detection by Mining Frequency-Aware Clues" (ECCV 2020):
 
-- FAD, frequency-aware decomposition (its section 3.1): the picture's discrete cosine transform, cut by band filters
-  with a learnable part, and taken back band by band.
-- LFS, local frequency statistics (3.2): the transforms of small windows, summed up by bands, as a map.
+- FAD, frequency-aware decomposition (its section 3.1): the picture's discrete cosine transform is split by band filters
+  with a learnable part, and each band is transformed back.
+- LFS, local frequency statistics (3.2): the transforms of small windows are summed by bands to form a map.
 - MixBlock (3.3): cross attention between the two streams.
 
-Both streams are EfficientNet-Lite0 here, where the paper has Xception. What else is chosen here: a fourth FAD filter
-lets the whole spectrum through, as public implementations have it; the learnable parts of FAD are a grid over the
-spectrum that is interpolated to the picture's size; the LFS map is normalised and brought to the picture's size;
-attention is over positions, mixed in by a scalar that starts at 0, behind the fifth and the last stage.
+Both streams are EfficientNet-Lite0 instead of the paper's Xception. Our other choices: a fourth FAD filter passes the
+whole spectrum, as in public implementations; the learnable parts of FAD are a grid over the spectrum that is
+interpolated to the picture's size; the LFS map is normalised and resized to the picture; attention is over positions,
+mixed in by a scalar that starts at 0, after the fifth and the last stage.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from torch import Tensor, nn
 from benchmarks.reproduction.networks.detector import BackboneDetector, normalised
 from benchmarks.reproduction.networks.lite import lite0
 
-FAD_BANDS: Final = ((0, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1), (0, 1))  # low, middle, high, all: shares of the spectrum
-FAD_GRID: Final = 64  # frequencies a side in the learnable filters
+FAD_BANDS: Final = ((0, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1), (0, 1))  # low, middle, high, all: in shares of the area
+FAD_GRID: Final = 64  # frequencies along each side of the learnable filters
 LFS_WINDOW: Final = 10
 LFS_STRIDE: Final = 2
 LFS_BANDS: Final = 6
-MIXED_STAGES: Final = (4, 6)  # of EfficientNet-Lite0, from 0
+MIXED_STAGES: Final = (4, 6)  # stages of EfficientNet-Lite0, from 0
 FLOOR: Final = 1e-6  # added before the logarithm, for flat windows
 
 
 def dct_matrix(size: int) -> Tensor:
-    """The orthonormal discrete cosine transform (type II) of vectors of that size: D x, and back D' x."""
+    """Return the orthonormal discrete cosine transform (type II) of vectors of that size: D x, with inverse D' x."""
     return torch.tensor(dct(torch.eye(size, dtype=torch.float64).numpy(), axis=0, norm="ortho"), dtype=torch.float32)
 
 
 def squashed(weight: Tensor) -> Tensor:
-    """The paper's sigma(w) = (1 - exp(-w)) / (1 + exp(-w)), between -1 and 1."""
+    """Return the paper's sigma(w) = (1 - exp(-w)) / (1 + exp(-w)), between -1 and 1."""
     return torch.tanh(weight / 2)
 
 
 class FrequencyDecomposition(nn.Module):
-    """FAD: a picture as one picture for each band of frequencies.
+    """FAD: split a picture into one picture for each band of frequencies.
 
     y_i = D' (D x D' * (f_i + sigma(w_i))) D, with the cosine transform D, the bands' filters f and the learnable w.
-    A band holds the lowest frequencies u + v of the spectrum, up to its share of the area.
+    A band contains the lowest frequencies u + v of the spectrum, up to its share of the area.
 
     Shape:
         (N, C, H, W) to (N, 4 C, H, W), band by band.
@@ -59,7 +59,7 @@ class FrequencyDecomposition(nn.Module):
         self.weight = nn.Parameter(torch.randn(len(FAD_BANDS), FAD_GRID, FAD_GRID) * 0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The bands of each picture."""
+        """Return the bands of each picture."""
         rows, columns = (dct_matrix(size).to(x) for size in x.shape[-2:])
         spectrum = rows @ x @ columns.T
         weight = F.interpolate(self.weight[None], x.shape[-2:], mode="bilinear")[0]
@@ -68,7 +68,7 @@ class FrequencyDecomposition(nn.Module):
 
     @staticmethod
     def bands(height: int, width: int) -> Tensor:
-        """The fixed filters (4, H, W), 0 or 1."""
+        """Return the fixed filters (4, H, W), 0 or 1."""
         position = torch.arange(height)[:, None] / height + torch.arange(width) / width
         # The corner u + v < t of the unit square has the area t^2 / 2, and 1 - (2 - t)^2 / 2 beyond the diagonal.
         share = torch.where(position < 1, position**2 / 2, 1 - (2 - position) ** 2 / 2)
@@ -76,13 +76,13 @@ class FrequencyDecomposition(nn.Module):
 
 
 class FrequencyStatistics(nn.Module):
-    """LFS: how much of each band of frequencies a small window holds, at every second pixel.
+    """LFS: the strength of each band of frequencies in a small window, at every second pixel.
 
     q_i = log10 of the sum of |D(window) * (h_i + sigma(w_i))|, with the cosine transform D of the grey values, the
     bands' filters h and the learnable w; six bands of equal width in u + v, each normalised over the batch.
 
     Shape:
-        (N, C, H, W) to (N, 6, H, W): made at half the size, and interpolated.
+        (N, C, H, W) to (N, 6, H, W), computed at half the size and interpolated.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class FrequencyStatistics(nn.Module):
         self.norm = nn.BatchNorm2d(LFS_BANDS)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The map of each picture."""
+        """Return the map of each picture."""
         padded = F.pad(x.mean(1, keepdim=True), [(LFS_WINDOW - LFS_STRIDE) // 2] * 4, mode="reflect")
         spectra = F.conv2d(padded, self.basis, stride=LFS_STRIDE).abs()
         filters = (self.bands + squashed(self.weight)).abs()
@@ -108,10 +108,10 @@ class FrequencyStatistics(nn.Module):
 
 
 class MixBlock(nn.Module):
-    """Cross attention: each stream takes from the other's positions, by scores that both streams make together.
+    """Cross attention: each stream attends to the other's positions, with scores computed from both streams.
 
     Args:
-        channels: of both maps.
+        channels: channels of both maps.
 
     Shape:
         two maps (N, C, H, W) to two maps of that shape.
@@ -124,7 +124,7 @@ class MixBlock(nn.Module):
         self.gains = nn.ParameterList([torch.zeros(()), torch.zeros(())])
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Both maps, with what they take from each other."""
+        """Return both maps, each with attention to the other added."""
         query, key = _positions(self.query(first)), _positions(self.key(second))
         to_first = F.scaled_dot_product_attention(query, key, _positions(second))
         to_second = F.scaled_dot_product_attention(key, query, _positions(first))
@@ -135,19 +135,19 @@ class MixBlock(nn.Module):
 
 
 def _positions(x: Tensor) -> Tensor:
-    """A map (N, C, H, W) as vectors (N, H W, C)."""
+    """Return a map (N, C, H, W) as vectors (N, H W, C)."""
     return x.flatten(2).mT
 
 
 class F3Net(BackboneDetector):
-    """The detector.
+    """The F3-Net detector.
 
     Args:
-        pretrained: start both streams from the ImageNet weights.
+        pretrained: whether to start both streams from the ImageNet weights.
 
     Attributes:
-        fad: the network of the decomposed picture, of 12 channels.
-        lfs: the network of the local statistics, of 6 channels.
+        fad: network of the decomposed picture, with 12 input channels.
+        lfs: network of the local statistics, with 6 input channels.
     """
 
     def __init__(self, pretrained: bool = True) -> None:
@@ -163,11 +163,11 @@ class F3Net(BackboneDetector):
 
     @property
     def backbones(self) -> list[nn.Module]:
-        """Both streams."""
+        """Return both streams."""
         return [self.fad, self.lfs]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logit of each picture."""
+        """Return the logit of each picture."""
         picture = normalised(x)
         first, second = _stem(self.fad, self.decomposition(picture)), _stem(self.lfs, self.statistics(picture))
         for stage, (fad, lfs) in enumerate(zip(self.fad.blocks, self.lfs.blocks, strict=True)):

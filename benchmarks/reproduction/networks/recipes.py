@@ -1,4 +1,4 @@
-"""Ways to put SIA into the backbone that the search for a recipe tries, each another answer to one question."""
+"""The recipes for adding SIA to the backbone that the search compares; each varies one choice."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from sia_layers import SIAttention, inject_sia, sia_modules
 
-# Gains are single numbers that start at 0, and AdamW moves a number by no more than its rate a step: at the rate of the
-# weights they would hardly leave it in a few hundred steps.
+# Gains are single numbers that start at 0, and AdamW moves a number by no more than its learning rate per step: at the
+# rate of the weights they would hardly leave 0 in a few hundred steps.
 GAIN_RATE: Final = 10.0
 
 
 class Recipe(NamedTuple):
-    """One way.
+    """A way to inject SIA.
 
     Attributes:
-        about: what it is, for tables.
-        options: of ``inject_sia``; None injects nothing.
-        gain_rate: learning rate of the gains over that of the weights.
-        by_channel: start of a learnable gain for each channel, as LayerScale has it (Touvron et al., ICCV 2021);
-            None for what ``options`` say.
+        about: description for tables.
+        options: options of ``inject_sia``; None injects nothing.
+        gain_rate: learning rate of the gains relative to that of the weights.
+        by_channel: initial value of a learnable gain per channel, as in LayerScale (Touvron et al., ICCV 2021); None to
+            use what ``options`` say.
     """
 
     about: str
@@ -33,7 +33,7 @@ class Recipe(NamedTuple):
 
 
 def _acting(about: str, gain: float = 1.0, rate: float = GAIN_RATE, **options: Any) -> Recipe:
-    """A recipe whose gain begins elsewhere than at the identity."""
+    """Return a recipe whose gain does not start at the identity."""
     return Recipe(about, {"identity_init": False, "gain": gain, **options}, rate)
 
 
@@ -59,7 +59,7 @@ RECIPES: Final[dict[str, Recipe]] = {
 
 
 def attach(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """Inject SIA into a model by a recipe, in place; the same model."""
+    """Inject SIA into a model by a recipe, in place, and return the model."""
     if recipe.options is None:
         return model
     if recipe.by_channel is None:
@@ -72,13 +72,13 @@ def attach(model: nn.Module, recipe: Recipe) -> nn.Module:
 
 
 def _scaled(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Go from a map (N, C, H, W) towards the gated one, each channel by its own gain."""
+    """Interpolate from a map (N, C, H, W) towards the gated one, with a separate gain per channel."""
     x, gain = inputs[0], module.get_parameter("channel_gain")
     return x + gain * (output - x)
 
 
 def gains_of(model: nn.Module) -> list[nn.Parameter]:
-    """The gains of the SIA modules of a model, one for each site or one for each channel of it."""
+    """Return the gains of a model's SIA modules, one per site or one per channel of each site."""
     found = []
     for module in model.modules():
         if isinstance(module, SIAttention):

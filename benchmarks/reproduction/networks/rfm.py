@@ -1,13 +1,13 @@
-"""RFM: hide from the network, in training, what it looks at first, so that it learns to look elsewhere too.
+"""RFM: in training, hide what the network looks at first, so that it learns to look elsewhere too.
 
 Wang and Deng, "Representative Forgery Mining for Fake Face Detection" (CVPR 2021). Before each step, the gradient of
-"fake" less "real" with respect to the picture says how sensitive the network is to each pixel (forgery attention map).
-The most sensitive pixels, in their order, are each made the anchor of a block of random size that is filled with random
-values, until three blocks are erased; a pixel that is erased already is passed over (suspicious forgeries erasing). The
-step is then made on the erased pictures. With one logit, fake less real is the logit itself.
+"fake" minus "real" with respect to the picture measures how sensitive the network is to each pixel (forgery attention
+map). In order of sensitivity, pixels become the anchors of blocks of random size, which are filled with random values,
+until three blocks are erased; pixels that are already erased are skipped (suspicious forgeries erasing). The training
+step then uses the erased pictures. With one logit, fake minus real is the logit itself.
 
-The network is EfficientNet-Lite0, where the paper has Xception. A block's sides are at most 0.4 of the picture's, which
-is the published code's 120 of 299 pixels, and its anchor lies anywhere within it.
+The network is EfficientNet-Lite0 instead of the paper's Xception. The sides of a block are at most 0.4 of the
+picture's, which matches the published code's 120 of 299 pixels, and its anchor is at a random position in it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from benchmarks.reproduction.networks.detector import BackboneDetector, cross_en
 from benchmarks.reproduction.networks.lite import lite0
 
 BLOCKS: Final = 3
-LARGEST: Final = 0.4  # side of a block, of the picture's
+LARGEST: Final = 0.4  # largest side of a block, relative to the picture's
 
 
 class RFM(BackboneDetector):
-    """The detector.
+    """The RFM detector.
 
     Args:
-        pretrained: start from the ImageNet weights.
+        pretrained: whether to start from the ImageNet weights.
 
     Attributes:
         backbone: the network with its classifier.
@@ -41,22 +41,22 @@ class RFM(BackboneDetector):
 
     @property
     def backbones(self) -> list[nn.Module]:
-        """The one that there is."""
+        """Return the only backbone."""
         return [self.backbone]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logit of each picture."""
+        """Return the logit of each picture."""
         logits: Tensor = self.backbone(normalised(x))
         return logits.squeeze(1)
 
     def loss(self, x: Tensor, labels: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Cross-entropy; in training of pictures whose most sensitive regions are erased."""
+        """Return cross-entropy; in training, of pictures whose most sensitive regions are erased."""
         return cross_entropy(self(erased(x, self.sensitivity(x)) if self.training else x), labels)
 
     def sensitivity(self, x: Tensor) -> Tensor:
-        """The forgery attention map (N, H, W): the largest change of the logit by a channel of each pixel."""
+        """Return the forgery attention map (N, H, W): the largest change of the logit by a channel of each pixel."""
         training = self.training
-        self.eval()  # each picture by itself, and the running statistics as they are
+        self.eval()  # each picture independently, and without updating the running statistics
         with torch.enable_grad():
             pictures = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self(pictures).sum(), pictures)
@@ -65,11 +65,11 @@ class RFM(BackboneDetector):
 
 
 def erased(x: Tensor, sensitivity: Tensor) -> Tensor:
-    """Pictures with blocks at their most sensitive pixels filled with random values.
+    """Fill blocks at the most sensitive pixels of pictures with random values.
 
     Args:
         x: pictures (N, 3, H, W) in [0, 1].
-        sensitivity: of each pixel, (N, H, W).
+        sensitivity: sensitivity of each pixel, (N, H, W).
     """
     made = x.clone()
     height, width = x.shape[-2:]
@@ -84,7 +84,7 @@ def erased(x: Tensor, sensitivity: Tensor) -> Tensor:
 
 
 def _around(place: int, side: int) -> slice:
-    """A random stretch of a side that holds a place."""
+    """Return a random interval of length ``side`` that contains a position."""
     length = int(torch.randint(1, max(2, int(LARGEST * side) + 1), ()))
     first = place - int(torch.randint(length, ()))
     return slice(max(0, first), min(side, first + length))

@@ -1,9 +1,9 @@
 """SPSL: the phase spectrum as a fourth channel, and a shallow network.
 
 Liu et al., "Spatial-Phase Shallow Learning: Rethinking Face Forgery Detection in Frequency Domain" (CVPR 2021).
-Upsampling leaves its traces in the phase, so a picture that is made from the phase alone goes beside RGB, and a network
-with a small receptive field looks at texture and not at the whole face. The paper cuts Xception; this is
-EfficientNet-Lite0, cut behind its fifth stage, at a sixteenth of the picture.
+Upsampling leaves traces in the phase, so a picture reconstructed from the phase alone is added as a fourth channel. A
+network with a small receptive field looks at texture rather than at the whole face. The paper truncates Xception; this
+is EfficientNet-Lite0, truncated after its fifth stage, at a sixteenth of the picture.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ SHALLOW: Final = 5  # stages of seven
 
 
 def phase_picture(x: Tensor) -> Tensor:
-    """The picture whose Fourier transform has the phase of the given one's grey values, and amplitude 1 everywhere.
+    """Return the picture whose Fourier transform has the phase of the grey values of ``x`` and amplitude 1 everywhere.
 
-    Scaled so that its mean square is 1, whatever the size of the picture.
+    It is scaled so that its mean square is 1, whatever the size of the picture.
 
     Args:
         x: pictures (N, C, H, W).
@@ -37,13 +37,13 @@ def phase_picture(x: Tensor) -> Tensor:
 
 
 class SPSL(BackboneDetector):
-    """The detector.
+    """The SPSL detector.
 
     Args:
-        pretrained: start from the ImageNet weights; those of the fourth channel are a copy of red's.
+        pretrained: whether to start from the ImageNet weights; the fourth channel gets a copy of red's.
 
     Attributes:
-        backbone: the shallow network, of four channels.
+        backbone: shallow network with four input channels.
     """
 
     def __init__(self, pretrained: bool = True) -> None:
@@ -53,11 +53,11 @@ class SPSL(BackboneDetector):
 
     @property
     def backbones(self) -> list[nn.Module]:
-        """The one that there is."""
+        """Return the only backbone."""
         return [self.backbone]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logit of each picture."""
+        """Return the logit of each picture."""
         picture = normalised(x)
         logits: Tensor = self.fc(self.backbone(torch.cat([picture, phase_picture(picture)], 1)))
         return logits.squeeze(1)

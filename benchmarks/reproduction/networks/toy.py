@@ -1,14 +1,14 @@
 """The toy networks of the supplement's Table 2: six convolutions, vanilla, central difference or depthwise.
 
-The layers are as printed, and what is printed differs in more than the kind of convolution:
+The layers are as printed, although the networks differ in more than the kind of convolution:
 
 - Norm and CDC halve the map in layers 1, 3 and 5, Depthwise in layers 1, 2 and 3. All end at an eighth of the picture.
 - Depthwise has no ReLU in layers 2 to 6.
-- Norm and CDC hold 6,286,176 convolution weights, the 6.29M of Table 3. Depthwise holds 708,160, that is 0.71M, where
-  Table 3 prints 4.90M. Nothing is changed to fit.
+- Norm and CDC have 6,286,176 convolution weights, the 6.29M of Table 3. Depthwise has 708,160, that is, 0.71M, where
+  Table 3 prints 4.90M. Nothing was changed to match.
 
-Not printed, and chosen here: padding 1, no biases before BatchNorm, "pooling fc" as global average pooling and a linear
-layer with one logit.
+The paper does not print the following, which is our choice: padding 1, no biases before BatchNorm, and "pooling fc" as
+global average pooling and a linear layer with one logit.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from torch import Tensor, nn
 from benchmarks.reproduction.networks.detector import Detector, listed, normalised
 
 CHANNELS: Final = (3, 32, 64, 128, 256, 512, 1024)
-STRIDES: Final = (2, 1, 2, 1, 2, 1)  # of Norm and CDC
+STRIDES: Final = (2, 1, 2, 1, 2, 1)  # for Norm and CDC
 DEPTHWISE_STRIDES: Final = (2, 2, 2, 1, 1, 1)
-THETA: Final = 0.7  # Yu et al., the value that they found best
+THETA: Final = 0.7  # the best value in Yu et al.
 
 Layer = Callable[[int, int, int], nn.Module]
 
 
 class CentralDifferenceConv2d(nn.Conv2d):
-    """Central difference convolution 3x3: of each pixel's neighbourhood, less theta times the pixel itself.
+    """A 3x3 central difference convolution: a convolution minus theta times one of the central pixel alone.
 
-    y = conv(x, w) - theta * conv1x1(x, w summed over the window). The 1x1 convolution sees the centre of each window
-    alone, so both are one convolution whose centre weight is less by theta times the sum.
+    y = conv(x, w) - theta * conv1x1(x, w summed over the window). The 1x1 convolution sees only the centre of each
+    window, so both are one convolution, whose centre weight is reduced by theta times the sum.
 
     Yu et al., "Searching Central Difference Convolutional Networks for Face Anti-Spoofing" (CVPR 2020), Eq. 4.
 
     Args:
-        in_channels: of the map.
-        out_channels: of the result.
-        stride: of the window.
-        theta: share of the central difference, 0 for a vanilla convolution.
+        in_channels: channels of the map.
+        out_channels: channels of the result.
+        stride: stride of the window.
+        theta: weight of the central difference, 0 for a vanilla convolution.
 
     Shape:
         (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
@@ -58,7 +58,7 @@ class CentralDifferenceConv2d(nn.Conv2d):
         self.register_buffer("centre", centre, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The convolved map."""
+        """Return the convolved map."""
         weight = self.weight - self.theta * self.weight.sum((2, 3), keepdim=True) * self.centre
         return F.conv2d(x, weight, None, self.stride, self.padding)
 
@@ -67,11 +67,11 @@ class Toy(Detector):
     """A toy network.
 
     Args:
-        layers: makes a layer from its input channels, output channels and stride.
-        strides: of the six layers.
+        layers: function that builds a layer from its input channels, output channels and stride.
+        strides: strides of the six layers.
 
     Attributes:
-        layers: the six layers, each a Sequential that ends with its BatchNorm and, where there is one, ReLU.
+        layers: six layers, each a Sequential that ends with its BatchNorm and, if present, ReLU.
     """
 
     def __init__(self, layer: Layer, strides: tuple[int, ...]) -> None:
@@ -82,25 +82,25 @@ class Toy(Detector):
         self.fc = nn.Linear(CHANNELS[-1], 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logit of each picture."""
+        """Return the logit of each picture."""
         logits: Tensor = self.fc(self.pooling(self.layers(normalised(x))).flatten(1))
         return logits.squeeze(1)
 
 
 def norm_layer(channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """A vanilla convolution, BatchNorm and ReLU."""
+    """Return a vanilla convolution, BatchNorm and ReLU."""
     conv = nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 def cdc_layer(channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """A central difference convolution, BatchNorm and ReLU."""
+    """Return a central difference convolution, BatchNorm and ReLU."""
     conv = CentralDifferenceConv2d(channels, out_channels, stride)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 def depthwise_layer(channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """A depthwise and a pointwise convolution and BatchNorm; the first layer, of the picture, is a vanilla one."""
+    """Return a depthwise and a pointwise convolution and BatchNorm; the first layer is a vanilla convolution."""
     if channels == CHANNELS[0]:
         return norm_layer(channels, out_channels, stride)
     depthwise = nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
@@ -117,13 +117,13 @@ PRINTED_PARAMETERS: Final = {"Norm": 6.29e6, "CDC": 6.29e6, "Depthwise": 4.90e6}
 
 
 def toy(name: str) -> Toy:
-    """A toy network with fresh weights.
+    """Return a toy network with fresh weights.
 
     Args:
         name: one of :data:`TOYS`.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no network of that name.
     """
     if name not in KINDS:
         raise listed("toy network", name, TOYS)
@@ -131,5 +131,5 @@ def toy(name: str) -> Toy:
 
 
 def convolution_weights(model: nn.Module) -> int:
-    """The number of weights in the convolutions of a model."""
+    """Return the number of weights in the convolutions of a model."""
     return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Conv2d))

@@ -1,4 +1,4 @@
-"""Everybody tested once: rows that a stop leaves whole, power, intervals of folds, and claims told from them."""
+"""Cross-validation: ledgers that survive interruption, power, intervals over folds, and verdicts on claims."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def tiny(variant: str, pretrained: bool = True) -> Tiny:
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folders of drawn people: 16 portraits and 16 London faces, so that every fold has two of each."""
+    """Write two folders of drawn people, 16 portraits and 16 London faces, so that every fold has two of each."""
     root = tmp_path_factory.mktemp("faces")
     write_faces(root / "portraits", 16)
     write_faces(root / "london_faces", 16, first=16)
@@ -81,7 +81,7 @@ def files(bench: Bench) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in bench.results.iterdir()}
 
 
-def test_a_study_that_is_stopped_goes_on_with_the_next_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_study_resumes_with_the_next_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = [Task("lite bare", 0), Task("lite SIA", 0), Task("lite bare", 1)]
     trained = []
     right = crossval.training.train
@@ -118,7 +118,7 @@ def test_two_processes_share_a_study_by_its_folds(faces: Path, monkeypatch: pyte
 def test_scores_that_are_kept_give_the_runs_figures_again(bench: Bench) -> None:
     assert crossval.study(bench, plan.study_tasks(["lite bare", "lite SIA"], [0, 1]))
     kept, runs = bench.ledger("study_scores", evidence.SCORE_KEYS).rows, bench.ledger("study_runs").rows
-    assert len(kept) == 2 * 4 * 5 and len({row["person"] for row in kept}) == 2 * 4  # nobody twice
+    assert len(kept) == 2 * 4 * 5 and len({row["person"] for row in kept}) == 2 * 4  # nobody is there twice
     for row in runs:
         found = evidence.predictions(kept, evidence.label(row["network"]))[int(row["fold"])]
         assert weighted_auc(found, np.ones((1, len(found.labels))))[0] == pytest.approx(float(row["AUC"]), abs=2e-5)
@@ -128,10 +128,10 @@ def test_scores_that_are_kept_give_the_runs_figures_again(bench: Bench) -> None:
     maps = Ledger(located / "localise_runs.csv", ("network", "fold", "map", "kinds"))
     assert {row["network"] for row in maps.rows} == {"lite SIA"}
     same = {row["AUC"] for row in robust.rows if row["severity"] == "0" and row["network"] == "lite bare"}
-    assert len(same) == 1  # severity 0 is no corruption, whichever it is of
+    assert len(same) == 1  # severity 0 is no corruption, whatever the kind
 
 
-def test_a_budget_begins_no_run_that_would_not_end(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_budget_starts_no_run_that_would_exceed_it(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.minutes = 0.0
     assert not crossval.study(bench, plan.study_tasks(["lite bare"], [0]))
     assert "1 runs are left" in capsys.readouterr().out and not bench.results.exists()
@@ -139,14 +139,14 @@ def test_a_budget_begins_no_run_that_would_not_end(bench: Bench, capsys: pytest.
     assert crossval.study(bench, plan.study_tasks(["lite bare"], [0]))
 
 
-def test_a_pilot_tells_what_can_be_told(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pilot_gives_the_detectable_difference(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert crossval.study(bench, plan.pilot_tasks())
     rows = evidence.write_power(bench.results)
     assert [row["score"] for row in rows] == ["ACC", "AUC"] and rows[1]["smallest difference"] > 0
     assert "80 % of the time" in capsys.readouterr().out
 
 
-def test_a_recipe_is_searched_for_on_validation_people_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_search_uses_only_validation_people(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     some = {name: plan.RECIPES[name] for name in ("bare", "default", "gain 1")}
     monkeypatch.setattr(plan, "RECIPES", some)
     assert crossval.recipe(bench)
@@ -156,7 +156,7 @@ def test_a_recipe_is_searched_for_on_validation_people_alone(bench: Bench, monke
     assert {row["test people"] for row in rows} == {str(len(set(parts.validation.people)))}
     assert plan.chosen_recipe(bench.ledger("recipe_runs")) in ("recipe default", "recipe gain 1")
     tested = {task.fold for task in plan.chosen_tasks(bench.ledger("recipe_runs"))}
-    assert tested in (set(), set(range(7)))  # never the fold whose people chose
+    assert tested in (set(), set(range(7)))  # never the fold that selected the recipe
     assert parts.validation.people == bench.source.parts(bench.pictures(plan.SEARCH_FOLD + 1)).test.people
 
 
@@ -173,7 +173,7 @@ def test_other_manipulations_and_other_pictures(bench: Bench, monkeypatch: pytes
     assert int(run["train_people"]) <= 14
 
 
-def test_the_toys_are_each_of_one_manipulation(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_toy_is_trained_on_one_manipulation(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "TOY_FOLDS", 1)
     monkeypatch.setattr(plan, "TOY_KINDS", ("face swap",))
     monkeypatch.setattr(plan, "TOYS", ("Depthwise",))
@@ -195,7 +195,7 @@ def test_a_ledger_keeps_rows_apart_and_columns_together(tmp_path: Path) -> None:
 
 
 def made(fold: int, shift: float, seed: int = 0, people: int = 40) -> Predictions:
-    """Scores of a fold; those of fakes are higher by ``shift``."""
+    """Return the scores of a fold in which fakes score higher by ``shift``."""
     rng = np.random.default_rng([fold, seed])
     labels = np.arange(2 * people) % 2
     names = tuple(f"{fold} {index // 2}" for index in range(2 * people))
@@ -203,26 +203,26 @@ def made(fold: int, shift: float, seed: int = 0, people: int = 40) -> Prediction
     return Predictions(labels, (rng.normal(size=2 * people) + shift * labels).astype(np.float32), names, kinds)
 
 
-def test_intervals_of_folds_hold_the_truth_as_often_as_they_say() -> None:
-    held = 0
+def test_intervals_over_folds_have_their_coverage() -> None:
+    covered = 0
     truth = 0.7602  # Phi(1 / sqrt 2)
     for trial in range(200):
         found = cross_validated([drawn(made(fold, 1.0, trial), weighted_auc, 100) for fold in range(8)])
-        held += found.low <= truth <= found.high
-    assert 0.92 <= held / 200 <= 1.0
+        covered += found.low <= truth <= found.high
+    assert 0.92 <= covered / 200 <= 1.0
 
 
 def rows_of(networks: dict[str, list[Predictions]]) -> list[dict[str, str]]:
-    """Networks' scores as a table of them."""
-    held: dict[tuple[str, ...], dict[str, str]] = {}
+    """Return a table of the networks' scores."""
+    merged: dict[tuple[str, ...], dict[str, str]] = {}
     for name, folds in networks.items():
         for fold, found in enumerate(folds):
             for each in evidence.score_rows(name, found, fold=str(fold)):
-                held.setdefault((each["fold"], each["person"], each["kind"]), {}).update(each)
-    return list(held.values())
+                merged.setdefault((each["fold"], each["person"], each["kind"]), {}).update(each)
+    return list(merged.values())
 
 
-def test_differences_are_on_the_folds_of_both() -> None:
+def test_differences_use_the_folds_of_both() -> None:
     folds = [made(fold, 1.0) for fold in range(4)]
     better = [found._replace(logits=found.logits + 2 * found.labels) for found in folds]
     rows = rows_of({"bare": folds, "SIA": better[:3], "SE": better[:1]})
@@ -236,7 +236,7 @@ def test_differences_are_on_the_folds_of_both() -> None:
     assert some.folds("bare", part="few") == [0, 1] and some.score("bare", part="few") != some.score("bare")
 
 
-def test_claims_are_told_by_their_intervals() -> None:
+def test_claims_are_judged_by_their_intervals() -> None:
     assert claims.verdict(None, 1.0) == claims.ABSENT
     assert claims.verdict(Interval(2.0, 0.1, 4.0), 1.0) == claims.SEEN
     assert claims.verdict(Interval(0.0, -0.9, 0.9), 1.0) == claims.NOT_SEEN
@@ -247,7 +247,7 @@ def test_claims_are_told_by_their_intervals() -> None:
     assert printed["EfficientNet-b4", "AUC"] == 1.05 and printed["MAT", "ACC"] == 2.88  # the supplement: "around 3%"
 
 
-def test_the_page_tells_what_is_finished(bench: Bench, tmp_path: Path) -> None:
+def test_the_page_says_what_is_finished(bench: Bench, tmp_path: Path) -> None:
     assert crossval.study(bench, [Task(name, fold) for fold in (0, 1) for name in ("lite bare", "lite SIA")])
     assert crossval.study(bench, [Task("lite bare", fold, 1) for fold in (0, 1)])
     evidence.write_power(bench.results)
@@ -277,5 +277,5 @@ def test_a_pilot_takes_the_larger_deviation() -> None:
     assert Pilot(0.01, 0.03).deviation == 0.03
     found = pilot([made(0, 1.0)], [made(0, 1.0, seed=1)], weighted_auc)
     assert found.runs > 0 and found.people > 0
-    with pytest.raises(ValueError, match="one fold or more"):
+    with pytest.raises(ValueError, match="at least one fold"):
         pilot([], [], weighted_auc)

@@ -1,4 +1,4 @@
-"""The reproduction's data: the split by person, landmarked photographs, and the cache."""
+"""The reproduction's data: the split by person, photographs with landmarks, and the cache."""
 
 import importlib
 import os
@@ -46,7 +46,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch, missing):
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(3, 60), st.integers(0, 1000), st.data())
-def test_split_puts_everyone_on_one_side_and_ties_together(count, seed, drawn):
+def test_split_keeps_everyone_and_ties_in_one_part(count, seed, drawn):
     people = [f"p{index}" for index in range(count)]
     pairs = drawn.draw(st.lists(st.tuples(st.sampled_from(people), st.sampled_from(people)), max_size=10))
     sides = data.split(people, seed, pairs)
@@ -65,7 +65,7 @@ def test_split_depends_on_the_seed():
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(10, 60), st.integers(6, 60), st.integers(0, 100))
-def test_limit_moves_nobody(count, people, seed):
+def test_limit_moves_nobody_to_another_part(count, people, seed):
     sides = data.split([f"p{index}" for index in range(count)], seed)
     kept = faces.limit(sides, people, seed)
     assert kept.items() <= sides.items()
@@ -87,7 +87,7 @@ def some_faces():
                       torch.zeros(4, 2, 2, dtype=torch.bool), ("a", "a", "b", "b"), kinds)  # fmt: skip
 
 
-def test_take_and_of_keep_what_belongs_together():
+def test_take_and_of_keep_fields_consistent():
     all_of_them = some_faces()
     taken = all_of_them.take([3, 1])
     assert len(taken) == 2
@@ -96,7 +96,7 @@ def test_take_and_of_keep_what_belongs_together():
     assert all_of_them.of("reenactment").kinds == ("real", "reenactment", "real")
 
 
-def test_faces_refuse_what_they_have_not():
+def test_faces_refuse_unknown_kinds():
     with pytest.raises(ValueError, match=r"face swap, reenactment.*got 'deepfake'"):
         some_faces().of("deepfake")
     with pytest.raises(ValueError, match="of one length"):
@@ -135,7 +135,7 @@ def test_a_donor_is_another_person_of_the_same_part(folder, monkeypatch):
     assert all(target != donor and sides[target] == sides[donor] for target, donor in pairs)
 
 
-def test_load_is_decided_by_its_seed(folder):
+def test_load_depends_only_on_its_seed(folder):
     first, again, other = (data.load("landmarked", folder, size=64, seed=seed) for seed in (3, 3, 4))
     assert same(first, again)
     assert sides_of(first) != sides_of(other)
@@ -150,7 +150,7 @@ def test_fewer_people_stay_on_their_sides(folder):
     assert sides_of(few).items() <= everyone.items()
 
 
-def test_what_cannot_be_used_is_counted_with_its_reason(tmp_path):
+def test_unusable_data_are_counted_with_their_reason(tmp_path):
     root = write_faces(tmp_path / "set", 50)
     rows = read_rows(root)
     (root / "faces" / "p000.png").write_bytes(b"no picture")
@@ -184,7 +184,7 @@ def test_what_cannot_be_used_is_counted_with_its_reason(tmp_path):
     assert sides_of(parts).keys() == {f"p{index:03}" for index in range(10, 50)}
 
 
-def test_pictures_may_lie_beside_the_table_and_carry_their_suffix(tmp_path):
+def test_pictures_may_be_beside_the_table_and_named_with_their_suffix(tmp_path):
     root = write_faces(tmp_path / "set", 6)
     for picture in (root / "faces").iterdir():
         picture.rename(root / picture.name)
@@ -193,7 +193,7 @@ def test_pictures_may_lie_beside_the_table_and_carry_their_suffix(tmp_path):
     assert len(sides_of(data.load("landmarked", root, size=32))) == 6
 
 
-def test_a_table_that_is_none_is_refused(tmp_path):
+def test_an_invalid_table_is_refused(tmp_path):
     root = write_faces(tmp_path / "set", 6)
     write_rows(root, [["p000", 1, 2]], ["image", "x0", "y0"])
     with pytest.raises(ValueError, match=r"landmarks.csv must have the columns.*got 3: image, x0, y0"):
@@ -228,7 +228,7 @@ def test_load_refuses_wrong_arguments(folder, arguments, message):
         data.load(**{"source": "landmarked", "root": folder, "size": 64, **arguments})
 
 
-def test_load_refuses_a_folder_that_is_not_there(tmp_path):
+def test_load_refuses_a_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         data.load("landmarked", tmp_path / "nowhere", size=64)
 
@@ -236,7 +236,7 @@ def test_load_refuses_a_folder_that_is_not_there(tmp_path):
 # The cache
 
 
-def test_the_cache_gives_back_what_was_made(folder, tmp_path, monkeypatch):
+def test_the_cache_returns_what_was_made(folder, tmp_path, monkeypatch):
     made = data.load("landmarked", folder, size=48, cache=tmp_path / "kept")
     with monkeypatch.context() as patched:
         patched.setattr(landmarked.Landmarked, "parts", lambda *_: pytest.fail("made again"))
@@ -249,7 +249,7 @@ def test_the_cache_gives_back_what_was_made(folder, tmp_path, monkeypatch):
     assert same(made, data.load("landmarked", folder, size=48, cache=tmp_path / "kept"))
 
 
-def test_the_cache_is_made_anew_when_the_data_change(tmp_path):
+def test_the_cache_is_rebuilt_when_the_data_change(tmp_path):
     root = write_faces(tmp_path / "set", 8)
     before = data.load("landmarked", root, size=48, cache=tmp_path / "kept")
     Image.fromarray(drawn_face(3)[0][:, ::-1]).save(root / "faces" / "p003.png")
@@ -268,7 +268,7 @@ def test_a_write_that_fails_leaves_nothing(folder, tmp_path, monkeypatch):
 
 
 @needs_photographs
-def test_the_photographs_give_every_person():
+def test_every_photograph_is_usable():
     parts = data.load("landmarked", Path(PHOTOGRAPHS), size=64, people=12)
     assert 6 <= len(sides_of(parts)) <= 14
     assert not any(each.skipped for each in parts)

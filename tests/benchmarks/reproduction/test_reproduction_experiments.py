@@ -1,4 +1,4 @@
-"""The experiments: a killed run ends as one that was not, figures and intervals are right, and all of it runs."""
+"""The experiments: an interrupted run ends like an uninterrupted one, figures are right, and everything runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SETTINGS = Settings("lite bare", KINDS, "landmarked", "abc", "HQ", 32, 0, 4, 4, 
 
 
 class Tiny(Detector):
-    """Six layers, with a norm and dropout, whose state and random numbers must survive a stop."""
+    """Six layers, with a norm and dropout, whose state and random numbers must survive an interruption."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def tiny_lite(variant: str, pretrained: bool = True) -> Tiny:
 
 
 def faces(people: int, size: int, seed: int, part: str) -> Faces:
-    """A real picture of each person and a fake of each kind, brighter in a square."""
+    """Return a real picture of each person and a fake of each kind, which is brighter in a square."""
     generator = torch.Generator().manual_seed(seed)
     images, labels, masks, names, kinds = [], [], [], [], []
     for person in range(people):
@@ -85,7 +85,7 @@ def parts(size: int = 32, seed: int = 0) -> Parts:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small networks and made-up pictures in place of those that take long."""
+    """Replace slow networks and data by small networks and synthetic pictures."""
     monkeypatch.setattr(networks, "lite", tiny_lite)
     monkeypatch.setattr(networks, "toy", lambda name: Tiny())
     monkeypatch.setattr(
@@ -109,9 +109,7 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
-    tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_resumes_to_identical_bits(tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = training.train(SETTINGS, parts(), tmp_path / "whole")
     folder, steps = tmp_path / "killed", 0
     right = Tiny.loss
@@ -119,7 +117,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
     def dying(self: Tiny, *arguments: Tensor) -> Tensor:
         nonlocal steps
         steps += 1
-        if steps in (2, 9):  # within the first epoch, before any checkpoint, and within the third
+        if steps in (2, 9):  # in the first epoch, before any checkpoint, and in the third
             raise Killed
         return right(self, *arguments)
 
@@ -127,16 +125,16 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
     for epochs in (0, 2):
         with pytest.raises(Killed):
             training.train(SETTINGS, parts(), folder)
-        torch.rand(5)  # what else drew random numbers meanwhile changes nothing
+        torch.rand(5)  # random numbers drawn elsewhere change nothing
         assert (folder / training.CHECKPOINT).exists() == (epochs > 0)
         assert not (folder / training.RESULT).exists()
     before = steps
     resumed = training.train(SETTINGS, parts(), folder)
-    assert steps - before == 2 * 3 and bits(resumed) == bits(whole)  # the third and the fourth epoch alone
+    assert steps - before == 2 * 3 and bits(resumed) == bits(whole)  # only the third and the fourth epoch
     assert not (folder / training.CHECKPOINT).exists()
 
 
-def test_a_run_that_is_done_is_read_and_not_trained(
+def test_a_completed_run_is_loaded_instead_of_trained(
     tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = training.train(SETTINGS, parts(), tmp_path)
@@ -148,7 +146,7 @@ def test_a_run_that_is_done_is_read_and_not_trained(
     torch.testing.assert_close(logits, torch.from_numpy(first.test.logits))
 
 
-def test_another_seed_gives_another_run(tmp_path: Path, tiny: None) -> None:
+def test_different_seeds_give_different_runs(tmp_path: Path, tiny: None) -> None:
     first = training.train(SETTINGS, parts(), tmp_path / "0")
     other = training.train(dataclasses.replace(SETTINGS, seed=1), parts(), tmp_path / "1")
     assert bits(first) != bits(other)
@@ -170,7 +168,7 @@ def test_every_setting_has_a_folder_of_its_own(field: str) -> None:
     assert dataclasses.replace(SETTINGS).key == SETTINGS.key
 
 
-def test_what_cannot_be_trained_is_an_error(tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_untrainable_data_are_an_error(tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"holds no picture of 'reenactment'.*use more people"):
         training.train(dataclasses.replace(SETTINGS, kinds=("reenactment",)), parts(), tmp_path / "kind")
     with pytest.raises(ValueError, match="must begin with 'toy', 'lite', 'recipe' or 'method', got 'big one'"):
@@ -191,7 +189,7 @@ def test_an_epoch_is_balanced() -> None:
         assert drawn.count("real") == 10 and sum(counts.values()) == 10
         assert all(count in (3, 4) for count in counts.values())
         assert sorted(index for index in indices if kinds[index] == "real") == list(range(10))
-        assert len(list(itertools.groupby(people[index] for index in indices))) == 10  # each person's in one piece
+        assert len(list(itertools.groupby(people[index] for index in indices))) == 10  # each person's pictures together
     assert indices != training.sampled(kinds, people, torch.Generator().manual_seed(1)).tolist()
 
 
@@ -201,7 +199,7 @@ def test_people_of_one_class_are_mixed_in_an_epoch() -> None:
         indices = training.sampled(kinds, people, torch.Generator().manual_seed(seed))
         assert sorted(indices.tolist()) == list(range(80))
         for batch in indices.tensor_split(5):
-            assert {kinds[index] for index in batch} == {"real", "a"}  # person by person a batch would hold one
+            assert {kinds[index] for index in batch} == {"real", "a"}  # sorted by person, a batch would have one kind
 
 
 def test_gains_have_a_rate_of_their_own() -> None:
@@ -209,7 +207,7 @@ def test_gains_have_a_rate_of_their_own() -> None:
     found = {(group["params"][0].ndim, group["lr"], group["weight_decay"]): len(group["params"]) for group in groups}
     rate = SETTINGS.learning_rate
     assert set(found) == {(4, rate, 0.01), (1, rate, 0.0), (1, training.GAIN_RATE * rate, 0.0)}
-    assert found[1, training.GAIN_RATE * rate, 0.0] == 2  # one for each site
+    assert found[1, training.GAIN_RATE * rate, 0.0] == 2  # one per site
     assert len(training.groups(Tiny(), 1e-3, 0.01)) == 2
 
 
@@ -234,7 +232,7 @@ def test_corruptions_grow_and_repeat(name: str) -> None:
     assert errors[0] == 0 and errors == sorted(set(errors)) and torch.equal(images, before)
 
 
-def test_corruptions_are_what_they_are_called() -> None:
+def test_corruptions_match_their_names() -> None:
     grey = torch.full((2, 3, 64, 64), 128, dtype=torch.uint8)
     assert torch.equal(corruptions.corrupted(grey, "Gaussian blur", 5), grey)
     noise = corruptions.corrupted(grey, "Gaussian noise", 3)
@@ -251,7 +249,7 @@ def test_corruptions_are_what_they_are_called() -> None:
         corruptions.corrupted(grey, "JPEG", 6)
 
 
-def test_a_failing_job_stops_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_job_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     made = [jobs.Job(f"{value}", 1.0, math.sqrt, (value,)) for value in (4.0, -1.0, 9.0)]
     for processes in (1, 2):
         done, errors = jobs.run(made, processes, "roots")
@@ -261,7 +259,7 @@ def test_a_failing_job_stops_no_other(capsys: pytest.CaptureFixture[str]) -> Non
     assert jobs.run([], 2, "nothing") == ({}, {})
 
 
-def test_a_process_that_dies_is_told() -> None:
+def test_a_process_that_dies_is_reported() -> None:
     done, errors = jobs.run([jobs.Job("dies", 1.0, os._exit, (3,)), jobs.Job("too", 1.0, os._exit, (3,))], 2, "deaths")
     assert not done and all("BrokenProcessPool" in error for error in errors.values()) and len(errors) == 2
 
@@ -304,7 +302,7 @@ def test_everything_runs_and_is_written(
     clean = [row for row in rows(results / "fig1.csv") if row["severity"] == "0" and row["network"] == "bare"]
     assert {float(row["AUC"]) for row in clean} == {float(bare["AUC"])}
 
-    # A second call trains and measures nothing, and ends with the same files.
+    # A second call trains and measures nothing, and leaves the same files.
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(study, "measure", lambda *_: pytest.fail("measured again"))
     before = {path.name: path.read_bytes() for path in results.glob("*.csv")}
@@ -315,7 +313,7 @@ def test_everything_runs_and_is_written(
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_each_experiment_runs_by_itself(name: str, tmp_path: Path, tiny: None) -> None:
+def test_each_experiment_runs_on_its_own(name: str, tmp_path: Path, tiny: None) -> None:
     assert run(tmp_path, name) == 0
     of_runs = rows(tmp_path / f"results/{name}_runs.csv")
     assert {row["seed"] for row in of_runs} == {"0", "1"} and all(row["run's commit"] for row in of_runs)
@@ -346,8 +344,8 @@ def test_a_data_set_without_masks_is_not_asked_where_they_are(
     right = training.train
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained for nothing"))
     assert run(tmp_path, "localise") == 1
-    told = capsys.readouterr()
-    assert "localise is left out: localise needs masks" in told.err and "not done: localise" in told.out
+    output = capsys.readouterr()
+    assert "localise is left out: localise needs masks" in output.err and "not done: localise" in output.out
     monkeypatch.setattr(training, "train", right)
     monkeypatch.setattr(command, "EXPERIMENTS", {name: EXPERIMENTS[name] for name in ("table5", "localise")})
     assert run(tmp_path, "all") == 0
@@ -375,8 +373,8 @@ def test_missing_packages_are_one_error(
     monkeypatch.setattr(command, "NEEDED", ("timm", "no_such_package"))
     with pytest.raises(SystemExit) as stop:
         run(tmp_path, "table1")
-    told = capsys.readouterr().err
-    assert stop.value.code == 2 and "missing packages: no_such_package; pip install 'sia-layers[reprod" in told
+    output = capsys.readouterr().err
+    assert stop.value.code == 2 and "missing packages: no_such_package; pip install 'sia-layers[reprod" in output
 
 
 def test_one_network_that_fails_leaves_the_others(
@@ -389,10 +387,10 @@ def test_one_network_that_fails_leaves_the_others(
 
     monkeypatch.setattr(networks, "lite", lite)
     assert run(tmp_path, "table1", "table5") == 1
-    told = capsys.readouterr()
-    assert "RuntimeError: no such thing here" in told.err and "not done: table1" in told.out
+    output = capsys.readouterr()
+    assert "RuntimeError: no such thing here" in output.err and "not done: table1" in output.out
     assert (tmp_path / "results/table5.csv").exists() and not (tmp_path / "results/table1.csv").exists()
-    monkeypatch.setattr(networks, "lite", tiny_lite)  # once it is mended, only what failed is trained
+    monkeypatch.setattr(networks, "lite", tiny_lite)  # once this is fixed, only what failed is trained
     made: list[str] = []
     right = training.train
     monkeypatch.setattr(
@@ -402,7 +400,7 @@ def test_one_network_that_fails_leaves_the_others(
     assert made == ["lite CBAM"] * 2
 
 
-def test_ctrl_c_stops_and_goes_on(
+def test_an_interrupted_run_resumes(
     tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right, done = training.train, []
@@ -415,11 +413,11 @@ def test_ctrl_c_stops_and_goes_on(
 
     monkeypatch.setattr(training, "train", stopped)
     assert run(tmp_path, "table5") == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command resumes from here" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr(command, "_ran", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(command, "_run_experiments", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(tmp_path, "table5", "--fresh") == 130
-    assert "the same command without --fresh goes on from here" in capsys.readouterr().err
+    assert "the same command without --fresh resumes from here" in capsys.readouterr().err
     monkeypatch.setattr(training, "train", lambda settings, *rest: (done.append(settings.key), right(settings, *rest)))
     assert run(tmp_path, "table5") == 0
     assert len(done) == len(set(done)) == 2 * 2 * len(networks.METHODS)
@@ -497,13 +495,13 @@ def test_localisation_by_hand() -> None:
     for name, make in localise.of_the_picture(32).items():
         found = make(x)
         assert found.shape == (8, 32, 32), name
-        torch.testing.assert_close(make(x[3:4])[0], found[3])  # of this picture alone
+        torch.testing.assert_close(make(x[3:4])[0], found[3])  # depends on this picture alone
     nothing = dataclasses.replace(parts().test, masks=torch.zeros(12, 32, 32, dtype=torch.bool))
     with pytest.raises(ValueError, match="this data set has no masks"):
         localise.pairs(nothing)
 
 
-def test_a_tie_is_nobodys() -> None:
+def test_a_tie_has_no_winner() -> None:
     cells = {"a": {"Norm": "0.5", "CDC": "0.5"}, "b": {"Norm": "0.5", "CDC": "0.6"}}
     made = [
         {"network": name, "kinds": kind, "quality": "HQ", "ACC": score}
@@ -513,9 +511,9 @@ def test_a_tie_is_nobodys() -> None:
     assert "of the 2 cases: Norm in 0, CDC in 1, a tie in 1." in report._ranking(made)
 
 
-def test_words_follow_the_interval() -> None:
+def test_statements_follow_the_interval() -> None:
     assert report.verdict("A − B", 1.2, -1.0, 3.4).endswith(
-        "+1.2 points of AUC [-1.0, +3.4]: no difference can be told from this."
+        "+1.2 points of AUC [-1.0, +3.4]: no difference was detected."
     )
     assert "higher here" in report.verdict("A − B", 2.0, 0.1, 4.0)
     assert "lower here" in report.verdict("A − B", -2.0, -4.0, -0.1)
@@ -531,7 +529,7 @@ def test_the_page_has_a_place_for_every_section() -> None:
 
 
 def test_the_paper_improves_in_every_case_of_table_5() -> None:
-    """What the text of the supplement says of the figures that were copied from it."""
+    """The supplement's text says so about the figures that were copied from it."""
     for name in ("SPSL", "F3-Net", "DCL"):
         assert all(more > less for more, less in zip(paper.TABLE5[f"{name}+SIA"], paper.TABLE5[name], strict=True))
     for layers in zip(*paper.TABLE4.values(), strict=True):

@@ -1,4 +1,4 @@
-"""The reproduction's data set ``folder``: anybody's own pictures, in real and fake."""
+"""The reproduction's data set ``folder``: your own pictures, real and fake."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_fewer_groups_leave_both_classes_in_each_part(plain, seed):
     assert all(set(part.kinds) == {"real", "fake"} for part in parts)
 
 
-def test_the_square_in_the_middle_is_taken(tmp_path):
+def test_the_central_square_is_cropped(tmp_path):
     root = write_pictures(tmp_path / "set", {"real": 8, "fake": 8})
     picture = np.zeros((40, 80, 3), np.uint8)
     picture[:, 20:60] = 200
@@ -67,7 +67,7 @@ def test_the_square_in_the_middle_is_taken(tmp_path):
     assert image.min() > 190
 
 
-def test_pictures_may_lie_deeper_and_end_in_capitals(plain):
+def test_pictures_may_be_in_subfolders_with_capital_suffixes(plain):
     (plain / "fake" / "swaps").mkdir()
     (plain / "fake" / "fake000.png").rename(plain / "fake" / "swaps" / "one.PNG")
     (plain / "fake" / "notes.txt").write_text("not a picture, and not taken for one")
@@ -82,7 +82,7 @@ def test_a_given_split_is_kept(parted):
         assert all(person.startswith(f"{name}/") for person in part.people)
 
 
-def test_validation_is_taken_from_train_where_there_is_none(parted):
+def test_validation_is_split_off_train_if_missing(parted):
     parts = load(parted)
     assert len(parts.test) == 8 and {person.partition("/")[0] for person in parts.test.people} == {"test"}
     assert len(parts.train) + len(parts.validation) == 16 and len(parts.validation) >= 4
@@ -90,7 +90,7 @@ def test_validation_is_taken_from_train_where_there_is_none(parted):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_group_is_on_one_side(plain, seed):
+def test_a_group_stays_in_one_part(plain, seed):
     rows = [(f"{label}/{label}{index:03}.png", f"g{index // 2}") for label in PLAIN for index in range(12)]
     write_groups(plain, rows)
     parts = load(plain, seed=seed)
@@ -99,7 +99,7 @@ def test_a_group_is_on_one_side(plain, seed):
     assert all(part.people.count(person) == 4 for part in parts for person in part.people)
 
 
-def test_pictures_without_a_row_are_told_of_and_stand_alone(plain):
+def test_pictures_without_a_row_are_reported_and_form_their_own_groups(plain):
     write_groups(plain, [("real/real000.png", "a"), ("fake/fake000.png", "a")])
     with pytest.warns(UserWarning, match=r"22 of 24 pictures have no row in .*groups\.csv"):
         parts = load(plain)
@@ -141,11 +141,11 @@ def test_a_wrong_table_of_groups_is_refused(plain, groups, header, message):
 def test_names_in_both_classes_are_warned_of(plain):
     for index in range(3):
         (plain / "fake" / f"fake{index:03}.png").rename(plain / "fake" / f"real{index:03}.png")
-    with pytest.warns(UserWarning, match=r"3 names stand in both real and fake: real000, real001, real002\. If"):
+    with pytest.warns(UserWarning, match=r"3 names occur in both real and fake: real000, real001, real002\. If"):
         load(plain)
 
 
-def test_what_cannot_be_read_is_counted_named_and_left_out(plain):
+def test_unreadable_pictures_are_counted_named_and_skipped(plain):
     (plain / "real" / "real003.png").write_bytes(b"no picture")
     (plain / "fake" / "fake004.png").write_bytes((plain / "fake" / "fake004.png").read_bytes()[:300])
     with pytest.warns(
@@ -156,7 +156,7 @@ def test_what_cannot_be_read_is_counted_named_and_left_out(plain):
 
 
 @pytest.mark.filterwarnings("ignore:.*can't be read")
-def test_nothing_that_can_be_read_is_an_error(plain):
+def test_no_readable_photographs_is_an_error(plain):
     for path in (plain / "fake").iterdir():
         path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"has no fake picture for the train part; skipped there: .*not a picture"):
@@ -191,7 +191,7 @@ def test_both_layouts_at_once_are_refused(parted):
         load(parted)
 
 
-def test_the_cache_is_made_anew_when_pictures_or_groups_change(plain, tmp_path):
+def test_the_cache_is_rebuilt_when_pictures_or_groups_change(plain, tmp_path):
     before = load(plain, cache=tmp_path / "kept")
     assert same(before, load(plain, cache=tmp_path / "kept"))
     write_groups(plain, [(f"real/real{index:03}.png", f"g{index // 2}") for index in range(12)])

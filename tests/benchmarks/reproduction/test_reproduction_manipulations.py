@@ -1,4 +1,4 @@
-"""The four manipulations, and the pipeline that real and fake pictures pass alike."""
+"""The four manipulations, and the pipeline that processes real and fake pictures alike."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ needs_photographs = pytest.mark.skipif(not PHOTOGRAPHS, reason="SIA_FACES is not
 # Manipulations
 
 
-def test_layouts_name_landmarks_that_there_are():
+def test_layouts_refer_to_existing_landmarks():
     for count, layout in landmarks.LAYOUTS.items():
         for group in (layout.face, layout.brows, *layout.eyes, layout.nose, layout.mouth):
             assert len(set(group)) == len(group) and set(group) <= set(range(count)) and set(group) <= set(layout.face)
@@ -36,7 +36,7 @@ def test_layouts_name_landmarks_that_there_are():
 
 @pytest.mark.parametrize("kind", data.MANIPULATIONS)
 @pytest.mark.parametrize("seed", range(4))
-def test_only_what_the_mask_covers_is_changed(kind, seed):
+def test_only_pixels_in_the_mask_are_changed(kind, seed):
     target, donor = drawn_face(1), drawn_face(2)
     before = target[0].copy()
     picture, mask = forge(kind, target, donor, seed)
@@ -52,7 +52,7 @@ def test_only_what_the_mask_covers_is_changed(kind, seed):
 
 
 @pytest.mark.parametrize("kind", data.MANIPULATIONS)
-def test_a_forgery_is_decided_by_its_seed(kind):
+def test_a_forgery_depends_only_on_its_seed(kind):
     target, donor = drawn_face(1), drawn_face(2)
     first, again, other = (forge(kind, target, donor, seed) for seed in (5, 5, 8))
     assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
@@ -71,7 +71,7 @@ def test_a_swap_carries_the_donor(seed):
     assert swapped[y - 1 : y + 2, x - 1 : x + 2].mean() < plain[y - 1 : y + 2, x - 1 : x + 2].mean() - 40
 
 
-def test_a_swap_ends_where_the_donors_picture_does():
+def test_a_swap_is_clipped_to_the_donors_picture():
     target, (picture, points) = drawn_face(1), drawn_face(2)
     half = picture[: picture.shape[0] // 2]
     inside = np.flatnonzero(points[:, 1] < len(half) - 1)
@@ -82,7 +82,7 @@ def test_a_swap_ends_where_the_donors_picture_does():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_resynthesis_keeps_the_strength_of_the_detail_and_not_its_structure(seed):
+def test_resynthesis_keeps_the_strength_but_not_the_structure_of_detail(seed):
     picture, points = drawn_face(3)
     made, mask = manipulate.texture_resynthesis(picture, points, np.random.default_rng(seed))
     core = cv2.erode(mask.astype(np.uint8), np.ones((9, 9))).astype(bool)
@@ -131,7 +131,7 @@ def test_finish_crops_picture_and_mask_alike():
     assert np.array_equal(made.mean(2) > 127, covered)
 
 
-def test_lower_quality_is_a_smaller_file_that_is_further_off():
+def test_lower_quality_gives_a_smaller_and_less_accurate_file():
     picture = drawn_face(1)[0]
     files = {name: pipeline.encode(picture, quality) for name, quality in data.QUALITIES.items()}
     errors = {name: np.abs(pipeline.decode(file).astype(int) - picture).mean() for name, file in files.items()}
@@ -140,7 +140,7 @@ def test_lower_quality_is_a_smaller_file_that_is_further_off():
 
 
 def files_of(monkeypatch, root, quality, size):
-    """The JPEG file of each picture, as the pipeline writes it."""
+    """Return the JPEG file of each picture as the pipeline writes it."""
     files, encode = [], pipeline.encode
 
     def recorded(picture, jpeg):
@@ -155,29 +155,29 @@ def files_of(monkeypatch, root, quality, size):
 
 
 def check_file_statistics(files, kinds, people):
-    """Of each kind, and of all of them together."""
+    """Check the file statistics of each kind, and of all kinds together."""
     for some in (*((kind,) for kind in data.MANIPULATIONS), data.MANIPULATIONS):
         found = giveaways.auc_of(files, kinds, people, some)
         assert abs(found["file"] - 0.5) < found["margin"], f"{some}: AUC {found['file']:.3f} from file statistics"
 
 
 @pytest.mark.parametrize("quality", data.QUALITIES)
-def test_file_statistics_tell_nothing(tmp_path, monkeypatch, quality):
+def test_file_statistics_reveal_nothing(tmp_path, monkeypatch, quality):
     files, kinds, people = files_of(monkeypatch, write_faces(tmp_path / "set", 45, first=100), quality, 96)
     assert len(files) == len(kinds) == 45 * 5
     check_file_statistics(files, kinds, people)
 
 
-def test_file_statistics_would_tell_if_there_were_something_to_tell():
+def test_file_statistics_would_detect_a_difference():
     pictures = [drawn_face(seed)[0] for seed in range(30)]
     files = [pipeline.encode(picture, quality) for picture in pictures for quality in (90, 88)]
-    found = giveaways.told_apart(
+    found = giveaways.linear_auc(
         giveaways.file_statistics(files), [0, 1] * 30, [str(index // 2) for index in range(60)]
     )
     assert found > 0.95
 
 
-def test_the_spread_of_colours_would_tell_tinted_forgeries_of_grey_faces():
+def test_the_spread_of_colours_would_reveal_tinted_forgeries_of_grey_faces():
     found = []
     for grey_stays in (True, False):
         files = []
@@ -199,6 +199,6 @@ def test_the_spread_of_colours_would_tell_tinted_forgeries_of_grey_faces():
 @needs_photographs
 @pytest.mark.parametrize("quality", data.QUALITIES)
 @pytest.mark.parametrize("size", [64, 128])
-def test_file_statistics_tell_nothing_of_the_photographs(monkeypatch, quality, size):
+def test_file_statistics_reveal_nothing_about_the_photographs(monkeypatch, quality, size):
     files, kinds, people = files_of(monkeypatch, Path(PHOTOGRAPHS), quality, size)
     check_file_statistics(files, kinds, people)

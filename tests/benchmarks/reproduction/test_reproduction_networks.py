@@ -34,7 +34,7 @@ from benchmarks.reproduction.networks.spsl import SPSL, phase_picture
 from benchmarks.reproduction.networks.toy import PRINTED_PARAMETERS, CentralDifferenceConv2d, convolution_weights
 
 SIZE = 64
-SITES = ["blocks.1.1", "blocks.2.1", "blocks.4.2"]  # in EfficientNet-Lite0, at a quarter, an eighth and a sixteenth
+SITES = ["blocks.1.1", "blocks.2.1", "blocks.4.2"]  # of EfficientNet-Lite0, at a quarter, an eighth and a sixteenth
 CHANNELS = (24, 40, 112)
 
 
@@ -47,7 +47,7 @@ def one_thread() -> Iterator[None]:
 
 
 def tiny_set(size: int = SIZE) -> tuple[Tensor, Tensor, Tensor]:
-    """Sixteen random smooth pictures; every second one has a patch of noise, and a mask of it."""
+    """Return sixteen random smooth pictures; every second one has a patch of noise and a mask of it."""
     generator = torch.Generator().manual_seed(7)
     coarse = torch.rand(16, 3, 6, 6, generator=generator)
     x = F.interpolate(coarse, (size, size), mode="bicubic").clamp(0.1, 0.9)
@@ -58,14 +58,14 @@ def tiny_set(size: int = SIZE) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def made(name: str) -> Detector:
-    """Any of the detectors; with "+SIA" a method with SIA."""
+    """Return any of the detectors; "+SIA" in the name adds SIA."""
     if name in TOYS:
         return toy(name)
     return lite(name) if name in VARIANTS else method(name.removesuffix("+SIA"), name.endswith("+SIA"))
 
 
 def trained(detector: Detector, steps: int, size: int = SIZE) -> list[float]:
-    """The losses of a few steps on the tiny set."""
+    """Return the losses of a few steps on the tiny set."""
     torch.manual_seed(1)
     x, labels, masks = tiny_set(size)
     optimizer = torch.optim.AdamW([value for value in detector.parameters() if value.requires_grad], lr=1e-3)
@@ -103,11 +103,11 @@ def test_every_network_overfits_a_tiny_set(name: str) -> None:
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("sia", [False, True])
 def test_dcl_overfits_a_tiny_set(sia: bool) -> None:
-    """By cross-entropy, which alone can go to 0: views are random, and the queues get harder as they fill."""
+    """Only cross-entropy can reach 0: views are random, and the queues get harder as they fill."""
     dcl, (x, labels, _) = method("DCL", sia), tiny_set()
 
     def cross_entropy() -> float:
-        with torch.no_grad():  # so few steps are too few for BatchNorm's running statistics
+        with torch.no_grad():  # BatchNorm's running statistics need more steps than this
             return F.binary_cross_entropy_with_logits(dcl.train()(x), labels.float()).item()
 
     before = cross_entropy()
@@ -127,7 +127,7 @@ def test_same_seed_same_network(name: str) -> None:
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["CDC", "bare", *METHODS])
-def test_a_pictures_logit_does_not_hang_on_its_batch(name: str) -> None:
+def test_a_pictures_logit_does_not_depend_on_its_batch(name: str) -> None:
     detector, (x, _, _) = made(name), tiny_set()
     together = predicted(detector, x[:3])
     torch.testing.assert_close(predicted(detector, x[1:2]), together[1:2], atol=1e-4, rtol=1e-4)
@@ -155,7 +155,7 @@ def test_unknown_names_list_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(("name", "weights"), [("Norm", 6_286_176), ("CDC", 6_286_176), ("Depthwise", 708_160)])
-def test_toys_hold_as_many_convolution_weights_as_table_2_comes_to(name: str, weights: int) -> None:
+def test_toys_have_the_convolution_weights_of_table_2(name: str, weights: int) -> None:
     assert convolution_weights(toy(name)) == weights
 
 
@@ -203,7 +203,7 @@ def test_central_differences_alone_ignore_a_constant() -> None:
     ],
 )
 def test_the_imagenet_weights_are_right(photograph: str, classes: Any) -> None:
-    """A cat is among the first five classes as a cat, a cup as a cup; with tensors out of order nothing would be."""
+    """A cat is among the first five classes as a cat, and a cup as a cup; misordered tensors would prevent this."""
     data = pytest.importorskip("skimage.data")
     picture = torch.from_numpy(getattr(data, photograph)()).permute(2, 0, 1)[None] / 255
     side = min(picture.shape[-2:])
@@ -234,7 +234,7 @@ def excitation(channels: int) -> int:
 
 
 def aggregation(later: int) -> int:
-    """Of the site of that index: a 1x1 convolution without bias and a BatchNorm for each earlier one."""
+    """Return the parameters of the aggregation at a site: a 1x1 convolution and a BatchNorm for each earlier site."""
     return sum(CHANNELS[later] * earlier + 2 * CHANNELS[later] for earlier in CHANNELS[:later])
 
 
@@ -265,7 +265,7 @@ ATTENTIONS = (
 
 
 def attended(backbone: nn.Module) -> list[str]:
-    """The hosts of a backbone's attention, of whatever kind."""
+    """Return the hosts of a backbone's attention, of any kind."""
     if sia_modules(backbone):
         return [name.removesuffix(".sia") for name in sia_modules(backbone)]
     return [name.removesuffix(".1") for name, module in backbone.named_modules() if type(module).__name__ in ATTENTIONS]
@@ -273,7 +273,7 @@ def attended(backbone: nn.Module) -> list[str]:
 
 @pytest.fixture(scope="module")
 def bare() -> tuple[int, Tensor]:
-    """Parameters and predictions of the network alone."""
+    """Return the parameters and predictions of the bare network."""
     torch.manual_seed(5)
     detector = lite("bare")
     return sum(value.numel() for value in detector.parameters()), predicted(detector, tiny_set()[0][:4])
@@ -282,7 +282,7 @@ def bare() -> tuple[int, Tensor]:
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants(name: str, bare: tuple[int, Tensor]) -> None:
-    """The parameters it adds, predictions at first, attention at the sites, each run once, and gradients for all."""
+    """Check added parameters, initial predictions, attention at the sites, one run of each, and gradients for all."""
     torch.manual_seed(5)
     detector, sites = lite(name), SITES[: {"bare": 0, "one site": 1, "two sites": 2}.get(name, 3)]
     assert sum(value.numel() for value in detector.parameters()) - bare[0] == ADDED[name]
@@ -312,7 +312,7 @@ def test_the_sites_are_those_of_inject_sia() -> None:
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", METHODS)
-def test_sia_leaves_the_rest_of_a_method_as_it_was(name: str) -> None:
+def test_sia_leaves_the_rest_of_a_method_unchanged(name: str) -> None:
     detectors = []
     for sia in (False, True):
         torch.manual_seed(2)
@@ -332,7 +332,7 @@ def test_the_phase_picture_has_the_phase_and_no_amplitude() -> None:
     assert picture.shape == (16, 1, SIZE, 50)
     spectrum, own = torch.fft.fft2(picture, norm="ortho"), torch.fft.fft2(x.mean(1, keepdim=True))
     torch.testing.assert_close(spectrum.abs(), torch.ones_like(spectrum.abs()), atol=1e-3, rtol=0)
-    strong = own.abs() > 1e-2  # the phase of next to nothing is noise
+    strong = own.abs() > 1e-2  # the phase of a tiny amplitude is noise
     torch.testing.assert_close((spectrum * own.conj()).real[strong], own.abs()[strong], atol=1e-2, rtol=1e-3)
     torch.testing.assert_close(phase_picture(3 * x), picture, atol=1e-2, rtol=0)
     assert phase_picture(torch.zeros(1, 3, 8, 8)).isfinite().all()
@@ -365,7 +365,7 @@ def test_the_cosine_transform_is_orthonormal() -> None:
     torch.testing.assert_close(matrix @ torch.ones(10), F.one_hot(torch.tensor(0), 10) * 10**0.5, atol=1e-5, rtol=0)
 
 
-def test_local_statistics_are_of_the_band_that_is_there() -> None:
+def test_local_statistics_show_the_band_of_the_signal() -> None:
     lfs = FrequencyStatistics().eval()
     nn.init.zeros_(lfs.weight)
     flat = torch.full((1, 3, SIZE, SIZE), 0.5)
@@ -398,7 +398,7 @@ def test_f3net_looks_with_both_streams() -> None:
     assert (f3net.fad.conv_stem.in_channels, f3net.lfs.conv_stem.in_channels) == (12, 6)
 
 
-def test_a_checkpoint_of_dcl_goes_on_exactly() -> None:
+def test_dcl_resumes_exactly_from_a_checkpoint() -> None:
     x, labels, masks = tiny_set(32)
 
     def step(detector: DCL, seed: int) -> float:
@@ -441,14 +441,14 @@ def test_dcls_second_encoder_and_queues_follow() -> None:
     assert dcl.positions.tolist() == [HARD, HARD]
     assert (dcl.queues != queues).any(1).sum(1).tolist() == [HARD, HARD]
     torch.testing.assert_close(dcl.queues.norm(dim=1), torch.ones(2, QUEUE))
-    dcl.positions.fill_(QUEUE - 1)  # and round the end
+    dcl.positions.fill_(QUEUE - 1)  # wrap around the end
     dcl.loss(x, torch.ones_like(labels), masks)
     assert dcl.positions.tolist() == [QUEUE - 1, HARD - 1]
 
 
 def test_contrast_between_pictures() -> None:
     dcl, axes = DCL(pretrained=False), torch.eye(128)
-    dcl.queues[0], dcl.queues[1] = axes[0, :, None], axes[1, :, None]  # real ones lie along the first, fakes the second
+    dcl.queues[0], dcl.queues[1] = axes[0, :, None], axes[1, :, None]  # real on the first axis, fakes on the second
     real, fake = torch.tensor([0]), torch.tensor([1])
     chance = math.log(1 + QUEUE)
     assert dcl._inter(axes[:1], axes[:1], real).item() == pytest.approx(QUEUE * math.exp(-1 / 0.07), rel=0.01)
@@ -465,13 +465,13 @@ def test_contrast_between_regions() -> None:
     real, fake = torch.tensor([0]), torch.tensor([1])
     assert intra_contrast(uniform, real, None).item() == pytest.approx(0, abs=1e-6)
     assert intra_contrast(split, real, None) > 0.005
-    assert intra_contrast(split, fake, masks).item() == pytest.approx(0, abs=1e-4)  # the regions are told apart
+    assert intra_contrast(split, fake, masks).item() == pytest.approx(0, abs=1e-4)  # the regions are separated
     assert intra_contrast(uniform, fake, masks).item() == pytest.approx(math.log(2), abs=1e-4)
     for unusable in (None, torch.zeros_like(masks), torch.ones_like(masks)):
         assert intra_contrast(uniform, fake, unusable) == 0
 
 
-def test_a_view_takes_its_mask_along() -> None:
+def test_a_view_transforms_its_mask() -> None:
     x = torch.zeros(64, 3, 16, 16)
     x[..., :4] = 1
     view, masks = augmented(x, x[:, 0] > 0)

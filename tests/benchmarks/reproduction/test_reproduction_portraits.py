@@ -1,4 +1,4 @@
-"""The reproduction's portraits: their people, folds, donors and grey forgeries, and the pictures that are kept."""
+"""The reproduction's portraits: their people, folds, donors and grey forgeries, and the stored pictures."""
 
 import csv
 import os
@@ -27,7 +27,7 @@ needs_portraits = pytest.mark.skipif(not PORTRAITS, reason="SIA_PORTRAITS is not
 
 
 def write_people(root, strata):
-    """people.csv of ``write_faces``' pictures: the era and colour of each."""
+    """Write people.csv for the pictures of ``write_faces``, with the era and colour of each."""
     rows = [[f"p{index:03}.png", colour, era] for index, (era, colour) in enumerate(strata)]
     with (root / "people.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["image", "colour", "era"], *rows])
@@ -38,7 +38,7 @@ STRATA = [("modern", "yes")] * 7 + [("old", "no")] * 8 + [("middle", "yes")] * 1
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two data sets: portraits of three strata, one of whom is alone in hers; and faces without a table."""
+    """Write two data sets: portraits of three strata, one of them with a single person; and faces without a table."""
     root = tmp_path_factory.mktemp("joined")
     write_people(write_faces(root / "portraits", len(STRATA)), STRATA)
     write_faces(root / "plain", 6, first=50)
@@ -68,10 +68,10 @@ def test_folds_are_even_and_leave_nobody_alone(counts, folds, seed):
     dealt = faces.deal(classes, folds, seed)
     assert dealt.keys() == classes.keys() and set(dealt.values()) == set(range(folds))
     assert dealt == faces.deal(dict(reversed(classes.items())), folds, seed)
-    held = Counter((fold, classes[person]) for person, fold in dealt.items())
-    assert min(held.values()) >= 2
+    sizes = Counter((fold, classes[person]) for person, fold in dealt.items())
+    assert min(sizes.values()) >= 2
     for kind, count in enumerate(counts):
-        shares = [number for (_, name), number in held.items() if name == str(kind)]
+        shares = [number for (_, name), number in sizes.items() if name == str(kind)]
         assert max(shares) - min(shares) <= 1 and len(shares) == min(folds, count // 2)
 
 
@@ -82,7 +82,7 @@ def test_folds_refuse_too_few_people():
         faces.deal(dict.fromkeys("abc", "x"), 3, 0)
 
 
-def test_everybody_is_tested_once_and_never_on_two_sides(made):
+def test_everybody_is_tested_once_and_never_in_two_parts(made):
     tested = [sides for parts in made for sides in set(parts.test.people)]
     assert len(tested) == len(set(tested)) == 7 + 8 + 6
     for parts in made:
@@ -107,12 +107,12 @@ def test_the_pictures_of_a_person_are_the_same_in_every_fold(made):
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_class_of_one_is_skipped_with_its_reason(made):
+def test_a_class_with_one_person_is_skipped_with_the_reason(made):
     (skipped,) = {skip for parts in made for part in parts for skip in part.skipped}
     assert skipped.path == "portraits/p015" and "only one of 'portraits, middle, colour'" in skipped.reason
 
 
-def test_a_donor_is_of_the_same_fold_folder_era_and_colour(folder, tmp_path, monkeypatch):
+def test_a_donor_has_the_same_fold_folder_era_and_colour(folder, tmp_path, monkeypatch):
     pairs, forge_face = [], manipulate.forge
 
     def recorded(kind, face, donor, rng):
@@ -203,14 +203,14 @@ def test_self_blending_alone_would_colour_it():
 
 
 @pytest.mark.parametrize("kind", data.MANIPULATIONS)
-def test_the_forgery_of_a_colour_picture_is_as_it_was(kind):
+def test_forgeries_of_colour_pictures_are_unchanged(kind):
     target, donor = (manipulate.Face(str(each), *drawn_face(each)) for each in (1, 2))
     made, mask = manipulate.forge(kind, target, donor, np.random.default_rng(3))
     expected = forge(kind, target[1:], donor[1:], 3)
     assert np.array_equal(made, expected[0]) and np.array_equal(mask, expected[1])
 
 
-def test_what_is_not_in_colour_is_made_grey(made, folder):
+def test_photographs_without_colour_become_grey(made, folder):
     people = data.people_of("portraits", folder)
     for part in made[0]:
         spread = part.images.amax(1).int() - part.images.amin(1).int()
@@ -218,10 +218,10 @@ def test_what_is_not_in_colour_is_made_grey(made, folder):
         assert coloured == [people[person].colour for person in part.people]
 
 
-# What is kept
+# Stored pictures
 
 
-def test_making_goes_on_where_it_was_stopped(folder, made, tmp_path, monkeypatch):
+def test_interrupted_making_resumes(folder, made, tmp_path, monkeypatch):
     replace, left = portraits.harness.replace, 10
 
     def stopped(path, write):
@@ -249,12 +249,12 @@ def test_two_processes_make_what_one_does(folder, made, tmp_path, monkeypatch):
     assert same(data.load("portraits", folder, **given), made[0])
 
 
-def test_a_failure_says_what_it_was(folder, tmp_path, monkeypatch):
+def test_a_failure_reports_its_cause(folder, tmp_path, monkeypatch):
     def fails(*_):
         raise OSError("no space left")
 
     monkeypatch.setattr(portraits, "forged", fails)
-    with pytest.raises(RuntimeError, match=r"lots of pictures could not be made, the first: OSError: no space left"):
+    with pytest.raises(RuntimeError, match=r"batches of pictures failed, the first: OSError: no space left"):
         data.prepare("portraits", folder, size=32, folds=3, cache=tmp_path, processes=1)
 
 
@@ -266,7 +266,7 @@ def test_fewer_people_keep_every_stratum(folder, tmp_path):
 
 
 @needs_portraits
-def test_the_portraits_give_everybody():
+def test_every_portrait_is_usable():
     people = data.people_of("portraits", Path(PORTRAITS))
     parts = data.load("portraits", Path(PORTRAITS), size=32, people=24, folds=3)
     assert len(people) >= 918 and 24 <= len(sides_of(parts)) <= 32

@@ -1,4 +1,4 @@
-"""The paper's rivals and the attentions of its section 5: each does what its own paper says, and learns."""
+"""The paper's rivals and the attentions of its section 5: each implements its own paper and learns."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def one_thread() -> Iterator[None]:
 
 
 def pictures(count: int = 8) -> tuple[Tensor, Tensor]:
-    """Smooth pictures; every second one has a patch of noise."""
+    """Return smooth pictures; every second one has a patch of noise."""
     generator = torch.Generator().manual_seed(7)
     x = F.interpolate(torch.rand(count, 3, 6, 6, generator=generator), (SIZE, SIZE), mode="bicubic").clamp(0.1, 0.9)
     labels = torch.arange(count) % 2
@@ -74,11 +74,11 @@ def test_dual_attention_is_the_papers() -> None:
     nn.init.zeros_(layer.position_gain)
     nn.init.ones_(layer.channel_gain)
     likeness = torch.einsum("nci,ndi->ncd", flat, flat)
-    weights = (-likeness).softmax(-1)  # the published code's: the unlike weigh most
+    weights = (-likeness).softmax(-1)  # as in the published code: dissimilar ones have the largest weight
     torch.testing.assert_close(layer(x), x + (weights @ flat).view_as(x), atol=1e-4, rtol=1e-4)
 
 
-def test_adl_hides_the_strongest_or_weighs_all_and_is_the_identity_in_tests() -> None:
+def test_adl_hides_the_strongest_or_weights_all_and_is_the_identity_in_evaluation() -> None:
     x = torch.rand(2, 4, 6, 6)
     strength = x.mean(1, keepdim=True)
     hidden = x * (strength < 0.8 * strength.amax((2, 3), keepdim=True))
@@ -100,7 +100,7 @@ def test_every_rival_learns_with_sia_and_without(name: str, sia: bool) -> None:
     x, labels = pictures()
 
     def cross_entropy() -> float:
-        with torch.no_grad():  # so few steps are too few for BatchNorm's running statistics
+        with torch.no_grad():  # BatchNorm's running statistics need more steps than this
             return F.binary_cross_entropy_with_logits(detector.train()(x), labels.float()).item()
 
     before = cross_entropy()
@@ -131,7 +131,7 @@ def test_regions_are_drawn_to_their_centres_and_centres_apart() -> None:
     axes = torch.eye(deep)[:MAPS]
     mat.centres.copy_(axes)
     labels = torch.tensor([0, 1])
-    assert mat._independence(axes.expand(2, -1, -1), labels) == 0  # at their centres, which are sqrt 2 apart
+    assert mat._independence(axes.expand(2, -1, -1), labels) == 0  # at their centres, which are sqrt(2) apart
     mat.centres.copy_(axes)
     assert mat._independence(-axes.expand(2, -1, -1), labels) > 10
     mat.centres.copy_(axes[:1].expand(MAPS, -1))
@@ -140,7 +140,7 @@ def test_regions_are_drawn_to_their_centres_and_centres_apart() -> None:
     assert loss.item() == pytest.approx(0.2, abs=1e-4)  # the outer margin
     before = mat.centres.clone()
     mat.eval().loss(*pictures(2))
-    assert torch.equal(mat.centres, before)  # they move in training alone
+    assert torch.equal(mat.centres, before)  # they move only in training
 
 
 def test_the_most_sensitive_pixels_are_erased_first() -> None:
@@ -154,7 +154,7 @@ def test_the_most_sensitive_pixels_are_erased_first() -> None:
     assert not torch.equal(changed[0], changed[1])
 
 
-def test_rfm_asks_without_learning_from_it() -> None:
+def test_rfms_sensitivity_does_not_train_the_network() -> None:
     rfm, (x, labels) = RFM().train(), pictures(4)
     before = {name: value.clone() for name, value in rfm.state_dict().items()}
     found = rfm.sensitivity(x)
@@ -166,7 +166,7 @@ def test_rfm_asks_without_learning_from_it() -> None:
     torch.testing.assert_close(rfm.loss(x, labels), expected)
 
 
-def test_add_nets_mask_has_organs_in_a_face_and_keeps_the_network_at_first() -> None:
+def test_add_net_mask_marks_face_parts_and_starts_without_effect() -> None:
     mask = attention_mask(50, 50)
     assert set(mask.unique().tolist()) == {0.0, 0.5, 1.0}
     assert mask[0, 0] == 0 and mask[45, 25] == 0.5 and mask[19, 17] == mask[36, 25] == 1
@@ -181,7 +181,7 @@ def test_add_nets_mask_has_organs_in_a_face_and_keeps_the_network_at_first() -> 
 
 
 @pytest.mark.parametrize("name", ["bare", "default", "gain 0.1", "no gain", "a gain a channel"])
-def test_recipes_begin_where_they_say(name: str) -> None:
+def test_recipes_start_as_specified(name: str) -> None:
     made = recipe(name, pretrained=False)
     start = {"bare": [], "default": [0.0] * 3, "gain 0.1": [0.1] * 3, "no gain": [], "a gain a channel": [0.0] * 3}
     gains = gains_of(made)

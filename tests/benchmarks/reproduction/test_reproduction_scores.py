@@ -1,4 +1,4 @@
-"""Scores and their intervals: right by hand, and wide enough where the truth is known."""
+"""Scores and their intervals: correct by hand calculation, and wide enough where the truth is known."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from benchmarks.reproduction.scores import Interval, Predictions, weighted_accur
 
 
 def made_up(people: int, seed: int, shift: float = 1.0, spread: float = 0.0, pictures: int = 2) -> Predictions:
-    """Logits of a real and a fake picture of each person, or more, with a part that all of a person's share."""
+    """Return logits of real and fake pictures of each person, with a component that a person's pictures share."""
     generator = np.random.default_rng(seed)
     labels = np.tile([0, 1], people * pictures // 2)
     common = np.repeat(generator.normal(size=people) * spread, pictures)
@@ -58,7 +58,7 @@ def test_scores_by_hand() -> None:
     assert Predictions.from_lists(**json.loads(json.dumps(found.to_lists()))).people == found.people
 
 
-def test_intervals_hold_what_is_certain() -> None:
+def test_intervals_contain_what_is_certain() -> None:
     sure = Predictions(*made_up(30, 0)[:1], np.tile([-1.0, 1.0], 30).astype(np.float32), *made_up(30, 0)[2:])
     assert scores.interval([sure, sure], weighted_auc) == Interval(1.0, 1.0, 1.0)
     runs, others = ([made_up(30, seed, shift) for seed in range(3)] for shift in (2.0, 0.5))
@@ -75,14 +75,14 @@ def test_intervals_hold_what_is_certain() -> None:
 
 
 def test_intervals_cover_the_truth() -> None:
-    truth = 0.5 * math.erfc(-1 / 2)  # of logits that are normal with a shift of one deviation
-    held = 0
+    truth = 0.5 * math.erfc(-1 / 2)  # for normal logits with a shift of one standard deviation
+    covered = 0
     for trial in range(100):
         runs = [made_up(60, 1000 * trial + seed) for seed in range(3)]
         runs = [run._replace(people=tuple(f"{seed} {name}" for name in run.people)) for seed, run in enumerate(runs)]
         found = scores.interval(runs, weighted_auc, draws=300)
-        held += found.low <= truth <= found.high
-    assert 85 <= held <= 100
+        covered += found.low <= truth <= found.high
+    assert 85 <= covered <= 100
 
 
 def test_pictures_of_a_person_are_drawn_together() -> None:
@@ -107,8 +107,8 @@ def test_students_interval_by_hand() -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_differences_cover_the_truth_whatever_training_adds(noise: float) -> None:
-    """Of two networks that are the same on average, of which training makes one better or worse by chance."""
-    held = 0
+    """The two networks are equal on average, and training makes one better or worse by chance."""
+    covered = 0
     for trial in range(150):
         generator = np.random.default_rng(trial)
         pairs = [
@@ -116,8 +116,8 @@ def test_differences_cover_the_truth_whatever_training_adds(noise: float) -> Non
             for seed in range(3)
         ]
         found = scores.difference(*zip(*pairs, strict=True), weighted_auc, draws=200)
-        held += found.low <= 0 <= found.high
-    assert held >= 0.9 * 150
+        covered += found.low <= 0 <= found.high
+    assert covered >= 0.9 * 150
 
 
 def test_the_mean_difference_of_one_task_is_the_difference() -> None:
@@ -133,7 +133,7 @@ def test_the_mean_difference_of_one_task_is_the_difference() -> None:
 
 
 def test_correlation_within_cells_ignores_what_is_hard() -> None:
-    """Of two manipulations the harder has more self-information everywhere; within each, more goes with better."""
+    """The harder of two manipulations has more self-information everywhere; within each, more goes with better."""
     made = [
         {"kinds": kind, "seed": seed, "ACC": 0.9 - hard + 0.01 * index, "AUC": 0.5, "AVG": hard + 0.01 * index}
         for kind, hard in (("easy", 0.1), ("hard", 0.4))

@@ -1,4 +1,4 @@
-"""The loaders of data sets of videos, on tiny trees of the same shape."""
+"""The loaders of video data sets, on tiny folders with the same structure."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def write_frames(path, level, count=6, size=(40, 40)):
 
 
 def write_faceforensics(root, write, suffix, kind="videos"):
-    """Twelve source videos and six pairs of fakes, each pair both ways."""
+    """Write twelve source videos and six pairs of fakes, each pair in both directions."""
     ids = [f"{index:03}" for index in range(12)]
     for name in ids:
         write(root / "original_sequences" / "youtube" / "c23" / kind / f"{name}{suffix}", 50)
@@ -110,14 +110,14 @@ def test_faceforensics_skips_what_has_no_source_and_target(tmp_path):
     assert reasons["03__podium"] == "the name of a video of real must be a number, as 000"
 
 
-def test_skipped_videos_alone_are_an_error_that_says_why(tmp_path):
+def test_only_skipped_videos_is_an_error_that_says_why(tmp_path):
     write_frames(tmp_path / "manipulated_sequences" / "DeepFakeDetection" / "c23" / "frames" / "01_02__walking__A", 200)
     with pytest.raises(FileNotFoundError, match=r"1 skipped, the first is .*01_02__walking__A: DeepFakeDetection is"):
         data.load("faceforensics", tmp_path, size=32)
 
 
 def deepfakebench(tmp_path):
-    """The tree of DeepfakeBench with its JSON, whose paths are another machine's."""
+    """Write DeepfakeBench's folders with its JSON, whose paths come from another machine."""
     root = tmp_path / "rgb"
     ids = write_faceforensics(root / "FaceForensics++", write_frames, "", "frames")
     listed = {label: {part: {"c23": {}} for part in ("train", "val", "test")} for label in ("FF-real", "FF-DF")}
@@ -241,14 +241,14 @@ def test_dfdc_takes_its_own_test_part(tmp_path):
         ("metadata.json", "{", r"metadata\.json is not JSON"),
     ],
 )
-def test_dfdc_refuses_a_table_that_is_none(tmp_path, name, text, message):
+def test_dfdc_refuses_an_invalid_table(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         data.load("dfdc", tmp_path, size=32)
 
 
 def write_celebdf(root):
-    """Eight people, each in a video of their own and with the face of each other."""
+    """Write eight people, each in a separate video and with the face of every other person."""
     for index in range(8):
         write_video(root / "Celeb-real" / f"id{index}_0000.mp4", 50, count=4)
         write_video(root / "YouTube-real" / f"{index:05}.mp4", 50, count=4)

@@ -1,4 +1,4 @@
-/* Calls a kernel of the library some times on one map, for callgrind to count the instructions.
+/* Call a kernel of the library several times on one map, so that callgrind can count the instructions.
  * Arguments: the library, "forward" or "backward", kernel size, level, channels_last, times. */
 
 #include <dlfcn.h>

@@ -1,10 +1,10 @@
-/* Calls every exported kernel on random sizes, strides, dtypes, options, instruction sets and thread counts.
+/* Call every exported kernel on random sizes, strides, dtypes, options, instruction sets and thread counts.
  *
- * Buffers come from malloc and hold exactly the bytes that a map spans, so that a sanitizer sees any step outside;
- * it also fills what malloc returns with 0xff, a NaN in every dtype, so that an element that is never written shows.
- * The kernels' own memory comes from here as well: it is counted, and now and then refused.
+ * Buffers come from malloc and have exactly the bytes that a map spans, so that a sanitizer detects any access outside
+ * them. It also fills new memory with 0xff, a NaN in every dtype, which exposes elements that are never written. The
+ * kernels' own memory comes from here as well: allocations are counted, and some of them fail.
  *
- * Usage: sanitize_driver SEED ROUNDS; exit code 1 and a line on stderr tell what went wrong. */
+ * Usage: sanitize_driver SEED ROUNDS; on failure it prints a line to stderr and exits with code 1. */
 
 #include "sia_cpu.h"
 
@@ -16,7 +16,7 @@
 
 static uint64_t state;
 static atomic_int held, calls_until_refusal;
-static char about[256]; /* the call at hand */
+static char about[256]; /* the current call */
 
 static uint64_t draw(uint64_t below)
 {
@@ -28,7 +28,7 @@ static uint64_t draw(uint64_t below)
 
 static int64_t between(int64_t least, int64_t most) { return least + (int64_t)draw((uint64_t)(most - least + 1)); }
 
-/* AddressSanitizer calls it before it reports. */
+/* AddressSanitizer calls this before it reports. */
 void __asan_on_error(void);
 void __asan_on_error(void) { fprintf(stderr, "%s:\n", about); }
 
@@ -38,7 +38,7 @@ static void complain(const char *what)
     exit(1);
 }
 
-/* What the kernels call in place of malloc, calloc and free. */
+/* The kernels call these instead of malloc, calloc and free. */
 static void *counted(void *memory)
 {
     if (memory)
@@ -78,7 +78,7 @@ static float value_at(const void *data, int64_t index, int dtype)
     return ldexpf((float)(exponent ? mantissa | 1024 : mantissa), (exponent ? exponent : 1) - 25);
 }
 
-/* Values of magnitude 1/8 to 2, and rarely one that is no number. */
+/* Values of magnitude 1/8 to 2, and rarely a special one, such as NaN or infinity. */
 static void fill(void *data, int64_t count, int dtype, int wild)
 {
     static const uint16_t least[] = {0, 0x3e00, 0x3000}, range[] = {0, 0x0200, 0x1000};
@@ -134,7 +134,7 @@ static sia_map input(const int64_t size[4], int dtype, int wild)
     return map;
 }
 
-/* Every value is a number; for a map that the kernels write, which has no gaps. */
+/* Check that every value of a map that the kernels wrote is finite; such a map has no gaps. */
 static void check(const void *data, int64_t count, int dtype, int wild, const char *name)
 {
     for (int64_t i = 0; data && !wild && i < count; i++)
