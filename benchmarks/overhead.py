@@ -1,8 +1,8 @@
-"""What a call costs beyond its kernels: Python, checks, allocation and the way into C, on one small map.
+"""Measure the overhead of a call in addition to its kernels (Python, checks, allocation, entry to C) on a small map.
 
 ``python -m benchmarks.overhead [--quick] [--csv FILE]``. Every call is timed twice in inference mode: as it is, and
-with a C function that does nothing in place of each kernel. The smallest of many repetitions counts, because whatever
-else runs on the machine only adds time.
+with every kernel replaced by a C function that does nothing. The smallest of many repetitions counts, because other
+work on the machine only adds time.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def calls(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
 
 def smallest(call: Callable[[], object], repetitions: int) -> float:
-    """Return the smallest seconds of a call, each the mean of 20 in a row."""
+    """Return the smallest time of a call in seconds, each measured as the mean of 20 calls in a row."""
     call()
     return min(timeit.repeat(call, number=20, repeat=repetitions)) / 20
 
 
 @contextmanager
 def without_kernels() -> Iterator[None]:
-    """Call a C function that does nothing, with the same arguments, in place of every kernel of the CPU backend."""
+    """Replace every kernel of the CPU backend by a C function that does nothing, with the same arguments."""
     nothing: dict[str, Any] = {}
     for name, arguments in library.ARGUMENTS.items():
         nothing[name] = ctypes.CDLL(None)["Py_IsInitialized"]
