@@ -53,8 +53,8 @@ def jax(options: Options, shape: tuple[int, ...]) -> Provider:
 
     def scale_of(square: Any) -> Any:
         if not options.adaptive:
-            return jnp.full_like(square, options.fixed_scale)[..., None, None]
-        return jnp.where(square > 0, options.fixed_scale / square, 0.0)[..., None, None]
+            return jnp.full_like(square, options.fixed_scale())[..., None, None]
+        return jnp.where(square > 0, options.fixed_scale() / square, 0.0)[..., None, None]
 
     def self_information(x: Any) -> Any:
         scale = scale_of(2 * sum(squares(x, i, j) for i, j in offsets if (i, j) > (0, 0)) / pairs)
@@ -86,7 +86,7 @@ def numba(options: Options, shape: tuple[int, ...]) -> Provider:
         x, info = x.contiguous(), torch.empty(shape)
         peers_numba.forward(
             x.numpy(), info.numpy(), sizes, options.radius, options.neighbours(shape[1]), options.inter_weight,
-            options.fixed_scale, options.adaptive,
+            options.fixed_scale(), options.adaptive,
         )  # fmt: skip
         return info
 

@@ -124,6 +124,6 @@ def _exponent(options: Options, total: Any, count: int, axes: tuple[int, Any, An
     """Return minus the scale, from the sum of a plane's squares."""
     lanes, k, b = axes
     if not options.adaptive:
-        return hl.f32(-options.fixed_scale)
+        return hl.f32(-options.fixed_scale())
     square = _sum(total[lane, k, b] for lane in range(lanes))
-    return hl.select(square > 0.0, -hl.f32(options.fixed_scale * count) / square, 0.0)
+    return hl.select(square > 0.0, -hl.f32(options.fixed_scale() * count) / square, 0.0)

@@ -64,8 +64,8 @@ def shift_and_add(x: Tensor, options: Options) -> Tensor:
 def _scale(mean_square: Tensor, options: Options) -> Tensor:
     """Return the scale, which is a constant in the backward pass, as it is for the kernels."""
     if not options.adaptive:
-        return torch.full_like(mean_square, options.fixed_scale)
-    return torch.where(mean_square > 0, options.fixed_scale / mean_square, 0.0).detach()
+        return torch.full_like(mean_square, options.fixed_scale())
+    return torch.where(mean_square > 0, options.fixed_scale() / mean_square, 0.0).detach()
 
 
 def created(name: str, options: Options) -> Callable[[Tensor], Tensor]:

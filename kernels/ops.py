@@ -16,7 +16,7 @@ from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from sia_layers.kernels import backends, cpu, reference
 from sia_layers.kernels.options import Options, check_map
-from sia_layers.kernels.private_torch import any_transform, dispatch_keys, dispatch_observed
+from sia_layers.kernels.private_torch import any_transform, dispatch_keys, dispatch_observed, exporting
 from sia_layers.kernels.reference import wide_dtype
 from sia_layers.kernels.registration import OPERATORS, RUN
 
@@ -91,7 +91,7 @@ def inlined() -> bool:
     They do in a graph that leaves PyTorch (export, ONNX, trace), and under torch.func and forward-mode
     differentiation, which would treat the results of these operators as constants.
     """
-    return any_transform() or tracing() or torch.compiler.is_exporting()
+    return any_transform() or tracing() or exporting()
 
 
 def attend(

@@ -46,9 +46,9 @@ class Options(NamedTuple):
         """Radius R of the window: K = 2R + 1."""
         return self.kernel_size // 2
 
-    @property
+    # A method, because torch.compile of 2.9 cannot compute with a property of a named tuple.
     def fixed_scale(self) -> float:
-        """1 / 2b^2, clamped to the range of float32."""
+        """Return 1 / 2b^2, clamped to the range of float32."""
         return min(0.5 / self.bandwidth / self.bandwidth, LARGEST_SCALE)
 
     def neighbours(self, channels: int) -> int:
@@ -154,7 +154,8 @@ def as_int(name: str, value: Any) -> int:
 
 def as_float(name: str, value: Any) -> float:
     """Return a value as a float; raise TypeError if it is not a number and ValueError if it is not finite."""
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+    # torch.compile of 2.9 cannot trace hasattr on a symbolic float.
+    if isinstance(value, (bool, str)) or not (isinstance(value, float) or hasattr(value, "__float__")):
         raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
     number = float(value)
     if not -math.inf < number < math.inf:  # torch.compile cannot trace math.isfinite

@@ -31,6 +31,7 @@ __all__ = [
     "current_node",
     "dispatch_keys",
     "dispatch_observed",
+    "exporting",
     "forget_compiled_call",
     "graph_task",
     "hook_tables",
@@ -55,6 +56,16 @@ def constant_when_compiled(function: Function) -> Function:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+@constant_when_compiled
+def exporting() -> bool:
+    """Tell whether torch.export is tracing, for ONNX or for itself.
+
+    Call this in place of torch.compiler.is_exporting, which is always True in code that torch.compile of 2.10 and
+    earlier traces.
+    """
+    return torch.compiler.is_exporting()
 
 
 def any_transform() -> bool:
@@ -88,13 +99,7 @@ def graph_task() -> int:
 
 def any_global_hook() -> bool:
     """Tell whether hooks are registered for all modules."""
-    tables = nn.modules.module  # torch's own question to them is not in 2.7
-    return bool(
-        tables._global_forward_pre_hooks
-        or tables._global_forward_hooks
-        or tables._global_backward_pre_hooks
-        or tables._global_backward_hooks
-    )
+    return bool(nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def hook_tables(module: nn.Module) -> tuple[tuple[dict[int, Any], dict[int, bool]], ...]:

@@ -87,7 +87,7 @@ def kde_scale(x: Tensor, options: Options) -> Tensor:
     left out of the mean, so that one bad pixel does not spoil its plane.
     """
     if not options.adaptive:
-        return x.new_full(options.scale_shape(x), options.fixed_scale)
+        return x.new_full(options.scale_shape(x), options.fixed_scale())
     excludes = options.padding_mode == "exclude"  # then pads are infinite, and pairs with a pad are left out
     pairs = ((difference, ends[: 1 if excludes else 2]) for difference, _, ends in _pairs(x, options, torch.inf))
     intra = _mean_square(x, pairs)
@@ -98,7 +98,7 @@ def kde_scale(x: Tensor, options: Options) -> Tensor:
 def distance_scale(distance: Tensor, options: Options) -> Tensor:
     """Compute 1 / (2 b^2 mean d) of every sample, (1, N, 1), or 1 / 2b^2 if not adaptive."""
     if not options.adaptive:
-        return distance.new_full(options.scale_shape(distance), options.fixed_scale)
+        return distance.new_full(options.scale_shape(distance), options.fixed_scale())
     finite = torch.isfinite(distance)
     mean = torch.where(finite, distance, 0.0).sum((1, 2, 3)) / finite.sum((1, 2, 3)).clamp(min=1)
     return _scale(mean, options).reshape(options.scale_shape(distance))
@@ -279,7 +279,7 @@ def gate_backward(
 def _scale(spread: Tensor, options: Options) -> Tensor:
     """Compute 1 / (2 b^2 spread), and 0 where the spread is 0."""
     usable = spread > torch.finfo(spread.dtype).tiny
-    scale = options.fixed_scale / torch.where(usable, spread, 1.0)
+    scale = options.fixed_scale() / torch.where(usable, spread, 1.0)
     return torch.where(usable, scale.clamp(max=LARGEST_SCALE), 0.0)
 
 

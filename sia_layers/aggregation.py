@@ -13,6 +13,7 @@ from sia_layers._modules import Unscriptable, matrix_of, untouched
 from sia_layers.attention import as_positive
 from sia_layers.kernels import ops
 from sia_layers.kernels.options import as_choice, check_map
+from sia_layers.kernels.private_torch import exporting
 from sia_layers.kernels.reference import wide_dtype
 
 FORMS = ("published", "pooled")
@@ -175,7 +176,7 @@ def _projected(info: Tensor, weight: Tensor) -> Tensor:
 def max_pool_to(x: Tensor, size: Sequence[int]) -> Tensor:
     """Max-pool a map (N, C, H, W) adaptively to a height and a width."""
     (height, width), (rows, columns) = x.shape[2:], size
-    if ops.tracing() or torch.compiler.is_exporting():
+    if ops.tracing() or exporting():
         known = not torch.compiler.is_dynamo_compiling() and all(type(n) is int for n in (height, width, rows, columns))
         if known and not (height % rows or width % columns):
             return F.max_pool2d(x, (height // rows, width // columns))

@@ -100,6 +100,24 @@ def test_requirements_are_pinned() -> None:
     assert needed - {"sia-layers"} <= pinned
 
 
+def test_the_floors_are_tested() -> None:
+    """requirements/floors.txt holds the oldest promised version of torch and of all that the extra "test" brings."""
+    lines = (ROOT / "requirements/floors.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    extras = project()["project"]["optional-dependencies"]
+    promised = {"torch": project()["project"]["dependencies"][0].partition(">=")[2]}
+    waiting = ["test"]
+    while waiting:
+        for line in extras[waiting.pop()]:
+            if line.startswith("sia-layers["):
+                waiting += line.removeprefix("sia-layers[").rstrip("]").split(",")
+            else:
+                promised[_name(line)] = line.partition(">=")[2].partition(";")[0]
+    assert tested.keys() == promised.keys()
+    for name, floor in promised.items():
+        assert f"{tested[name]}.".startswith(f"{floor}."), name
+
+
 @pytest.mark.parametrize(
     ("block", "then"),
     [

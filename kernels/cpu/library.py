@@ -71,7 +71,7 @@ def _map_options(shape: tuple[int, ...], options: Options, threads: int, level: 
         ESTIMATORS.index(options.estimator),
         options.adaptive,
         options.inter_weight,
-        options.fixed_scale,
+        options.fixed_scale(),
         options.bandwidth**2,
         threads,
         level,

@@ -166,7 +166,7 @@ def _scale(x: Tensor, options: Options) -> Tensor:
     if not x.numel():
         return _floats(x, *shape).zero_()
     if not options.adaptive:
-        return _floats(x, *shape).fill_(options.fixed_scale)
+        return _floats(x, *shape).fill_(options.fixed_scale())
     return _reduce(x, options, None).view(shape)
 
 
@@ -188,11 +188,11 @@ def _reduce(x: Tensor, options: Options, grad: Tensor | None) -> Tensor:
     else:
         # Masks save a fifth with a large window, but only a twentieth with a small one, where they spill registers.
         masked = options.kernel_size > 5 and plan.masked(options.padding_mode)
-        shared |= {"fixed": options.fixed_scale, "WHOLE": whole, "MASKED": masked} | plan.arguments(x=x)
+        shared |= {"fixed": options.fixed_scale(), "WHOLE": whole, "MASKED": masked} | plan.arguments(x=x)
     kernel = forward.distances if distance else forward.spread
     launch(kernel, x.device, plan.programs(parts), plan.tiling.elements, **shared)
     if not whole:
-        _finish(sums, counts, out, 1.0, fixed=options.fixed_scale, scale=grad is None)
+        _finish(sums, counts, out, 1.0, fixed=options.fixed_scale(), scale=grad is None)
     return out
 
 

@@ -236,8 +236,13 @@ def test_skips_are_refused_with_the_part_to_inject_into_or_insisted_on() -> None
     ],
 )
 def test_timms_models_with_lists_and_orders_of_their_own(name: str, items: list[object]) -> None:
+    if not timm.is_model(name):
+        pytest.skip("not in this version of timm")
     with torch.device("meta"):
-        sites = find_sites(timm.create_model(name))
+        model = timm.create_model(name)
+    if not hasattr(model, "feature_info"):
+        pytest.skip("this version of timm does not say where its stages are")
+    sites = find_sites(model)
     assert [site.item for site in sites] == items
     assert all(site.bypassed for site in sites) == (name in ("efficientvim_m1", "tnt_s_patch16_224", "nasnetalarge"))
 

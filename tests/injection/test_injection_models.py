@@ -222,6 +222,8 @@ def test_forward_intermediates_agrees_with_forward(name: str) -> None:
 
 def test_bypassing_the_hooks_is_an_error_rather_than_a_silent_difference() -> None:
     model = inject_sia(timm.create_model("xception41").eval())  # its blocks have a second forward
+    if not hasattr(model, "forward_intermediates"):
+        pytest.skip("this version of timm does not use that second forward")
     with torch.no_grad(), pytest.raises(RuntimeError, match="run the model from its input on"):
         model.forward_intermediates(torch.rand(1, 3, 64, 64))
 

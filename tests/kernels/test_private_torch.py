@@ -29,6 +29,21 @@ def constants() -> None:
     assert compiled(torch.zeros(1)).item() == count()
 
 
+class Exported(nn.Module):
+    """Add 1 in an exported graph alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if private_torch.exporting() else x
+
+
+def exports() -> None:
+    x = torch.zeros(1)
+    assert not private_torch.exporting()
+    assert torch.compile(Exported(), fullgraph=True, backend="eager")(x).item() == 0
+    for strict in (False, True):
+        assert torch.export.export(Exported(), (x,), strict=strict).module()(x).item() == 1
+
+
 def transforms() -> None:
     assert not private_torch.any_transform()
     seen = []
@@ -147,6 +162,7 @@ def trees() -> None:
     ("canary", "broken"),
     [
         (constants, "torch.compile would trace the probes of the backends, and break its graph at them"),
+        (exports, "compiled layers would compute with the reference, or exported graphs need this library"),
         (transforms, "torch.func and forward-mode differentiation would take results of the operators for constants"),
         (observers, "modes and profilers would miss operators that bypass the dispatcher"),
         (keys, "tensor subclasses and lazy views would be handed to kernels as if they were plain tensors"),
