@@ -1,11 +1,11 @@
-"""Cross-validate networks so that every person is tested once, and record the score of each picture.
+"""Cross-validate networks over eight folds of people, and record the score of each picture.
 
 ``python -m benchmarks.reproduction.crossval pilot|study|recipe|chosen|kinds|datasets|toys --data PATH [--budget N]``
 runs; ``python -m benchmarks.reproduction.crossval report`` writes docs/reproduction.md from the existing rows.
 
-The people are dealt into eight folds; a network is trained on six of them and tested on one. Every run is a row of a
-``_runs.csv`` file in the results, written as soon as the run is complete: an interrupted call, on this machine or
-another, resumes with the first run that has no row. ``--budget`` starts no run that would not end within it.
+Each network is trained on six folds and tested on one; every person belongs to exactly one fold. Every run is a row of
+a ``_runs.csv`` file in the results, written as soon as the run is complete: an interrupted call, on this machine or
+another, resumes with the first run that has no row. ``--budget`` starts no run that is expected to exceed it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.reproduction import data, evidence, plan, training
 from benchmarks.reproduction.data.faces import Faces, Parts
 from benchmarks.reproduction.experiments.table4 import LAYERS, OPTIONS, self_information
 from benchmarks.reproduction.ledger import Ledger
-from benchmarks.reproduction.measures import LOCATED, MEASURED, MEASURED_FOLDS, localisation, robustness
+from benchmarks.reproduction.measures import LOCALISED, MEASURED, MEASURED_FOLDS, localisation, robustness
 from benchmarks.reproduction.networks.recipes import RECIPES
 from benchmarks.reproduction.plan import GROUPS, KEYS, Task
 from benchmarks.reproduction.scores import Predictions, accuracy, auc
@@ -103,26 +103,26 @@ class Bench:
             gain_rate=RECIPES[name].gain_rate if family == "recipe" else training.GAIN_RATE,
         )
 
-    def train(self, task: Task, chosen: Callable[[Parts], Parts] = lambda parts: parts, label: str = "") -> Run:
+    def train(self, task: Task, select: Callable[[Parts], Parts] = lambda parts: parts, label: str = "") -> Run:
         """Train a network, or load it if this work folder has it.
 
         Args:
             task: task to train.
-            chosen: function that selects the parts to use from those of the fold.
+            select: function that selects the parts to use from those of the fold.
             label: name of the selection, for the run's folder.
         """
         settings = self.settings(task)
-        parts = chosen(self.source.parts(self.pictures(task.fold, task.network)))
+        parts = select(self.source.parts(self.pictures(task.fold, task.network)))
         return training.train(settings, parts, self.work / "runs" / f"{label}{settings.key}")
 
 
-def row(task: Task, run: Run, found: Predictions, **more: Any) -> dict[str, Any]:
+def row(task: Task, run: Run, scored: Predictions, **more: Any) -> dict[str, Any]:
     """Return the row that records a run.
 
     Args:
         task: task of the run.
         run: completed run.
-        found: predictions to score.
+        scored: predictions to score.
         **more: further columns.
     """
     record, settings = run.record, run.settings
@@ -130,11 +130,11 @@ def row(task: Task, run: Run, found: Predictions, **more: Any) -> dict[str, Any]
     return {
         **dict(zip(KEYS, task.key, strict=True)),
         "seed": settings.seed,
-        "ACC": round(accuracy(found), 5),
-        "AUC": round(auc(found), 5),
-        **{f"AUC {kind}": round(auc(found.of(kind)), 5) for kind in dict.fromkeys(found.kinds) if kind != "real"},
+        "ACC": round(accuracy(scored), 5),
+        "AUC": round(auc(scored), 5),
+        **{f"AUC {kind}": round(auc(scored.of(kind)), 5) for kind in dict.fromkeys(scored.kinds) if kind != "real"},
         **more,
-        "test people": len(set(found.people)),
+        "test people": len(set(scored.people)),
         **{name: getattr(settings, name) for name in ("data", "quality", "size", "epochs", "batch", "learning_rate")},
         "trained on": ", ".join(settings.kinds),
         **{key: record[key] for key in ("parameters", "gains", "train_people", "core seconds")},
@@ -143,29 +143,28 @@ def row(task: Task, run: Run, found: Predictions, **more: Any) -> dict[str, Any]
     }
 
 
-def work_off(bench: Bench, ledger: Ledger, tasks: Sequence[Task], do: Callable[[Task], None]) -> bool:
+def run_missing(bench: Bench, ledger: Ledger, tasks: Sequence[Task], do: Callable[[Task], None]) -> bool:
     """Do the tasks that have no row yet, in order, within the budget.
 
     Returns:
         Whether all tasks are done.
     """
     todo = [task for task in tasks if task.key not in ledger]
-    print(f"{ledger.path.name}: {len(tasks) - len(todo)} of {len(tasks)} runs are there", flush=True)
+    print(f"{ledger.path.name}: {len(tasks) - len(todo)} of {len(tasks)} runs are done", flush=True)
     longest = 0.0
     for count, task in enumerate(todo):
         if bench.left() < longest or bench.left() <= 0:
-            print(f"the budget is spent; {len(todo) - count} runs are left, the same command goes on", flush=True)
+            print(f"budget used up; {len(todo) - count} runs are left; repeat the command to resume", flush=True)
             return False
         began = time.monotonic()
         do(task)
         longest = max(longest, time.monotonic() - began)
-        held = next(
-            each for each in reversed(ledger.rows) if tuple(each[name] for name in KEYS) == tuple(map(str, task.key))
-        )
-        told = f"AUC {100 * float(held['AUC']):.1f}, {held['pictures a second']} pictures/s"
+        key = tuple(map(str, task.key))
+        done = next(row for row in reversed(ledger.rows) if tuple(row[name] for name in KEYS) == key)
         print(
             f"[{count + 1} of {len(todo)}] {task.network}, fold {task.fold}, repeat {task.repeat}"
-            f"{' '.join(('', *task.test_kinds))}: {told}, {time.monotonic() - began:.0f} s; at most about "
+            f"{' '.join(('', *task.test_kinds))}: AUC {100 * float(done['AUC']):.1f}, "
+            f"{done['pictures a second']} pictures/s, {time.monotonic() - began:.0f} s; at most about "
             f"{longest * (len(todo) - count - 1) / 60:.0f} minutes left",
             flush=True,
         )
@@ -186,14 +185,14 @@ def study(bench: Bench, tasks: Sequence[Task]) -> bool:
         if task.network in MEASURED and task.fold in MEASURED_FOLDS and not task.repeat:
             test = bench.source.parts(bench.pictures(task.fold)).test
             what = {"network": task.network, "fold": task.fold, "commit": run.record["commit"]}
-            found = [{**what, **each} for each in robustness(run, test)]
-            bench.ledger("fig1_runs", ("network", "fold", "corruption", "severity")).add(found)
-            if task.network in LOCATED:
-                found = [{**what, **each} for each in localisation(run, test)]
-                bench.ledger("localise_runs", ("network", "fold", "map", "kinds")).add(found)
+            rows = [{**what, **measured} for measured in robustness(run, test)]
+            bench.ledger("fig1_runs", ("network", "fold", "corruption", "severity")).add(rows)
+            if task.network in LOCALISED:
+                rows = [{**what, **measured} for measured in localisation(run, test)]
+                bench.ledger("localise_runs", ("network", "fold", "map", "kinds")).add(rows)
         runs.add([row(task, run, run.test, **{"validation AUC": round(auc(run.validation), 5)})])
 
-    return work_off(bench, runs, tasks, do)
+    return run_missing(bench, runs, tasks, do)
 
 
 # ---- the recipe
@@ -207,10 +206,10 @@ def recipe(bench: Bench) -> bool:
         run = bench.train(task)
         ledger.add([row(task, run, run.validation)])
 
-    return all(work_off(bench, ledger, plan.recipe_tasks(ledger), do) for _ in range(2))
+    return all(run_missing(bench, ledger, plan.recipe_tasks(ledger), do) for _ in range(2))
 
 
-# ---- other manipulations and other pictures than in training
+# ---- manipulations and pictures that differ from those in training
 
 
 def across_kinds(bench: Bench) -> bool:
@@ -225,14 +224,14 @@ def across_kinds(bench: Bench) -> bool:
         bench.ledger("kinds_scores", (*evidence.SCORE_KEYS, "held out")).add(scores)
         ledger.add([row(task, run, run.test)])
 
-    return work_off(bench, ledger, plan.kind_tasks(kinds), do)
+    return run_missing(bench, ledger, plan.kind_tasks(kinds), do)
 
 
 def joined(faces: Sequence[Faces]) -> Faces:
     """Combine the pictures of several sets."""
     return Faces(
-        *(torch.cat([getattr(each, name) for each in faces]) for name in ("images", "labels", "masks")),
-        *(tuple(value for each in faces for value in getattr(each, name)) for name in ("people", "kinds")),
+        *(torch.cat([getattr(part, name) for part in faces]) for name in ("images", "labels", "masks")),
+        *(tuple(value for part in faces for value in getattr(part, name)) for name in ("people", "kinds")),
     )
 
 
@@ -248,15 +247,15 @@ def from_to(parts: Parts, train: str, test: str) -> Parts:
 def across_data_sets(bench: Bench) -> bool:
     """Train on portraits, test on all London faces; this extends datasets_runs.csv and datasets_scores.csv."""
     ledger = bench.ledger("datasets_runs")
-    chosen = partial(from_to, train="portraits", test="london_faces")
+    select = partial(from_to, train="portraits", test="london_faces")
 
     def do(task: Task) -> None:
-        run = bench.train(task, chosen, "portraits-to-london-")
+        run = bench.train(task, select, "portraits-to-london-")
         scores = evidence.score_rows(evidence.label(task.network), run.test, fold=task.fold)
         bench.ledger("datasets_scores", evidence.SCORE_KEYS).add(scores)
         ledger.add([row(task, run, run.test)])
 
-    return work_off(bench, ledger, plan.study_tasks(plan.TRANSFERRED, range(plan.DATA_SET_FOLDS)), do)
+    return run_missing(bench, ledger, plan.study_tasks(plan.TRANSFERRED, range(plan.DATA_SET_FOLDS)), do)
 
 
 # ---- the toy networks of Tables 2 to 4
@@ -268,16 +267,15 @@ def toys(bench: Bench) -> bool:
 
     def do(task: Task) -> None:
         run = bench.train(task)
-        measured = self_information(run, bench.source, OPTIONS)
         information = {
-            f"{each['state']}, behind the {each['behind']}": round(fmean(each[layer] for layer in LAYERS), 5)
-            for each in measured
-            if each["reduction"] == "mean"
+            f"{measured['state']}, behind the {measured['behind']}": round(fmean(measured[at] for at in LAYERS), 5)
+            for measured in self_information(run, bench.source, OPTIONS)
+            if measured["reduction"] == "mean"
         }
         ledger.add([row(task, run, run.test, **information)])
 
     bench.source.prepare([bench.pictures(0, "toy ")], 1)
-    return work_off(bench, ledger, plan.toy_tasks(), do)
+    return run_missing(bench, ledger, plan.toy_tasks(), do)
 
 
 # ---- the command line
@@ -314,22 +312,22 @@ def _report(results: Path) -> int:
     return 0
 
 
-def _pilot(bench: Bench, given: argparse.Namespace) -> bool:
+def _pilot(bench: Bench, options: argparse.Namespace) -> bool:
     done = study(bench, plan.pilot_tasks())
     if done:
         evidence.write_power(bench.results)
     return done
 
 
-def _study(bench: Bench, given: argparse.Namespace) -> bool:
-    tasks = [task for group in given.groups or GROUPS for task in plan.group_tasks(group)]
-    return study(bench, [task for task in tasks if given.folds is None or task.fold in given.folds])
+def _study(bench: Bench, options: argparse.Namespace) -> bool:
+    tasks = [task for group in options.groups or GROUPS for task in plan.group_tasks(group)]
+    return study(bench, [task for task in tasks if options.folds is None or task.fold in options.folds])
 
 
-def _chosen(bench: Bench, given: argparse.Namespace) -> bool:
+def _chosen(bench: Bench, options: argparse.Namespace) -> bool:
     search = bench.ledger("recipe_runs")
     if plan.chosen_recipe(search) is None:
-        print("the search for a recipe is not finished; run recipe first")
+        print("the search for a recipe is not finished; run the command recipe first")
         return False
     return study(bench, plan.chosen_tasks(search))
 
@@ -337,43 +335,44 @@ def _chosen(bench: Bench, given: argparse.Namespace) -> bool:
 COMMANDS: Final[dict[str, Callable[[Bench, argparse.Namespace], bool]]] = {
     "pilot": _pilot,
     "study": _study,
-    "recipe": lambda bench, given: recipe(bench),
+    "recipe": lambda bench, options: recipe(bench),
     "chosen": _chosen,
-    "kinds": lambda bench, given: across_kinds(bench),
-    "datasets": lambda bench, given: across_data_sets(bench),
-    "toys": lambda bench, given: toys(bench),
+    "kinds": lambda bench, options: across_kinds(bench),
+    "datasets": lambda bench, options: across_data_sets(bench),
+    "toys": lambda bench, options: toys(bench),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is requested; the exit code is 0 if all is done, 3 if the budget ran out, 130 if interrupted."""
+    """Run the requested command; the exit code is 0 if all is done, 3 if runs are left, 130 if interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.reproduction.crossval", description=(__doc__ or "").partition("\n")[0]
     )
     add = parser.add_argument
-    add("what", choices=(*COMMANDS, "report"), help="what to run")
-    add("--data", type=Path, metavar="PATH", help="folder that holds portraits and london_faces")
-    add("--budget", type=float, metavar="MINUTES", help="begin no run that would not end within so much time")
-    add("--groups", nargs="+", choices=GROUPS, metavar="GROUP", help=f"of the study: {', '.join(GROUPS)} (all)")
-    add("--folds", nargs="+", type=int, metavar="FOLD", help="of the study: test these alone (all)")
-    add("--work", type=Path, default=Path(".reproduction"), metavar="FOLDER", help="pictures and weights (%(default)s)")
-    add("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the CSV files are and go")
-    given = parser.parse_args(arguments)
-    if given.what == "report":
-        return _report(given.results)
-    if given.data is None or not given.data.is_dir():
-        parser.error(f"--data {given.data} is not a folder; give the one that holds portraits and london_faces")
+    add("what", choices=(*COMMANDS, "report"), help="command to run")
+    add("--data", type=Path, metavar="PATH", help="folder that contains portraits and london_faces")
+    add("--budget", type=float, metavar="MINUTES", help="start no run that is expected to exceed this time")
+    add("--groups", nargs="+", choices=GROUPS, metavar="GROUP",
+        help=f"groups of networks in the study: {', '.join(GROUPS)} (default: all)")  # fmt: skip
+    add("--folds", nargs="+", type=int, metavar="FOLD", help="folds to test in the study (default: all)")
+    add("--work", type=Path, default=Path(".reproduction"), metavar="FOLDER", help="pictures, weights (%(default)s)")
+    add("--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the CSV files")
+    options = parser.parse_args(arguments)
+    if options.what == "report":
+        return _report(options.results)
+    if options.data is None or not options.data.is_dir():
+        parser.error(f"--data {options.data} is not a folder; give the one that contains portraits and london_faces")
     torch.set_num_threads(1)
     keep_memory()
     timing.machine(training.CPU)  # record the current commit, which is the one that runs
-    source = Source("portraits", given.data, None, given.work / "pictures")
-    bench = Bench(source, given.work, given.results, given.budget)
+    source = Source("portraits", options.data, None, options.work / "pictures")
+    bench = Bench(source, options.work, options.results, options.budget)
     source.prepare([bench.pictures(0)], 1)
     write_people(bench)
     try:
-        done = COMMANDS[given.what](bench, given)
+        done = COMMANDS[options.what](bench, options)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; the same command resumes from here", file=sys.stderr)
         return 130
     return 0 if done else 3
 

@@ -35,17 +35,17 @@ def label(network: str, repeat: int = 0) -> str:
     return (network if family == "recipe" else name) + (f" again {repeat}" if repeat else "")
 
 
-def score_rows(column: str, found: Predictions, **more: Any) -> list[dict[str, Any]]:
+def score_rows(column: str, scored: Predictions, **more: Any) -> list[dict[str, Any]]:
     """Return a row for each picture, with its person, kind and logit.
 
     Args:
         column: name of the column of logits.
-        found: predictions of a run.
+        scored: predictions of a run.
         **more: columns that all rows share.
     """
     return [
         {**more, "person": person, "kind": kind, column: f"{logit:.5g}"}
-        for person, kind, logit in zip(found.people, found.kinds, found.logits.tolist(), strict=True)
+        for person, kind, logit in zip(scored.people, scored.kinds, scored.logits.tolist(), strict=True)
     ]
 
 
@@ -73,36 +73,38 @@ class Evidence:
     Attributes:
         rows: rows of a table of scores.
         parts: selections of pictures, by name; ``"all"`` is one of them.
+        fewest: fewest folds for a score or difference. With one fold, intervals reflect only the sampling of people.
     """
 
     rows: Sequence[Row]
     parts: Mapping[str, Part]
-    _found: dict[str, dict[int, Predictions]] = field(default_factory=dict)
+    fewest: int = 2
+    _scored: dict[str, dict[int, Predictions]] = field(default_factory=dict)
     _columns: dict[tuple[str, int, str, str], NDArray[np.float64]] = field(default_factory=dict)
 
     def folds(self, *networks: str, part: str = "all") -> list[int]:
         """Return the folds on which all named networks were tested and that have real and fake pictures of a part."""
         for name in networks:
-            if name not in self._found:
-                self._found[name] = predictions(self.rows, name)
-        shared = [fold for fold in self._found[networks[0]] if all(fold in self._found[name] for name in networks)]
-        return [fold for fold in shared if len(set(self.parts[part](self._found[networks[0]][fold]).labels)) == 2]
+            if name not in self._scored:
+                self._scored[name] = predictions(self.rows, name)
+        shared = [fold for fold in self._scored[networks[0]] if all(fold in self._scored[name] for name in networks)]
+        return [fold for fold in shared if len(set(self.parts[part](self._scored[networks[0]][fold]).labels)) == 2]
 
     def score(self, network: str, score: str = "AUC", part: str = "all") -> Interval | None:
-        """Return the mean of a network's score over folds; None for fewer than two folds."""
+        """Return the mean of a network's score over folds; None for fewer than :attr:`fewest` folds."""
         folds = self.folds(network, part=part)
-        if len(folds) < 2:
+        if len(folds) < self.fewest:
             return None
         return cross_validated([self._column(network, fold, part, score) for fold in folds]).clipped(0, 1)
 
     def difference(self, network: str, other: str, score: str = "AUC", part: str = "all") -> Interval | None:
-        """Return the difference in score of two networks over the folds that both have; None for fewer than two.
+        """Return the difference in score of two networks over the folds of both; None for fewer than :attr:`fewest`.
 
         Raises:
             ValueError: the two were not tested on the same pictures.
         """
         folds = self.folds(network, other, part=part)
-        if len(folds) < 2:
+        if len(folds) < self.fewest:
             return None
         pairs = [[self._column(name, fold, part, score) for name in (network, other)] for fold in folds]
         return cross_validated([one - another for one, another in pairs])
@@ -110,18 +112,18 @@ class Evidence:
     def _column(self, network: str, fold: int, part: str, score: str) -> NDArray[np.float64]:
         key = (network, fold, part, score)
         if key not in self._columns:
-            self._columns[key] = drawn(self.parts[part](self._found[network][fold]), SCORES[score])
+            self._columns[key] = drawn(self.parts[part](self._scored[network][fold]), SCORES[score])
         return self._columns[key]
 
 
 def among(people: Collection[str]) -> Part:
     """Return a selection of the pictures of some people."""
-    return lambda found: found.among(people)
+    return lambda scored: scored.among(people)
 
 
 def of_kind(kind: str) -> Part:
     """Return a selection of the real pictures and those of one manipulation."""
-    return lambda found: found.of(kind)
+    return lambda scored: scored.of(kind)
 
 
 def write_power(results: Path) -> list[dict[str, Any]]:
@@ -129,31 +131,33 @@ def write_power(results: Path) -> list[dict[str, Any]]:
     rows = harness.read(results / "study_scores.csv")
     first, again = (predictions(rows, name) for name in ("bare", label("lite bare", 1)))
     folds = [fold for fold in first if fold in again]
-    made = []
+    table = []
     for name, score in SCORES.items():
-        found = pilot([first[fold] for fold in folds], [again[fold] for fold in folds], score)
-        smallest = smallest_difference(found.deviation, FOLDS)
-        made.append(
+        measured = pilot([first[fold] for fold in folds], [again[fold] for fold in folds], score)
+        smallest = smallest_difference(measured.deviation, FOLDS)
+        table.append(
             {
                 "score": name,
                 "pilot folds": " ".join(map(str, folds)),
-                "deviation of runs": round(found.runs, 5),
-                "deviation of people": round(found.people, 5),
+                "deviation of runs": round(measured.runs, 5),
+                "deviation of people": round(measured.people, 5),
                 "folds": FOLDS,
                 "power": POWER,
                 "smallest difference": round(smallest, 5),
             }
         )
-        print(told_power(made[-1]))
-    harness.write(results / "power.csv", made)
-    return made
+        print(power_sentence(table[-1]))
+    harness.write(results / "power.csv", table)
+    return table
 
 
-def told_power(row: Mapping[str, Any]) -> str:
-    """Format a row of power.csv as a sentence."""
+def power_sentence(row: Mapping[str, Any]) -> str:
+    """Format a row of power.csv as sentences."""
     deviation = max(float(row["deviation of runs"]), float(row["deviation of people"]))
+    smallest = float(row["smallest difference"])
     return (
-        f"{row['score']}: with {row['folds']} folds a true difference of {100 * float(row['smallest difference']):.1f} "
-        f"points is told {100 * float(row['power']):.0f} % of the time (where there is none, a fold's difference "
-        f"deviates by {100 * deviation:.1f} points, in a pilot of folds {row['pilot folds']})."
+        f"{row['score']}: with {row['folds']} folds, a true difference of {100 * smallest:.1f} points  is detected "
+        f"with {100 * float(row['power']):.0f} % power. Without a true difference, the difference on one fold has a "
+        f"standard deviation of {100 * deviation:.1f} points, estimated in a pilot on folds "
+        f"{' and '.join(row['pilot folds'].split())}."
     )

@@ -1,4 +1,4 @@
-"""Tables in the repository that grow run by run, so that another machine can resume where one stopped."""
+"""CSV tables in the repository that grow run by run, so that another machine can resume an interrupted study."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ class Ledger:
     def _read(self) -> None:
         for row in harness.read(self.path) if self.path.exists() else []:
             if missing := [name for name in self.keys if name not in row]:
-                raise ValueError(f"{self.path} lacks the columns {', '.join(missing)}; move it away to start a new one")
+                raise ValueError(
+                    f"{self.path} lacks the columns {', '.join(missing)}; move the file away to start a new one"
+                )
             self._rows[self._key(row)] = row
 
     def _key(self, row: Row) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from benchmarks.reproduction.scores import Predictions, auc
 from benchmarks.reproduction.training import Run, create, predict
 
 MEASURED: Final = ("lite bare", "lite SIA", "lite not identity at first")
-LOCATED: Final = ("lite SIA", "lite not identity at first")
+LOCALISED: Final = ("lite SIA", "lite not identity at first")
 MEASURED_FOLDS: Final = range(4)
 Row = dict[str, Any]
 
@@ -72,24 +72,24 @@ def localisation(run: Run, test: Faces) -> list[Row]:
         "self-information, K=7": lambda x: information(x, 7),
         "gradient magnitude": gradient,
         "centred Gaussian": centred,
-        **{f"before training, {name}": each for name, each in site_maps(create(run.settings).eval()).items()},
-        **{f"trained, {name}": each for name, each in site_maps(run.detector()).items()},
+        **{f"before training, {name}": maker for name, maker in site_maps(create(run.settings).eval()).items()},
+        **{f"trained, {name}": maker for name, maker in site_maps(run.detector()).items()},
     }
     rows: list[Row] = []
     for name, make in maps.items():
         fake, real = (computed(make, faces.images) for faces in (fakes, reals))
-        found = [
+        aucs = [
             (kind, pixel_auc(mask, fake[index]), pixel_auc(mask, real[index]))
             for index, (kind, mask) in enumerate(zip(fakes.kinds, fakes.masks, strict=True))
         ]
         for kind in ("all", *dict.fromkeys(fakes.kinds)):
-            rows.append({"map": name, "kinds": kind, "size": size, **_means(found, kind)})
+            rows.append({"map": name, "kinds": kind, "size": size, **_means(aucs, kind)})
     return rows
 
 
-def _means(found: Sequence[tuple[str, float, float]], kind: str) -> Row:
-    selected = [each for each in found if kind in ("all", each[0])]
-    fake, real = (fmean(each[place] for each in selected) for place in (1, 2))
+def _means(aucs: Sequence[tuple[str, float, float]], kind: str) -> Row:
+    selected = [(fake, real) for own, fake, real in aucs if kind in ("all", own)]
+    fake, real = map(fmean, zip(*selected, strict=True))
     return {
         "pictures": len(selected),
         "AUC": round(fake, 5),

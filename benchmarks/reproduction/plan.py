@@ -15,8 +15,8 @@ PILOT_FOLDS: Final = 2
 KIND_FOLDS: Final = 1
 DATA_SET_FOLDS: Final = 3
 SEARCH_FOLD: Final = 6  # its validation part, fold 7, selects the recipe
-REPEATS: Final = 3  # runs of the recipes that lead after the first round
-LEADING: Final = 4
+REPEATS: Final = 3  # runs of each finalist
+LEADING: Final = 4  # recipes that become finalists after one run of each
 
 CORE: Final = ("lite bare", "lite SIA", "lite not identity at first", "lite SE", "lite CBAM")
 FORMS: Final = ("lite pooled aggregation", "lite no aggregation", "lite frequency domain")
@@ -68,18 +68,18 @@ def pilot_tasks() -> list[Task]:
 
 
 def recipe_tasks(ledger: Ledger) -> list[Task]:
-    """Return every recipe once, and then repeats of those that lead, until each of them has enough runs."""
+    """Return one run of every recipe and then, once these are done, the repeats of the finalists."""
     first = [Task(f"recipe {name}", SEARCH_FOLD) for name in RECIPES]
     if any(task.key not in ledger for task in first):
         return first
-    score = {each["network"]: float(each["AUC"]) for each in ledger.rows if each["repeat"] == "0"}
+    score = {row["network"]: float(row["AUC"]) for row in ledger.rows if row["repeat"] == "0"}
     leading = sorted((task.network for task in first), key=lambda name: -score[name])[:LEADING]
-    chosen = list(dict.fromkeys(["recipe bare", "recipe default", *leading]))
-    return first + [Task(name, SEARCH_FOLD, repeat) for repeat in range(1, REPEATS) for name in chosen]
+    finalists = list(dict.fromkeys(["recipe bare", "recipe default", *leading]))
+    return first + [Task(name, SEARCH_FOLD, repeat) for repeat in range(1, REPEATS) for name in finalists]
 
 
 def chosen_recipe(ledger: Ledger) -> str | None:
-    """Return the network with the recipe of the highest mean validation AUC among fully repeated ones, or None.
+    """Return the finalist with the highest mean validation AUC; None until all runs of the search are done.
 
     It is tested on folds 0 to 6, since the people of fold 7 selected it.
     """

@@ -28,7 +28,7 @@ class Pilot(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """The larger of the two: few folds may agree by chance, and resampling people ignores training."""
+        """The larger of the two, since few folds can agree by chance and resampling people ignores training."""
         return max(self)
 
 
@@ -60,6 +60,9 @@ def smallest_difference(deviation: float, folds: int, power: float = POWER, leve
         power: probability of detection.
         level: level of the two-sided test.
 
+    Raises:
+        ValueError: there are fewer than two folds.
+
     Example:
         >>> round(smallest_difference(1.0, 8), 2)
         1.15
@@ -71,7 +74,7 @@ def smallest_difference(deviation: float, folds: int, power: float = POWER, leve
     chances = (np.arange(4000) + 0.5) / 4000
     needed = stats.t.ppf(1 - level / 2, freedom) * np.sqrt(stats.chi2.ppf(chances, freedom) / freedom)
 
-    def lacking(shift: float) -> float:
+    def shortfall(shift: float) -> float:
         return float(np.mean(stats.norm.cdf(shift - needed) + stats.norm.cdf(-shift - needed))) - power
 
-    return float(optimize.brentq(lacking, 0.0, 1000.0)) * deviation / math.sqrt(folds)
+    return float(optimize.brentq(shortfall, 0.0, 1000.0)) * deviation / math.sqrt(folds)

@@ -47,9 +47,9 @@ def verdict(what: str, mean: float, low: float, high: float, unit: str = "points
     """Return the statement that a paired difference with its 95 % interval supports; all three have one unit."""
     figures = f"{what}: {mean:+.1f} {unit} [{low:+.1f}, {high:+.1f}]"
     if low > 0:
-        return f"{figures}: higher here, by more than chance over these people and seeds explains."
+        return f"{figures}: higher here; the interval excludes zero."
     if high < 0:
-        return f"{figures}: lower here, by more than chance over these people and seeds explains."
+        return f"{figures}: lower here; the interval excludes zero."
     return f"{figures}: no difference was detected."
 
 
@@ -101,7 +101,7 @@ def _table1(folder: Path) -> str:
     (bare_acc, bare_auc), (acc, auc) = paper.TABLE1["EfficientNet-b4"], paper.TABLE1["Ours"]
     printed = (
         f"The paper's Table 1 (DFDC, EfficientNet-B4): ACC {bare_acc} to {acc} ({acc - bare_acc:+.2f}), "
-        f"AUC {bare_auc} to {auc} ({auc - bare_auc:+.2f}); one figure each, without spread."
+        f"AUC {bare_auc} to {auc} ({auc - bare_auc:+.2f}); single figures, without intervals."
     )
     gains = _gains(folder / "table1_runs.csv", ["lite SIA"])
     return _setting(rows, folder, "table1") + f"{scores}\n{by_kind}\n{listed([*verdicts, *gains])}\n{printed}\n"
@@ -109,33 +109,34 @@ def _table1(folder: Path) -> str:
 
 def _gains(path: Path, networks: Sequence[str]) -> list[str]:
     """Return sentences on how far SIA's gains moved, and how far they could move."""
-    made = []
+    sentences = []
     for network in networks:
         runs = [row for row in harness.read(path) if row["network"] == network]
         sites = zip(*(map(float, row["run's gains"].split()) for row in runs), strict=True)
         ranges = ", ".join(f"{min(site):+.2f} to {max(site):+.2f}" for site in sites)
-        made.append(f"Gains of {network.partition(' ')[2]} after training, site by site over the seeds: {ranges}.")
+        name = network.partition(" ")[2]
+        sentences.append(f"Gains of {name} after training, as the range over the seeds at each site: {ranges}.")
     limit = max(float(row["gains at most about"]) for row in runs)
-    short = "; short of 1, SIA acts damped in these networks" if limit < 1 else ""
+    damped = " A gain below 1 damps the effect of SIA." if limit < 1 else ""
     return [
-        *made,
-        f"A gain of 0 is no SIA, 1 the published formula. In the steps of these runs gains can come to at most about "
-        f"{limit:.1f} (Adam moves a number by about its rate a step){short}.",
+        *sentences,
+        f"A gain of 0 means no SIA, and 1 the published formula. In these runs a gain can reach at most about "
+        f"{limit:.1f}, since Adam moves a parameter by about its learning rate per step.{damped}",
     ]
 
 
 def _ablations(folder: Path) -> str:
     rows = [row for row in harness.read(folder / "table1.csv") if row["kinds"] == "all" and row.get("AUC - SIA")]
     shown = table(
-        ("ablation", "what it is", "ACC", "AUC", "AUC − SIA", "AUC − bare"),
+        ("ablation", "description", "ACC", "AUC", "AUC − SIA", "AUC − bare"),
         [[row["network"], row["about"], *(cell(row, name) for name in ("ACC", "AUC", "AUC - SIA", "AUC - bare"))]
          for row in rows],
     )  # fmt: skip
     apart = [row["network"] for row in rows if _differs(row, "AUC - SIA")]
     names = f": {', '.join(apart)}" if apart else ""
     statement = (
-        f"Of the {len(rows)} intervals of AUC − SIA, {len(apart)} leave out zero{names}. All of them share SIA's runs, "
-        "so they are not independent, and none is widened for there being many."
+        f"Of the {len(rows)} intervals of AUC − SIA, {len(apart)} exclude zero{names}. They all use the same SIA runs, "
+        "so they are not independent, and they are not corrected for multiple comparisons."
     )
     return _setting(rows, folder, "table1") + f"{shown}\n{statement}\n"
 
@@ -143,7 +144,8 @@ def _ablations(folder: Path) -> str:
 def _table3(folder: Path) -> str:
     rows = harness.read(folder / "table3.csv")
     shown = table(
-        ("network", "manipulation", "quality", "ACC", "± seeds", "AUC", "± seeds", "nearest in the paper", "its ACC"),
+        ("network", "manipulation", "quality", "ACC", "SD over seeds", "AUC", "SD over seeds",
+         "closest in the paper", "the paper's ACC"),
         [
             [row["network"], row["kinds"], row["quality"], cell(row, "ACC"), _deviation(row, "ACC"), cell(row, "AUC"),
              _deviation(row, "AUC"), *_printed(row)]
@@ -157,11 +159,11 @@ def _table3(folder: Path) -> str:
     )
     learned = sum(percent(row, "AUC")[1] > 50 for row in rows)
     statement = (
-        f"In {learned} of {len(rows)} cases the interval of AUC lies above 50: in the others it cannot be told that "
-        "the network learned anything, and which of them is ahead says nothing."
+        f"The interval of the AUC lies above 50 in {learned} of {len(rows)} cases. In the others there is no evidence "
+        "that the network learned anything, so their ranking means nothing."
     )
     differences = [
-        verdict(f"{row['network']} − Norm, mean of all manipulations, {row['quality'].replace(', ', ' and ')}, {score}",
+        verdict(f"{row['network']} − Norm, mean over manipulations, {row['quality'].replace(', ', ' and ')}, {score}",
                 *percent(row, f"{score} - Norm"), f"points of {score}")
         for row in harness.read(folder / "table3_differences.csv") for score in ("ACC", "AUC")
     ]  # fmt: skip
@@ -174,14 +176,14 @@ def _ranking(rows: Sequence[CsvRow]) -> str:
     for row in rows:
         cells.setdefault((row["kinds"], row["quality"]), []).append(row)
     best: list[str] = []
-    for cell in cells.values():
-        top = max(float(row["ACC"]) for row in cell)
-        first = [row["network"] for row in cell if float(row["ACC"]) == top]
+    for members in cells.values():
+        top = max(float(row["ACC"]) for row in members)
+        first = [row["network"] for row in members if float(row["ACC"]) == top]
         best.append(first[0] if len(first) == 1 else "")
     counts = ", ".join(f"{name} in {best.count(name)}" for name in dict.fromkeys(row["network"] for row in rows))
     return (
-        f"The highest mean ACC of the {len(best)} cases: {counts}, a tie in {best.count('')}. In the paper "
-        "it is Depthwise in all 9, and Norm has the lowest in all 9."
+        f"Highest mean ACC in the {len(best)} cases: {counts}, a tie in {best.count('')}. In the paper, Depthwise has "
+        "the highest and Norm the lowest ACC in all 9 cases."
     )
 
 
@@ -189,7 +191,7 @@ def _table4(folder: Path) -> str:
     rows = harness.read(folder / "table4.csv")
     layers = ("Layer2", "Layer3", "Layer4", "Layer5", "AVG")
     shown = table(
-        ("network", "state", "behind", *layers, "± seeds", "AVG, summed over channels", "AVG in the paper"),
+        ("network", "state", "after", *layers, "SD over seeds", "AVG, summed over channels", "AVG in the paper"),
         [
             [row["network"], row["state"], row["behind"], *(f"{float(row[name]):.3f}" for name in layers),
              f"{float(row['AVG deviation']):.3f}" if row["AVG deviation"] else "", f"{float(row['AVG sum']):.0f}",
@@ -197,15 +199,15 @@ def _table4(folder: Path) -> str:
             for row in rows
         ],
     )  # fmt: skip
-    cases = {f"{row['state']}, behind the {row['behind']}": (row["state"], row["behind"]) for row in rows}
+    cases = {f"{row['state']}, after the {row['behind']}": (row["state"], row["behind"]) for row in rows}
     orders = [
-        f"Most self-information first, {name}: "
+        f"Networks by decreasing self-information, {name}: "
         + _order({row["network"]: float(row["AVG"]) for row in rows if (row["state"], row["behind"]) == case})
         for name, case in cases.items()
     ]
-    theirs = f"In the paper: {_order({name: values[-1] for name, values in paper.TABLE4.items()})}"
-    found = [_correlation(row) for row in harness.read(folder / "table4_correlation.csv")]
-    return _setting(rows, folder, "table4") + f"{shown}\n{listed([*orders, theirs, *found])}"
+    printed = f"In the paper: {_order({name: values[-1] for name, values in paper.TABLE4.items()})}"
+    correlations = [_correlation(row) for row in harness.read(folder / "table4_correlation.csv")]
+    return _setting(rows, folder, "table4") + f"{shown}\n{listed([*orders, printed, *correlations])}"
 
 
 def _order(figures: Mapping[str, float]) -> str:
@@ -213,25 +215,28 @@ def _order(figures: Mapping[str, float]) -> str:
 
 
 def _correlation(row: CsvRow) -> str:
-    """Return a rank correlation: a description over all runs, and a conclusion within manipulation and seed."""
-    what = f"Self-information behind the {row['behind']} and {row['score']}, over {row['over']}"
+    """Return a sentence on a rank correlation; only one with an interval gets a conclusion."""
+    what = f"Rank correlation of self-information after the {row['behind']} with {row['score']}, over {row['over']}"
     if not row.get("rho") or row["rho"] == "nan":
-        return f"{what}: nothing to rank."
+        return f"{what}: undefined."
     rho, points = float(row["rho"]), int(row["points"])
     if not row.get("rho low"):
         return (
-            f"{what}: ρ = {rho:+.2f} of {points} runs that share networks, people and seeds; it describes them alone."
+            f"{what}: ρ = {rho:+.2f} in {points} runs. They share networks, people and seeds, so this figure describes "
+            "only these runs."
         )
     low, high = float(row["rho low"]), float(row["rho high"])
-    found = _direction(rho) if low > 0 or high < 0 else "no correlation can be told from this"
+    conclusion = _direction(rho) if low > 0 or high < 0 else "no correlation was detected"
     return (
-        f"{what}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], mean of {points} rankings, its interval over the seeds: "
-        f"{found}, of these three networks."
+        f"{what}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], the mean of {points} rankings of three networks, with an "
+        f"interval over the seeds: {conclusion}."
     )
 
 
 def _direction(rho: float) -> str:
-    return "more goes with better, as the paper has it" if rho > 0 else "more goes with worse, against the paper"
+    if rho > 0:
+        return "networks with more self-information score higher, as the paper claims"
+    return "networks with more self-information score lower, contrary to the paper"
 
 
 def _fig1(folder: Path) -> str:
@@ -240,7 +245,7 @@ def _fig1(folder: Path) -> str:
     of = {(row["network"], row["corruption"]): row for row in rows}
     names = [name for name in COMPARED if (name, corruptions[0]) in of]
     shown = table(
-        ("mean AUC of five severities", *corruptions),
+        ("mean AUC over five severities", *corruptions),
         [[name, *(cell(of[name, corruption], "AUC") for corruption in corruptions)] for name in names],
     )
     statements = [
@@ -275,9 +280,9 @@ def _localise(folder: Path) -> str:
     kinds = [kind for kind in dict.fromkeys(row["kinds"] for row in rows) if kind != "all"]
     of = {(row["map"], row["size"], row["kinds"]): row for row in rows}
     cases = list(dict.fromkeys((row["map"], row["size"]) for row in rows))
-    each = (f"{kind}: AUC, fake − real" for kind in kinds)
+    by_kind = (f"{kind}: AUC, fake − real" for kind in kinds)
     shown = table(
-        ("map", "size", "AUC on fakes", "on real, same mask", "fake − real", *each),
+        ("map", "size", "AUC on fakes", "AUC on real pictures, same mask", "fake − real", *by_kind),
         [
             [name, size, *(cell(of[name, size, "all"], column) for column in ("AUC", "real", "fake - real")),
              *(f"{percent(of[name, size, kind], 'AUC')[0]:.1f}, {percent(of[name, size, kind], 'fake - real')[0]:+.1f}"
@@ -294,9 +299,10 @@ def _localise(folder: Path) -> str:
         (case for case in cases if "centred" not in case[0]), key=lambda case: float(of[(*case, "all")]["AUC"])
     )
     statements.append(
-        f"The highest AUC on fakes of {len(cases)} maps, picked here on the test part, which flatters it, is that of "
-        f"{best} at {size} pixels: {cell(of[best, size, 'all'], 'AUC')}. "
-        f"The centred Gaussian, which looks at no picture, has {cell(of['centred Gaussian', size, 'all'], 'AUC')}."
+        f"Of the {len(cases)} maps, apart from the centred Gaussian, the highest AUC on fakes is that of "
+        f"{best} at {size} pixels: {cell(of[best, size, 'all'], 'AUC')}. It was selected on the test part, so this "
+        "figure is optimistic. The centred Gaussian, which ignores the picture, has "
+        f"{cell(of['centred Gaussian', size, 'all'], 'AUC')}."
     )
     return _setting(rows, folder, "localise") + f"{shown}\n{listed(statements)}"
 
@@ -318,7 +324,7 @@ def _setting(rows: Sequence[CsvRow], folder: Path, name: str) -> str:
     runs = harness.read(folder / f"{name}_runs.csv")
     details = ("; ".join(sorted({row[f"run's {key}"] for row in runs})) for key in ("machine", "versions"))
     commits, dates = (sorted({row[f"run's {key}"] for row in runs}) for key in ("commit", "date"))
-    trained = f"trained at {', '.join(commits)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
+    trained = f"trained at commit {', '.join(commits)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
     return f"{_budget(rows)}; {'; '.join(details)}; {trained}\n\n"
 
 
@@ -338,7 +344,7 @@ def _differs(row: CsvRow, name: str) -> bool:
 
 
 def _printed(row: CsvRow) -> tuple[str, str]:
-    """Return the paper's manipulation that is most similar to a row's, and the figure that it prints."""
+    """Return the paper's manipulation that is most similar to a row's, and the accuracy that it prints for it."""
     nearest = paper.NEAREST.get(row["kinds"])
     if nearest is None:
         return "none", ""

@@ -1,4 +1,4 @@
-"""The common parts of the experiments: the data, the budget, the seeds, and the folders."""
+"""The parts shared by all experiments: the data, the budget, the seeds and the folders."""
 
 from __future__ import annotations
 
@@ -92,13 +92,13 @@ class Source:
     cache: Path
 
     def prepare(self, needed: Iterable[Pictures], processes: int) -> None:
-        """Make the pictures that several seeds share, with all processes."""
+        """Make the pictures that several seeds share, in several processes."""
         for pictures in needed:
-            given = {**pictures._asdict(), "people": self.people, "cache": self.cache}
-            data.prepare(self.name, self.root, **given, processes=processes)
+            parameters = {**pictures._asdict(), "people": self.people, "cache": self.cache}
+            data.prepare(self.name, self.root, **parameters, processes=processes)
 
     def parts(self, pictures: Pictures) -> Parts:
-        """Return the pictures, newly made or from the cache."""
+        """Return the pictures from the cache, and make them first if they are missing."""
         return _parts(self, pictures)
 
 
@@ -144,7 +144,7 @@ class Measurement:
 
     @property
     def key(self) -> str:
-        """The name in the progress bar and in messages."""
+        """Name in the progress bar and in messages."""
         return f"{self.name} of {self.settings.key}"
 
 
@@ -175,16 +175,16 @@ class Study:
     def prepare(self, needed: Iterable[Pictures], processes: int) -> jobs.Errors:
         """Make all necessary pictures; return the errors."""
         needed = list(dict.fromkeys(needed))
-        with contextlib.suppress(OSError, RuntimeError, ValueError):  # each fails again below and is reported there
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # the same error recurs below and is reported
             self.source.prepare(needed, processes)
-        made = [
+        todo = [
             jobs.Job(
                 f"{pictures.size} px {pictures.quality}, seed {pictures.seed}", 1.0, facts, (self.source, pictures)
             )
             for pictures in needed
         ]
-        found, errors = jobs.run(made, processes, "pictures")
-        self.known |= {job.arguments[1]: found[job.name] for job in made if job.name in found}
+        results, errors = jobs.run(todo, processes, "pictures")
+        self.known |= {job.arguments[1]: results[job.name] for job in todo if job.name in results}
         return errors
 
     def settings(self, network: str, seed: int, kinds: Sequence[str] | None = None, quality: str = "HQ") -> Settings:
@@ -231,9 +231,9 @@ class Study:
     def measure(self, wanted: Iterable[Measurement], processes: int) -> jobs.Errors:
         """Make all missing measurements; return the errors."""
         todo = [
-            jobs.Job(each.key, each.cost, measure, (each, self.source, self.folder(each.settings)))
-            for each in wanted
-            if self.measured(each) is None
+            jobs.Job(missing.key, missing.cost, measure, (missing, self.source, self.folder(missing.settings)))
+            for missing in wanted
+            if self.measured(missing) is None
         ]
         return jobs.run(todo, processes, "measuring")[1]
 
@@ -295,15 +295,15 @@ class Study:
     def reach(self, settings: Settings) -> float:
         """Return approximately how far SIA's gains can move from 0 in a run's steps.
 
-        Adam moves a number by its learning rate per step, or little more, and the rate of a one-cycle schedule is on
-        average half of its maximum.
+        Adam moves a parameter by about its learning rate per step, and the rate of a one-cycle schedule averages about
+        half of its maximum.
         """
         reals = self.known[Pictures(settings.size, settings.quality, settings.seed)].reals
         steps = settings.epochs * math.ceil(2 * reals / settings.batch)
         return round(steps * training.GAIN_RATE * settings.learning_rate / 2, 2)
 
     def write_data(self) -> None:
-        """Write data.csv: the people and pictures of every part, and how many were unusable and why.
+        """Write data.csv: the people and pictures of every part, and how many pictures were unusable and why.
 
         Pictures that an earlier call recorded for other experiments are kept.
         """
@@ -321,7 +321,7 @@ class Study:
         self.write("data", [rows[pictures] for pictures in sorted(rows)])
 
     def _spent(self) -> str:
-        """Describe the budget in words."""
+        """Return a description of the budget."""
         return ", ".join(f"{name.replace('_', ' ')} {value or 'all'}" for name, value in vars(self.budget).items())
 
     def _cost(self, settings: Settings) -> float:

@@ -46,14 +46,14 @@ class Settings:
         data: fingerprint of its pictures, after all preparation.
         quality: ``"HQ"`` or ``"LQ"``.
         size: side of the pictures in pixels.
-        seed: seed of the split by person, the manipulations, the new weights and the order of the pictures.
+        seed: seed of the split by person, the manipulations, the initial weights and the order of the pictures.
         epochs: passes over the real pictures.
-        batch: most pictures per step.
+        batch: largest number of pictures per step.
         learning_rate: highest learning rate of the cycle.
         weight_decay: weight decay of convolutions and linear layers.
         pretrained: whether to start from ImageNet weights, if the network has them.
         test_kinds: manipulations to test on; empty for those that it is trained on.
-        repeat: 0, or another number for other new weights and another order of the same pictures.
+        repeat: number of the repetition; each has other initial weights and another order of the same pictures.
         gain_rate: learning rate of SIA's gains relative to that of the weights.
     """
 
@@ -75,13 +75,13 @@ class Settings:
 
     @property
     def key(self) -> str:
-        """A readable name and a hash of all settings, so that no two runs share a folder."""
+        """Readable name with a hash of all settings, so that no two runs share a folder."""
         kinds = self.kinds[0] if len(self.kinds) == 1 else "all"
         name = f"{self.network} {kinds} {self.quality} {self.size} seed {self.seed}"
-        told = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        settings = json.dumps(dataclasses.asdict(self), sort_keys=True)
         if self.repeat:
             name += f" again {self.repeat}"
-        return re.sub(r"[^\w+=-]+", "-", name) + "-" + hashlib.sha256(told.encode()).hexdigest()[:8]
+        return re.sub(r"[^\w+=-]+", "-", name) + "-" + hashlib.sha256(settings.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -104,43 +104,44 @@ class Run:
 
     def detector(self) -> nn.Module:
         """Return the trained network, in evaluation mode."""
-        made = create(self.settings)
-        made.load_state_dict(torch.load(self.folder / WEIGHTS, weights_only=True))
-        return made.eval()
+        detector = create(self.settings)
+        detector.load_state_dict(torch.load(self.folder / WEIGHTS, weights_only=True))
+        return detector.eval()
 
 
 def create(settings: Settings) -> networks.Detector:
-    """Return an untrained network, whose new weights are determined by the seed.
+    """Return an untrained network; the seed determines all weights that are not pretrained.
 
     Raises:
         ValueError: the network is unknown.
     """
     torch.manual_seed(_mixed(settings))
     family, _, name = settings.network.partition(" ")
+    detector: networks.Detector
     if family == "toy":
-        made = networks.toy(name)
+        detector = networks.toy(name)
     elif family == "lite":
-        made = networks.lite(name, pretrained=settings.pretrained)
+        detector = networks.lite(name, pretrained=settings.pretrained)
     elif family == "recipe":
-        made = networks.recipe(name, pretrained=settings.pretrained)
+        detector = networks.recipe(name, pretrained=settings.pretrained)
     elif family == "method":
         method, plus, _ = name.partition("+SIA")
-        made = networks.method(method, sia=bool(plus), pretrained=settings.pretrained)
+        detector = networks.method(method, sia=bool(plus), pretrained=settings.pretrained)
     else:
         raise ValueError(f"network must begin with 'toy', 'lite', 'recipe' or 'method', got {settings.network!r}")
-    return made.to(memory_format=torch.channels_last)  # twice as fast on CPUs, with the same arithmetic
+    return detector.to(memory_format=torch.channels_last)  # twice as fast on CPUs, with the same arithmetic
 
 
 def train(settings: Settings, parts: Parts, folder: Path) -> Run:
     """Train a network, resume an interrupted run, or load a completed one.
 
-    A checkpoint is written after every epoch. An epoch's random numbers depend on its number and the seed, so that a
-    run that was killed ends with the same bits as one that was not.
+    A checkpoint is written after every epoch. An epoch's random numbers depend only on its number and the seed, so a
+    run that was killed and resumed ends with the same bits as an uninterrupted one.
 
     Args:
         settings: settings of the run.
         parts: pictures of all kinds; those of ``settings.kinds`` are used.
-        folder: folder of this run alone.
+        folder: folder for this run only.
 
     Raises:
         ValueError: a part lacks real pictures, or pictures of a kind.
@@ -164,8 +165,8 @@ def train(settings: Settings, parts: Parts, folder: Path) -> Run:
         began = time.process_time()
         _epoch(detector, optimizer, scheduler, parts.train, steps, _random(settings, epoch))
         seconds += time.process_time() - began
-        held = {name: part.state_dict() for name, part in state.items()}
-        replace(folder / CHECKPOINT, partial(torch.save, {**held, "epochs": epoch + 1, "seconds": seconds}))
+        states = {name: part.state_dict() for name, part in state.items()}
+        replace(folder / CHECKPOINT, partial(torch.save, {**states, "epochs": epoch + 1, "seconds": seconds}))
     return _finished(settings, detector, parts, folder, seconds)
 
 
@@ -176,8 +177,8 @@ def load(folder: Path) -> Run:
         FileNotFoundError: the run is not complete.
     """
     record = json.loads((folder / RESULT).read_text())
-    given = record.pop("settings")
-    settings = Settings(**{**given, **{name: tuple(given[name]) for name in ("kinds", "test_kinds")}})
+    values = record.pop("settings")
+    settings = Settings(**{**values, **{name: tuple(values[name]) for name in ("kinds", "test_kinds")}})
     test, validation = (Predictions.from_lists(**record.pop(name)) for name in ("test", "validation"))
     return Run(settings, folder, test, validation, record)
 
@@ -197,9 +198,9 @@ def as_input(images: Tensor) -> Tensor:
 def sampled(kinds: Sequence[str], people: Sequence[str], generator: torch.Generator) -> Tensor:
     """Draw an epoch's pictures: every real one, and as many fakes, evenly over the manipulations.
 
-    People come in random order, and all pictures of a person follow each other: the real and the fake pictures in a
-    batch then differ less in who is on them; otherwise small networks learn nothing from few people. If some people
-    have pictures of only one class, which would fill whole batches, the pictures are in random order instead.
+    People come in random order, and all pictures of a person are adjacent. The real and fake pictures in a batch then
+    show mostly the same people; otherwise small networks learn nothing from few people. If some people have pictures of
+    only one class, which could fill whole batches, the pictures are in random order instead.
 
     Args:
         kinds: kind of every picture, "real" or its manipulation.
@@ -224,7 +225,7 @@ def sampled(kinds: Sequence[str], people: Sequence[str], generator: torch.Genera
     classes: dict[str, set[bool]] = {}
     for kind, person in zip(kinds, people, strict=True):
         classes.setdefault(person, set()).add(kind == "real")
-    if any(len(found) == 1 for found in classes.values()):
+    if any(len(seen) == 1 for seen in classes.values()):
         return drawn[torch.randperm(len(drawn), generator=generator)]
     names = sorted(set(people))
     rank = dict(zip(names, torch.randperm(len(names), generator=generator).tolist(), strict=True))
@@ -263,9 +264,9 @@ def _epoch(
 
 
 def _mixed(settings: Settings, *numbers: int) -> int:
-    """Combine the run's seed and other numbers to a seed; return the run's own seed if there is nothing to combine."""
-    held = (settings.seed, *numbers, *([settings.repeat] if settings.repeat else []))
-    return settings.seed if len(held) == 1 else int(np.random.SeedSequence(held).generate_state(1)[0])
+    """Mix other numbers and the repetition into the run's seed; return the seed unchanged if there are none."""
+    seeds = (settings.seed, *numbers, *([settings.repeat] if settings.repeat else []))
+    return settings.seed if len(seeds) == 1 else int(np.random.SeedSequence(seeds).generate_state(1)[0])
 
 
 def _random(settings: Settings, epoch: int) -> torch.Generator:
@@ -274,27 +275,30 @@ def _random(settings: Settings, epoch: int) -> torch.Generator:
 
 
 def random_numbers(*seeds: int) -> torch.Generator:
-    """Return a generator for some seeds, and seed torch's own, which dropout uses, in the same way."""
+    """Return a generator seeded from some numbers; seed torch's global one, which dropout uses, in the same way."""
     mixed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
     torch.manual_seed(mixed)
     return torch.Generator().manual_seed(mixed)
 
 
 def groups(model: nn.Module, rate: float, decay: float, gain_rate: float = GAIN_RATE) -> list[dict[str, Any]]:
-    """Return parameter groups: weights with decay, biases and norms without, and gains with their own rate."""
+    """Return parameter groups: weights with decay, biases and norms without decay, and gains with their own rate."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gains = set(gains_of(model))
-    others = [each for each in learned if each not in gains]
-    made = [
-        {"params": [each for each in others if each.ndim > 1], "lr": rate, "weight_decay": decay},
-        {"params": [each for each in others if each.ndim <= 1], "lr": rate, "weight_decay": 0.0},
-        {"params": [each for each in learned if each in gains], "lr": gain_rate * rate, "weight_decay": 0.0},
+    all_gains = set(gains_of(model))
+    gains = [parameter for parameter in learned if parameter in all_gains]
+    others = [parameter for parameter in learned if parameter not in all_gains]
+    weights = [parameter for parameter in others if parameter.ndim > 1]
+    vectors = [parameter for parameter in others if parameter.ndim <= 1]
+    candidates = [
+        {"params": weights, "lr": rate, "weight_decay": decay},
+        {"params": vectors, "lr": rate, "weight_decay": 0.0},
+        {"params": gains, "lr": gain_rate * rate, "weight_decay": 0.0},
     ]
-    return [group for group in made if group["params"]]
+    return [group for group in candidates if group["params"]]
 
 
 def gain_values(model: nn.Module) -> list[float]:
-    """Return the gains of the SIA modules, or their means over channels: 0 is the identity, 1 the formula."""
+    """Return the gain of each SIA module, averaged over channels: 0 is the identity, 1 the published formula."""
     return [gain.mean().item() for gain in gains_of(model)]
 
 
@@ -302,31 +306,31 @@ def _of_kinds(faces: Faces, kinds: Sequence[str], part: str) -> Faces:
     for kind in ("real", *kinds):
         if kind not in faces.kinds:
             raise ValueError(
-                f"the {part} part holds no picture of {kind!r}, only {sorted(set(faces.kinds))}; use more people"
+                f"the {part} part contains no picture of {kind!r}, only {sorted(set(faces.kinds))}; use more people"
             )
     return faces.take([index for index, kind in enumerate(faces.kinds) if kind == "real" or kind in kinds])
 
 
 def _resumed(state: dict[str, Any], folder: Path) -> tuple[int, float]:
-    """Load a checkpoint, if there is one, into the network and optimizer; return completed epochs and seconds."""
+    """Load the checkpoint, if it exists, into the training state; return the completed epochs and seconds."""
     if not (folder / CHECKPOINT).exists():
         return 0, 0.0
-    held = torch.load(folder / CHECKPOINT, weights_only=True)
+    checkpoint = torch.load(folder / CHECKPOINT, weights_only=True)
     for name, part in state.items():
-        part.load_state_dict(held[name])
-    return held["epochs"], held["seconds"]
+        part.load_state_dict(checkpoint[name])
+    return checkpoint["epochs"], checkpoint["seconds"]
 
 
 def _finished(settings: Settings, detector: networks.Detector, parts: Parts, folder: Path, seconds: float) -> Run:
     """Test the network and record everything; write the result last, since it marks the run as complete."""
-    told: dict[str, Any] = {}
+    scored: dict[str, Any] = {}
     for name, part in (("test", parts.test), ("validation", parts.validation)):
         logits = predict(detector, part.images)
         if not logits.isfinite().all():
             raise FloatingPointError(
-                f"{int((~logits.isfinite()).sum())} logits are not finite; lower the learning rate"
+                f"{int((~logits.isfinite()).sum())} logits are not finite; try a lower learning rate"
             )
-        told[name] = Predictions(part.labels.numpy(), logits.numpy(), part.people, part.kinds).to_lists()
+        scored[name] = Predictions(part.labels.numpy(), logits.numpy(), part.people, part.kinds).to_lists()
     machine = timing.machine(CPU)
     record = {
         "settings": dataclasses.asdict(settings),
@@ -337,7 +341,7 @@ def _finished(settings: Settings, detector: networks.Detector, parts: Parts, fol
         "train_reals": parts.train.kinds.count("real"),
         "train_people": len(set(parts.train.people)),
         **machine,
-        **told,
+        **scored,
     }
     replace(folder / WEIGHTS, partial(torch.save, detector.state_dict()))
     replace(folder / RESULT, lambda path: path.write_text(json.dumps(record)))

@@ -1,4 +1,4 @@
-"""The networks of the experiments, all of which are a :class:`Detector`."""
+"""The networks of the experiments; each is a :class:`Detector`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["METHODS", "RIVALS", "TOYS", "VARIANTS", "Detector", "Variant", "lite
 
 METHODS: Final = ("SPSL", "F3-Net", "DCL")  # Table 5 of the paper
 RIVALS: Final = ("MAT", "RFM", "Add-Net")  # Table 1 of the paper
-_MADE: Final[dict[str, Callable[[bool], BackboneDetector]]] = {
+_BUILDERS: Final[dict[str, Callable[[bool], BackboneDetector]]] = {
     "SPSL": SPSL, "F3-Net": F3Net, "DCL": DCL, "MAT": MAT, "RFM": RFM, "Add-Net": AddNet,
 }  # fmt: skip
 
@@ -36,9 +36,9 @@ def method(name: str, sia: bool, pretrained: bool = True) -> BackboneDetector:
         ValueError: there is no method of that name.
         ModuleNotFoundError: the package with the weights is not installed.
     """
-    if name not in _MADE:
-        raise listed("method", name, tuple(_MADE))
-    detector = _MADE[name](pretrained)
+    if name not in _BUILDERS:
+        raise listed("method", name, tuple(_BUILDERS))
+    detector = _BUILDERS[name](pretrained)
     if sia:
         detector.inject()
     return detector

@@ -1,4 +1,4 @@
-"""Other attention layers at SIA's sites, namely those of section 5 of the supplement.
+"""The attention layers of the supplement's section 5, at the sites of SIA.
 
 SE, SK, CBAM, ECA and the non-local block are timm's. DANet's and ADL's are implemented here from their papers.
 """
@@ -43,12 +43,12 @@ class DualAttention(nn.Module):
         positions = self.value(x).flatten(2) @ scores.softmax(-1).mT
         likeness = flat @ flat.mT
         channels = (likeness.amax(-1, keepdim=True) - likeness).softmax(-1) @ flat
-        taken = self.position_gain * positions + self.channel_gain * channels
-        return x + taken.view_as(x)
+        attended = self.position_gain * positions + self.channel_gain * channels
+        return x + attended.view_as(x)
 
 
 class DropoutAttention(nn.Module):
-    """ADL: in training, hide the strongest positions of a map or weight all by their strength; otherwise the identity.
+    """ADL: in training, hide the strongest positions of a map or weight all positions; in evaluation, do nothing.
 
     Choe and Shim, "Attention-Based Dropout Layer for Weakly Supervised Object Localization" (CVPR 2019), with its drop
     rate of 0.75 and threshold of 0.8. It has no parameters.
@@ -67,7 +67,7 @@ class DropoutAttention(nn.Module):
         self.drop_rate, self.threshold = drop_rate, threshold
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map, with positions hidden or weighted."""
+        """Return the map with positions hidden or weighted."""
         if not self.training:
             return x
         strength = x.mean(1, keepdim=True)
@@ -97,8 +97,8 @@ class SelectiveKernels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map plus the selected convolutions."""
-        chosen: Tensor = self.kernels(x)
-        return x + chosen
+        selected: Tensor = self.kernels(x)
+        return x + selected
 
 
 OWN: Final[dict[str, Callable[[int], nn.Module]]] = {

@@ -62,7 +62,7 @@ class Encoder(nn.Module):
 
 
 class DCL(BackboneDetector):
-    """The DCL detector. Its state dict contains everything that it keeps between steps.
+    """The DCL detector. Its state dict includes the moving average, the queues and the prototypes.
 
     Args:
         pretrained: whether to start from the ImageNet weights.
@@ -109,13 +109,13 @@ class DCL(BackboneDetector):
         if not self.training:
             return super().loss(x, labels)
         labels = labels.long()
-        view, seen = augmented(x, masks)
+        view, view_masks = augmented(x, masks)
         other, _ = augmented(x, None)
         logits, queries, local = self.query(normalised(view))
         keys = self._keys(normalised(other))
-        self._follow(keys, labels)
+        self._update(keys, labels)
         inter = self._inter(queries, keys, labels)
-        return cross_entropy(logits, labels) + inter + INTRA_WEIGHT * intra_contrast(local, labels, seen)
+        return cross_entropy(logits, labels) + inter + INTRA_WEIGHT * intra_contrast(local, labels, view_masks)
 
     def _inter(self, queries: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
         """Contrast each query with its own key and with the queue of the other class."""
@@ -133,7 +133,7 @@ class DCL(BackboneDetector):
         return keys
 
     @torch.no_grad()
-    def _follow(self, keys: Tensor, labels: Tensor) -> None:
+    def _update(self, keys: Tensor, labels: Tensor) -> None:
         """Update each class's prototype, and add its hard pictures to its queue."""
         members = [keys[labels == label] for label in (0, 1)]
         for label, own in enumerate(members):
@@ -188,12 +188,12 @@ def augmented(x: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
         masks: (N, H, W).
     """
 
-    def drawn(low: float, high: float) -> Tensor:
+    def uniform(low: float, high: float) -> Tensor:
         return torch.empty(len(x), 1, 1, 1).uniform_(low, high).to(x)
 
-    flipped = drawn(0, 1) < 0.5
+    flipped = uniform(0, 1) < 0.5
     view = torch.where(flipped, x.flip(-1), x)
-    view = (view - 0.5) * drawn(0.8, 1.2) + 0.5 + drawn(-0.1, 0.1)
-    view = torch.lerp(view, gaussian_blur(view, [3, 3]), drawn(0, 1))
-    view = view + drawn(0, 0.03) * torch.randn(x.shape).to(x)
+    view = (view - 0.5) * uniform(0.8, 1.2) + 0.5 + uniform(-0.1, 0.1)
+    view = torch.lerp(view, gaussian_blur(view, [3, 3]), uniform(0, 1))
+    view = view + uniform(0, 0.03) * torch.randn(x.shape).to(x)
     return view.clamp(0, 1), None if masks is None else torch.where(flipped[:, 0], masks.flip(-1), masks)

@@ -59,7 +59,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def normalised(x: Tensor) -> Tensor:
-    """Normalise pictures in [0, 1] with mean and deviation 0.5 to [-1, 1].
+    """Map pictures from [0, 1] to [-1, 1], that is, normalise with mean and standard deviation 0.5.
 
     Raises:
         ValueError: the input is not float pictures (N, 3, H, W).

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from benchmarks.reproduction.networks.detector import BackboneDetector, normalised
 from benchmarks.reproduction.networks.lite import lite0
 
-FAD_BANDS: Final = ((0, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1), (0, 1))  # low, middle, high, all: in shares of the area
+FAD_BANDS: Final = ((0, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1), (0, 1))  # low, middle, high, all; fractions of the area
 FAD_GRID: Final = 64  # frequencies along each side of the learnable filters
 LFS_WINDOW: Final = 10
 LFS_STRIDE: Final = 2
 LFS_BANDS: Final = 6
 MIXED_STAGES: Final = (4, 6)  # stages of EfficientNet-Lite0, from 0
-FLOOR: Final = 1e-6  # added before the logarithm, for flat windows
+FLOOR: Final = 1e-6  # added before the logarithm, which flat windows would make infinite
 
 
 def dct_matrix(size: int) -> Tensor:
@@ -48,7 +48,7 @@ class FrequencyDecomposition(nn.Module):
     """FAD: split a picture into one picture for each band of frequencies.
 
     y_i = D' (D x D' * (f_i + sigma(w_i))) D, with the cosine transform D, the bands' filters f and the learnable w.
-    A band contains the lowest frequencies u + v of the spectrum, up to its share of the area.
+    Frequencies are ordered by u + v, and a band is a range of fractions of the spectrum's area in that order.
 
     Shape:
         (N, C, H, W) to (N, 4 C, H, W), band by band.
@@ -124,7 +124,7 @@ class MixBlock(nn.Module):
         self.gains = nn.ParameterList([torch.zeros(()), torch.zeros(())])
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both maps, each with attention to the other added."""
+        """Return both maps, with the attention to the other map added to each."""
         query, key = _positions(self.query(first)), _positions(self.key(second))
         to_first = F.scaled_dot_product_attention(query, key, _positions(second))
         to_second = F.scaled_dot_product_attention(key, query, _positions(first))

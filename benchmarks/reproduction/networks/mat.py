@@ -32,12 +32,12 @@ TEXTURE_CHANNELS: Final = 64
 HIDDEN: Final = 128  # hidden units of each branch
 INNER_MARGIN: Final = (0.05, 0.1)  # margin around a centre, for real and for fake pictures
 OUTER_MARGIN: Final = 0.2  # margin between two centres
-MOVED: Final = 0.05  # share of the way to a batch's mean that a centre moves
+CENTRE_RATE: Final = 0.05  # fraction of the distance to a batch's mean by which a centre moves
 INDEPENDENCE_WEIGHT: Final = 1.0
 
 
 class TextureEnhancement(nn.Module):
-    """A map minus its local mean, through three convolutions, each of which sees all earlier outputs.
+    """Three densely connected convolutions of a map minus its local mean.
 
     Args:
         channels: channels of the map.
@@ -55,10 +55,10 @@ class TextureEnhancement(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the enhanced texture."""
-        known = x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+        features = x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
         for layer in self.layers[:-1]:
-            known = torch.cat([known, layer(known)], 1)
-        enhanced: Tensor = self.layers[-1](known)
+            features = torch.cat([features, layer(features)], 1)
+        enhanced: Tensor = self.layers[-1](features)
         return enhanced
 
 
@@ -94,17 +94,17 @@ class MAT(BackboneDetector):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logit of each picture."""
-        logits, _ = self._seen(x)
+        logits, _ = self._with_regions(x)
         return logits
 
     def loss(self, x: Tensor, labels: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Return cross-entropy; in training add region independence and update the centres."""
-        logits, regions = self._seen(x)
+        """Return cross-entropy; in training, add the region independence loss and update the centres."""
+        logits, regions = self._with_regions(x)
         if not self.training:
             return cross_entropy(logits, labels)
         return cross_entropy(logits, labels) + INDEPENDENCE_WEIGHT * self._independence(regions, labels.long())
 
-    def _seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_regions(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (N,), and the deep features (N, M, C) under each map."""
         net: Any = self.backbone
         features = net.bn1(net.conv_stem(normalised(x)))
@@ -121,11 +121,11 @@ class MAT(BackboneDetector):
         return logits, pooled(deep, maps)
 
     def _independence(self, regions: Tensor, labels: Tensor) -> Tensor:
-        """Return how far regions are from their centres, and how close centres are to each other, beyond margins."""
+        """Return the region independence loss, and update the centres."""
         with torch.no_grad():
-            self.centres.lerp_(regions.mean(0), MOVED)
+            self.centres.lerp_(regions.mean(0), CENTRE_RATE)
         # The centres move with this batch first, so that the loss also separates this batch.
-        centres = self.centres + MOVED * (regions.mean(0) - regions.mean(0).detach())
+        centres = self.centres + CENTRE_RATE * (regions.mean(0) - regions.mean(0).detach())
         margin = regions.new_tensor(INNER_MARGIN)[labels, None]
         within = F.relu((regions - self.centres).square().sum(-1) - margin).sum(1).mean()
         apart = (centres[:, None] - centres).square().sum(-1)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sia_layers import SIAttention, inject_sia, sia_modules
 
-# Gains are single numbers that start at 0, and AdamW moves a number by no more than its learning rate per step: at the
-# rate of the weights they would hardly leave 0 in a few hundred steps.
+# A gain is a scalar that starts at 0, and AdamW moves a parameter by about its learning rate per step. At the learning
+# rate of the weights, gains would hardly leave 0 in a few hundred steps.
 GAIN_RATE: Final = 10.0
 
 
@@ -33,28 +33,28 @@ class Recipe(NamedTuple):
 
 
 def _acting(about: str, gain: float = 1.0, rate: float = GAIN_RATE, **options: Any) -> Recipe:
-    """Return a recipe whose gain does not start at the identity."""
+    """Return a recipe that does not start as the identity."""
     return Recipe(about, {"identity_init": False, "gain": gain, **options}, rate)
 
 
 RECIPES: Final[dict[str, Recipe]] = {
     "bare": Recipe("no SIA", None),
-    "default": Recipe("inject_sia(model): the gain begins at 0", {}),
-    "gain 0, rate 100": Recipe("the gain learns ten times faster", {}, 100.0),
-    "gain 0.1": _acting("the gain begins at 0.1", 0.1),
-    "gain 1": _acting("the gain begins at 1"),
-    "gain 1, rate 1": _acting("the gain begins at 1 and learns at the rate of the weights", 1.0, 1.0),
+    "default": Recipe("inject_sia(model): the gain starts at 0", {}),
+    "gain 0, rate 100": Recipe("the gain has ten times its default learning rate", {}, 100.0),
+    "gain 0.1": _acting("the gain starts at 0.1", 0.1),
+    "gain 1": _acting("the gain starts at 1"),
+    "gain 1, rate 1": _acting("the gain starts at 1 and has the learning rate of the weights", 1.0, 1.0),
     "no gain": Recipe("the published formula, without a gain", {"identity_init": False}),
-    "a gain a channel": Recipe("a gain for each channel, which begins at 0", {}, by_channel=0.0),
+    "a gain a channel": Recipe("a gain per channel, which starts at 0", {}, by_channel=0.0),
     "not detached": _acting("gain 1, with the gradient through the self-information", detach=False),
     "K=5": _acting("gain 1, window 5x5", kernel_size=5),
     "K=7": _acting("gain 1, window 7x7", kernel_size=7),
     "bandwidth 0.5": _acting("gain 1, half the bandwidth", bandwidth=0.5),
     "bandwidth 2": _acting("gain 1, twice the bandwidth", bandwidth=2.0),
-    "one site": _acting("gain 1, the stage at a quarter of the picture alone", stages=4),
+    "one site": _acting("gain 1, only the stage at a quarter of the picture's size", stages=4),
     "spatial only": _acting("gain 1, without the channel gate", channel=None),
     "channel only": _acting("gain 1, without the spatial gate", spatial=False),
-    "distance": _acting("gain 1, distances for the density, as the public code has it", estimator="distance"),
+    "distance": _acting("gain 1, density from distances, as in the public code", estimator="distance"),
 }
 
 
@@ -79,9 +79,9 @@ def _scaled(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Te
 
 def gains_of(model: nn.Module) -> list[nn.Parameter]:
     """Return the gains of a model's SIA modules, one per site or one per channel of each site."""
-    found = []
+    gains = []
     for module in model.modules():
         if isinstance(module, SIAttention):
             gain = getattr(module, "channel_gain", module.gain)
-            found += [gain] if gain is not None else []
-    return found
+            gains += [gain] if gain is not None else []
+    return gains

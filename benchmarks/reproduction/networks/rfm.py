@@ -1,4 +1,4 @@
-"""RFM: in training, hide what the network looks at first, so that it learns to look elsewhere too.
+"""RFM: in training, erase the regions that the network is most sensitive to, so that it also learns others.
 
 Wang and Deng, "Representative Forgery Mining for Fake Face Detection" (CVPR 2021). Before each step, the gradient of
 "fake" minus "real" with respect to the picture measures how sensitive the network is to each pixel (forgery attention
@@ -50,7 +50,7 @@ class RFM(BackboneDetector):
         return logits.squeeze(1)
 
     def loss(self, x: Tensor, labels: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Return cross-entropy; in training, of pictures whose most sensitive regions are erased."""
+        """Return cross-entropy; in training, erase the most sensitive regions of the pictures first."""
         return cross_entropy(self(erased(x, self.sensitivity(x)) if self.training else x), labels)
 
     def sensitivity(self, x: Tensor) -> Tensor:
@@ -71,16 +71,16 @@ def erased(x: Tensor, sensitivity: Tensor) -> Tensor:
         x: pictures (N, 3, H, W) in [0, 1].
         sensitivity: sensitivity of each pixel, (N, H, W).
     """
-    made = x.clone()
+    result = x.clone()
     height, width = x.shape[-2:]
-    for picture, order in zip(made, sensitivity.flatten(1).argsort(1, descending=True), strict=True):
+    for picture, order in zip(result, sensitivity.flatten(1).argsort(1, descending=True), strict=True):
         free = torch.ones(height, width, dtype=torch.bool)
         for _ in range(BLOCKS):
             row, column = divmod(int(order[free.flatten()[order]][0]), width)
             rows, columns = _around(row, height), _around(column, width)
             picture[:, rows, columns] = torch.rand(picture[:, rows, columns].shape).to(picture)
             free[rows, columns] = False
-    return made
+    return result
 
 
 def _around(place: int, side: int) -> slice:

@@ -40,7 +40,7 @@ class SPSL(BackboneDetector):
     """The SPSL detector.
 
     Args:
-        pretrained: whether to start from the ImageNet weights; the fourth channel gets a copy of red's.
+        pretrained: whether to start from the ImageNet weights; the fourth channel copies the weights of red.
 
     Attributes:
         backbone: shallow network with four input channels.

@@ -1,6 +1,6 @@
 """The toy networks of the supplement's Table 2: six convolutions, vanilla, central difference or depthwise.
 
-The layers are as printed, although the networks differ in more than the kind of convolution:
+The layers are as printed, so the networks differ in more than the kind of convolution:
 
 - Norm and CDC halve the map in layers 1, 3 and 5, Depthwise in layers 1, 2 and 3. All end at an eighth of the picture.
 - Depthwise has no ReLU in layers 2 to 6.
@@ -32,7 +32,7 @@ Layer = Callable[[int, int, int], nn.Module]
 
 
 class CentralDifferenceConv2d(nn.Conv2d):
-    """A 3x3 central difference convolution: a convolution minus theta times one of the central pixel alone.
+    """A 3x3 central difference convolution: a convolution minus theta times a convolution of the central pixel.
 
     y = conv(x, w) - theta * conv1x1(x, w summed over the window). The 1x1 convolution sees only the centre of each
     window, so both are one convolution, whose centre weight is reduced by theta times the sum.
@@ -67,7 +67,7 @@ class Toy(Detector):
     """A toy network.
 
     Args:
-        layers: function that builds a layer from its input channels, output channels and stride.
+        layer: function that builds a layer from its input channels, output channels and stride.
         strides: strides of the six layers.
 
     Attributes:
@@ -76,8 +76,8 @@ class Toy(Detector):
 
     def __init__(self, layer: Layer, strides: tuple[int, ...]) -> None:
         super().__init__()
-        made = [layer(*channels, stride) for channels, stride in zip(pairwise(CHANNELS), strides, strict=True)]
-        self.layers = nn.Sequential(*made)
+        layers = [layer(*channels, stride) for channels, stride in zip(pairwise(CHANNELS), strides, strict=True)]
+        self.layers = nn.Sequential(*layers)
         self.pooling = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(CHANNELS[-1], 1)
 

@@ -143,7 +143,7 @@ def test_a_pilot_gives_the_detectable_difference(bench: Bench, capsys: pytest.Ca
     assert crossval.study(bench, plan.pilot_tasks())
     rows = evidence.write_power(bench.results)
     assert [row["score"] for row in rows] == ["ACC", "AUC"] and rows[1]["smallest difference"] > 0
-    assert "80 % of the time" in capsys.readouterr().out
+    assert "detected with 80 % power" in capsys.readouterr().out
 
 
 def test_the_recipe_search_uses_only_validation_people(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,12 +237,12 @@ def test_differences_use_the_folds_of_both() -> None:
 
 
 def test_claims_are_judged_by_their_intervals() -> None:
-    assert claims.verdict(None, 1.0) == claims.ABSENT
-    assert claims.verdict(Interval(2.0, 0.1, 4.0), 1.0) == claims.SEEN
-    assert claims.verdict(Interval(0.0, -0.9, 0.9), 1.0) == claims.NOT_SEEN
-    assert claims.verdict(Interval(0.0, -1.1, 1.1), 1.0) == claims.UNTOLD
-    assert claims.verdict(Interval(0.0, -1.1, 1.1), None) == claims.UNTOLD
-    assert claims.verdict(Interval(-2.0, -4.0, -0.1), None) == claims.NOT_SEEN
+    assert claims.verdict(None, 1.0) == claims.NOT_RUN
+    assert claims.verdict(Interval(2.0, 0.1, 4.0), 1.0) == claims.SUPPORTED
+    assert claims.verdict(Interval(0.0, -0.9, 0.9), 1.0) == claims.RULED_OUT
+    assert claims.verdict(Interval(0.0, -1.1, 1.1), 1.0) == claims.INCONCLUSIVE
+    assert claims.verdict(Interval(0.0, -1.1, 1.1), None) == claims.INCONCLUSIVE
+    assert claims.verdict(Interval(-2.0, -4.0, -0.1), None) == claims.RULED_OUT
     printed = {(each.other, each.score): each.printed for each in claims.table1_claims()}
     assert printed["EfficientNet-b4", "AUC"] == 1.05 and printed["MAT", "ACC"] == 2.88  # the supplement: "around 3%"
 
@@ -257,7 +257,7 @@ def test_the_page_says_what_is_finished(bench: Bench, tmp_path: Path) -> None:
     filled = report.put(page, made)
     assert filled == report.put(filled, made)
     assert "| pilot: the bare network twice | 4 of 4 | finished |" in filled and "not run yet" in filled
-    assert "4 of 40 | begun" in filled and "| search for a recipe | 0 of" in filled
+    assert "4 of 40 | in progress" in filled and "| search for a recipe | 0 of" in filled
     assert str(tmp_path) not in filled and made["recipe"].startswith("Not run yet")
 
 

@@ -169,7 +169,7 @@ def test_every_setting_has_a_folder_of_its_own(field: str) -> None:
 
 
 def test_untrainable_data_are_an_error(tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"holds no picture of 'reenactment'.*use more people"):
+    with pytest.raises(ValueError, match=r"contains no picture of 'reenactment'.*use more people"):
         training.train(dataclasses.replace(SETTINGS, kinds=("reenactment",)), parts(), tmp_path / "kind")
     with pytest.raises(ValueError, match="must begin with 'toy', 'lite', 'recipe' or 'method', got 'big one'"):
         training.create(dataclasses.replace(SETTINGS, network="big one"))
@@ -508,7 +508,7 @@ def test_a_tie_has_no_winner() -> None:
         for kind, cell in cells.items()
         for name, score in cell.items()
     ]
-    assert "of the 2 cases: Norm in 0, CDC in 1, a tie in 1." in report._ranking(made)
+    assert "in the 2 cases: Norm in 0, CDC in 1, a tie in 1." in report._ranking(made)
 
 
 def test_statements_follow_the_interval() -> None:
