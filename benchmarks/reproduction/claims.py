@@ -120,7 +120,7 @@ def from_tables(rows: Mapping[str, list[Row]]) -> list[dict[str, str]]:
                 table.append(row(claim, measured, "3 seeds"))
                 if 2 * learned < len(rows["table3"]):
                     count = len(rows["table3"])
-                    table[-1]["verdict"] = f"{INCONCLUSIVE}: only {learned} of {count} cases show any learning"
+                    table[-1]["verdict"] = f"{INCONCLUSIVE}: learning in only {learned} of {count} cases"
     for case in rows.get("table5", []):
         if case.get("AUC - bare"):
             name = case["network"].removesuffix("+SIA")
