@@ -169,6 +169,8 @@ def test_other_manipulations_and_other_pictures(bench: Bench, monkeypatch: pytes
         assert row["test kinds"] not in row["trained on"].split(", ") and len(row["trained on"].split(", ")) == 3
     people = {row["person"] for row in bench.ledger("datasets_scores", evidence.SCORE_KEYS).rows}
     assert len(people) == 16 and all(person.startswith("london_faces/") for person in people)
+    shown = crossval_report.sections(bench.results, bench.results / "nothing")["kinds"]
+    assert "| face swap | bare | 1 |" in shown and "nan" not in shown
     run = next(iter(bench.ledger("datasets_runs").rows))
     assert int(run["train_people"]) <= 14
 
@@ -233,6 +235,8 @@ def test_differences_use_the_folds_of_both() -> None:
     assert found is not None and found.low > 0.05
     assert some.difference("bare", "bare") == (0.0, 0.0, 0.0)
     assert some.difference("SE", "bare") is None and some.score("SE") is None
+    single = Evidence(rows, {"all": lambda found: found}, fewest=1).difference("SE", "bare")
+    assert single is not None and 0 < single.low < single.mean < single.high  # from the people of one fold
     assert some.folds("bare", part="few") == [0, 1] and some.score("bare", part="few") != some.score("bare")
 
 
@@ -259,6 +263,8 @@ def test_the_page_says_what_is_finished(bench: Bench, tmp_path: Path) -> None:
     assert "| pilot: the bare network twice | 4 of 4 | finished |" in filled and "not run yet" in filled
     assert "4 of 40 | in progress" in filled and "| search for a recipe | 0 of" in filled
     assert str(tmp_path) not in filled and made["recipe"].startswith("Not run yet")
+    unstarted = crossval_report.sections(tmp_path / "nothing", tmp_path / "nothing")["progress"]
+    assert "finished" not in unstarted and "left out of training | 0 of 12 |" in unstarted
 
 
 def test_the_smallest_difference_is_found_as_often_as_it_says() -> None:
