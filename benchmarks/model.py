@@ -1,8 +1,8 @@
 """Compare bare and injected backbones: the time, memory and parameters that SIA adds to inference and training.
 
-``python -m benchmarks.model [--quick] [--models NAME@SIZE ...] [--batches N ...] [--threads N] [--csv FILE]``.
-The backbones are timm's, without pretrained weights, which do not affect the time. The injected model is checked first:
-its maps against the reference, and its output, at identity, against the bare model.
+``python -m benchmarks.model [--quick] [--models NAME@SIZE ...] [--batches N ...] [--passes P ...]
+[--threads N] [--csv FILE]``. The backbones are timm's, without pretrained weights, which do not affect the time. The
+injected model is checked first: its maps against the reference, and its output, at identity, against the bare model.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ VARIANTS: Final[dict[str, dict[str, object] | None]] = {
     "sia, K = 7": {"kernel_size": 7},
 }
 FEW_VARIANTS: Final = ("bare", "bare again", "sia")
+PASSES: Final = ("inference", "training")
 TOLERANCE = 1e-4  # for the maps, which are computed from features that convolutions have rounded
 COLUMNS = {
     "model": "<20", "batch": "5d", "pass": "<9", "variant": "<19", "parameters": "10d", "error": "8.1e", "ms": "9.1f",
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark: measure, print, and write the files that the arguments name."""
     parser = harness.parser("model", __doc__, "the time added")
     parser.add_argument("--models", nargs="+", metavar="NAME@SIZE", help="timm models and picture heights (four)")
+    parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES, help="what to time (both)")
     parser.add_argument("--batches", nargs="+", type=int, metavar="N", help="batch sizes (1 and 8)")
     given = parser.parse_args(arguments)
     device = harness.begin(given)
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = given.models or (MODELS[:1] if given.quick else MODELS)
     for name in names:
         for batch in given.batches or ((1,) if given.quick else (1, 8)):
-            for train in (False, True):
+            for train in (each == "training" for each in given.passes):
                 rounds = 9 if given.quick else (15 if train else 31) if batch == 1 else 5
                 measure(name, batch, train, harness.DTYPES[given.dtype], device, rounds, table, given.quick)
     table.finish(given, "model")
@@ -69,7 +71,7 @@ def measure(
     seconds = timing.interleaved(runs, rounds, device)
     for variant, model in models.items():
         row = {
-            "model": name, "batch": batch, "pass": "training" if train else "inference", "variant": variant,
+            "model": name, "batch": batch, "pass": PASSES[train], "variant": variant,
             "parameters": sum(parameter.numel() for parameter in model.parameters()), "error": errors[variant],
         }  # fmt: skip
         if variant in seconds:

@@ -1,8 +1,9 @@
 """Compare SIAttention with timm's attention layers: forward, training step, parameters and memory.
 
 ``python -m benchmarks.module [--quick] [--threads N] [--csv FILE]``. SIAttention with K = 3 runs as published, as the
-spatial gate alone, and on the coefficients of a DCT or a wavelet (FrequencySIAttention); timm's layers run with their
-defaults. Our layers are checked against their own reference first; timm's layers have no reference to check against.
+spatial gate alone, and on the coefficients of a DCT or a wavelet (FrequencySIAttention); ``I`` is the self-information
+alone; timm's layers run with their defaults. Our layers are checked against their own reference first; timm's layers
+have no reference to check against.
 """
 
 from __future__ import annotations
@@ -16,16 +17,34 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import harness, maps, timing
-from sia_layers import FrequencySIAttention, SIAttention
+from sia_layers import FrequencySIAttention, SIAttention, frequency_self_information, self_information
 
 TIMMS: Final = ("se", "eca", "cbam", "gc", "nl", "sk")
-OURS: Final = {
-    "sia": {},
-    "sia, spatial": {"channel": None},
-    "sia, K = 7": {"kernel_size": 7},
-    "sia, grad of I": {"detach": False},
-}  # fmt: skip
-FREQUENCY: Final = {"sia, dct": {}, "sia, haar": {"transform": "haar"}}
+
+
+class Information(nn.Module):
+    """A function of a map and a backend as a layer, so that it can be timed beside the others."""
+
+    def __init__(self, function: Callable[..., Tensor], channels: int, backend: str | None = None) -> None:
+        super().__init__()
+        self.function = functools.partial(function, backend=backend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the self-information of a map."""
+        return self.function(x)
+
+
+# Each is called with the number of channels and the backend.
+OURS: Final[dict[str, Callable[..., nn.Module]]] = {
+    "sia": SIAttention,
+    "sia, spatial": functools.partial(SIAttention, channel=None),
+    "sia, K = 7": functools.partial(SIAttention, kernel_size=7),
+    "sia, grad of I": functools.partial(SIAttention, detach=False),
+    "sia, dct": FrequencySIAttention,
+    "sia, haar": functools.partial(FrequencySIAttention, transform="haar"),
+    "I": functools.partial(Information, self_information),
+    "I, dct": functools.partial(Information, frequency_self_information),
+}
 TOLERANCE = 2e-5  # relative to the largest value: a layer adds the rounding of its convolutions
 COLUMNS = {
     "map": "<24", "shape": "<19", "layer": "<15", "parameters": "10d", "error": "8.1e", "forward ms": "10.3f",
@@ -54,8 +73,8 @@ def measure(
 ) -> None:  # fmt: skip
     """Time every layer on one map, and add a row for each."""
     x = maps.made(shape, dtype, device)
-    layers = {layer: created(layer, shape[1]).to(device, dtype) for layer in (*OURS, *FREQUENCY, *TIMMS)}
-    errors = {layer: _error(layer, shape[1], x) for layer in (*OURS, *FREQUENCY)}
+    layers = {layer: created(layer, shape[1]).to(device, dtype) for layer in (*OURS, *TIMMS)}
+    errors = {layer: _error(layer, shape[1], x) for layer in OURS}
     right = [layer for layer in layers if errors.get(layer, 0.0) <= TOLERANCE]
     forward = {layer: timing.Run(functools.partial(_inference, layers[layer].eval(), x)) for layer in right}
     seconds = timing.interleaved(forward, rounds, device)
@@ -84,9 +103,7 @@ def created(layer: str, channels: int, backend: str | None = None) -> nn.Module:
     """Create a layer by name, with the same weights each time."""
     torch.manual_seed(0)
     if layer in OURS:
-        return SIAttention(channels, backend=backend, **OURS[layer])
-    if layer in FREQUENCY:
-        return FrequencySIAttention(channels, backend=backend, **FREQUENCY[layer])
+        return OURS[layer](channels, backend=backend)
     from timm.layers import create_attn
 
     made = create_attn(layer, channels)
