@@ -136,11 +136,11 @@ def _run_experiments(study: Study, given: argparse.Namespace) -> list[str]:
 
 def _hindered(chosen: dict[str, Experiment], study: Study) -> list[str]:
     """Return the names of the experiments that this data set does not support, and print the reasons."""
-    found = {name: each.hindrance(study) for name, each in chosen.items()}
-    for name, why in found.items():
+    reasons = {name: each.hindrance(study) for name, each in chosen.items()}
+    for name, why in reasons.items():
         if why is not None:
             print(f"{name} is left out: {why}", file=sys.stderr)
-    return [name for name, why in found.items() if why is not None]
+    return [name for name, why in reasons.items() if why is not None]
 
 
 def _report(study: Study, given: argparse.Namespace) -> None:

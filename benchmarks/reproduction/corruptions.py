@@ -48,11 +48,11 @@ def corrupted(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor
     if severity == 0:
         return images
     strength = STRENGTHS[name][severity - 1]
-    made = [
+    pictures = [
         _CORRUPT[name](picture, strength, zlib.crc32(f"{name} {seed} {index}".encode()))
         for index, picture in enumerate(images.permute(0, 2, 3, 1).numpy())
     ]
-    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
 def _blur(picture: Picture, sigma: float, seed: int) -> Picture:

@@ -19,14 +19,14 @@ AVERAGE: Final = "all five"
 
 def draw(results: Path, images: Path) -> list[Path]:
     """Draw every figure whose CSV exists; return the paths."""
-    made = []
+    paths = []
     for name, (file, function) in FIGURES.items():
         if (results / f"{file}.csv").exists():
             path = images / f"reproduction_{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             function(harness.read(results / f"{file}.csv")).savefig(path, dpi=110)
-            made.append(path)
-    return made
+            paths.append(path)
+    return paths
 
 
 def differences(rows: Sequence[CsvRow]) -> Figure:

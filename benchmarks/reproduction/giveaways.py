@@ -58,8 +58,8 @@ def colour_spread(files: Sequence[bytes]) -> Features:
 def linear_auc(features: Features, labels: Sequence[int], people: Sequence[str]) -> float:
     """Return the AUC of a linear classifier on people that it was not trained on."""
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
-    found = cross_val_predict(model, features, labels, groups=people, cv=GroupKFold(6), method="predict_proba")
-    return float(roc_auc_score(labels, found[:, 1]))
+    probabilities = cross_val_predict(model, features, labels, groups=people, cv=GroupKFold(6), method="predict_proba")
+    return float(roc_auc_score(labels, probabilities[:, 1]))
 
 
 def margin(labels: Sequence[int]) -> float:

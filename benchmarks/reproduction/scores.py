@@ -52,7 +52,7 @@ class Predictions(NamedTuple):
 
     def of(self, kind: str) -> Predictions:
         """Select the real pictures and those of one manipulation."""
-        selected = [index for index, found in enumerate(self.kinds) if found in ("real", kind)]
+        selected = [index for index, own in enumerate(self.kinds) if own in ("real", kind)]
         people, kinds = (tuple(values[index] for index in selected) for values in (self.people, self.kinds))
         return Predictions(self.labels[selected], self.logits[selected], people, kinds)
 
@@ -79,29 +79,29 @@ class Interval(NamedTuple):
         return {name: self.mean, f"{name} low": self.low, f"{name} high": self.high}
 
 
-def accuracy(found: Predictions) -> float:
+def accuracy(scored: Predictions) -> float:
     """Return the balanced accuracy at the threshold of probability 0.5, with equal weight for real and fake."""
-    return float(balanced_accuracy_score(found.labels, found.logits > 0))
+    return float(balanced_accuracy_score(scored.labels, scored.logits > 0))
 
 
-def auc(found: Predictions) -> float:
+def auc(scored: Predictions) -> float:
     """Return the area under the ROC curve."""
-    return float(roc_auc_score(found.labels, found.logits))
+    return float(roc_auc_score(scored.labels, scored.logits))
 
 
-def weighted_accuracy(found: Predictions, weights: Array) -> Array:
+def weighted_accuracy(scored: Predictions, weights: Array) -> Array:
     """Return :func:`accuracy` (B,) under weights (B, N) of the pictures; NaN where a class has no weight."""
-    right = (found.logits > 0) == (found.labels == 1)
+    right = (scored.logits > 0) == (scored.labels == 1)
     with np.errstate(invalid="ignore"):
-        shares = [(weights * (of & right)).sum(1) / (weights * of).sum(1) for of in _classes(found)]
+        shares = [(weights * (of & right)).sum(1) / (weights * of).sum(1) for of in _classes(scored)]
     return (shares[0] + shares[1]) / 2
 
 
-def weighted_auc(found: Predictions, weights: Array) -> Array:
+def weighted_auc(scored: Predictions, weights: Array) -> Array:
     """Return :func:`auc` (B,) under weights (B, N) of the pictures; NaN where a class has no weight."""
-    order = np.argsort(found.logits, kind="stable")
-    _, starts = np.unique(found.logits[order], return_index=True)
-    real, fake = (np.add.reduceat((weights * of)[:, order], starts, axis=1) for of in _classes(found))
+    order = np.argsort(scored.logits, kind="stable")
+    _, starts = np.unique(scored.logits[order], return_index=True)
+    real, fake = (np.add.reduceat((weights * of)[:, order], starts, axis=1) for of in _classes(scored))
     below = real.cumsum(1) - real
     with np.errstate(invalid="ignore"):
         return (fake * (below + real / 2)).sum(1) / (fake.sum(1) * real.sum(1))
@@ -140,12 +140,12 @@ def mean_difference(
     everyone = [run for tasks in runs for run in tasks]
     columns = []
     for tasks, other_tasks in zip(runs, others, strict=True):
-        found = []
+        differences = []
         for run, other in zip(tasks, other_tasks, strict=True):
             if (run.people, run.kinds) != (other.people, other.kinds):
                 raise ValueError("a pair was tested on different pictures; give its runs in the order of their seeds")
-            found.append(_drawn(run, score, everyone, draws) - _drawn(other, score, everyone, draws))
-        columns.append(np.mean(found, axis=0))
+            differences.append(_drawn(run, score, everyone, draws) - _drawn(other, score, everyone, draws))
+        columns.append(np.mean(differences, axis=0))
     return _combined(columns)
 
 
@@ -171,8 +171,8 @@ def cross_validated(columns: Sequence[Array]) -> Interval:
         raise ValueError("an interval needs at least one fold")
     spread = student([float(column[0]) for column in columns])
     low, high = np.nanquantile(np.mean(columns, axis=0)[1:], (0.025, 0.975))
-    found = Interval(spread.mean, float(low), float(high))
-    return spread if spread.high - spread.low > high - low else found
+    resampled = Interval(spread.mean, float(low), float(high))
+    return spread if spread.high - spread.low > high - low else resampled
 
 
 def mean_interval(values: Sequence[Sequence[float]], people: Sequence[Sequence[str]], draws: int = DRAWS) -> Interval:
@@ -201,8 +201,8 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     return float(stats.spearmanr(first, second).statistic)
 
 
-def _classes(found: Predictions) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    return found.labels == 0, found.labels == 1
+def _classes(scored: Predictions) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    return scored.labels == 0, scored.labels == 1
 
 
 def _drawn(run: Predictions, score: Score, runs: Sequence[Predictions], draws: int) -> Array:

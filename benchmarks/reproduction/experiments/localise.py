@@ -66,9 +66,9 @@ def measurements(study: Study) -> list[Measurement]:
 def localisation(run: Run, source: Source, options: Row) -> list[Row]:
     """Return the pixel AUC of every map on every fake of the run's test part, and on the person's real picture."""
     inside = {
-        f"{state}, {name}": found
+        f"{state}, {name}": maker
         for state, detector in zip(INSIDE, (create(run.settings).eval(), run.detector()), strict=True)
-        for name, found in site_maps(detector).items()
+        for name, maker in site_maps(detector).items()
     }
     rows = []
     for size in options["sizes"]:
@@ -105,9 +105,9 @@ def pairs(faces: Faces) -> tuple[Faces, Faces]:
     return faces.take(fakes), faces.take([real_of[faces.people[index]] for index in fakes])
 
 
-def pixel_auc(mask: Tensor, found: Tensor) -> float:
+def pixel_auc(mask: Tensor, values: Tensor) -> float:
     """Return the probability that a map (S, S) is higher at a pixel inside the mask (S, S) than at one outside."""
-    return float(roc_auc_score(mask.flatten().numpy(), found.flatten().numpy()))
+    return float(roc_auc_score(mask.flatten().numpy(), values.flatten().numpy()))
 
 
 def of_the_picture(size: int) -> dict[str, Map]:
@@ -129,17 +129,17 @@ def information(x: Tensor, kernel_size: int) -> Tensor:
 
 def gradient(x: Tensor) -> Tensor:
     """Return the magnitude of Sobel's gradient, averaged over channels."""
-    made = [
+    maps = [
         np.hypot(cv2.Sobel(picture, cv2.CV_32F, 1, 0), cv2.Sobel(picture, cv2.CV_32F, 0, 1)).mean(-1)
         for picture in _arrays(x)
     ]
-    return torch.from_numpy(np.stack(made))
+    return torch.from_numpy(np.stack(maps))
 
 
 def high_pass(x: Tensor) -> Tensor:
     """Return the squared difference from the picture blurred by one pixel, averaged over channels."""
-    made = [np.square(picture - cv2.GaussianBlur(picture, (0, 0), 1.0)).mean(-1) for picture in _arrays(x)]
-    return torch.from_numpy(np.stack(made))
+    maps = [np.square(picture - cv2.GaussianBlur(picture, (0, 0), 1.0)).mean(-1) for picture in _arrays(x)]
+    return torch.from_numpy(np.stack(maps))
 
 
 def centred(x: Tensor) -> Tensor:
@@ -151,14 +151,14 @@ def centred(x: Tensor) -> Tensor:
 
 def write(study: Study) -> None:
     """Write localise.csv, localise_runs.csv, and a picture of some faces to the work folder."""
-    found = [study.measured(each) or [] for each in measurements(study)]
-    cases = list(dict.fromkeys((row["map"], row["size"]) for row in found[0]))
-    kinds = [None, *dict.fromkeys(row["kinds"] for row in found[0])]
-    study.write("localise", [_row(*case, kind, found) for case in cases for kind in kinds], COLUMNS)
+    by_seed = [study.measured(each) or [] for each in measurements(study)]
+    cases = list(dict.fromkeys((row["map"], row["size"]) for row in by_seed[0]))
+    kinds = [None, *dict.fromkeys(row["kinds"] for row in by_seed[0])]
+    study.write("localise", [_row(*case, kind, by_seed) for case in cases for kind in kinds], COLUMNS)
     abouts = [study.about(study.run(each)) for each in settings(study)]
     runs = [
         {**_means(*case, kind, rows), **about}
-        for about, rows in zip(abouts, found, strict=True)
+        for about, rows in zip(abouts, by_seed, strict=True)
         for case in cases
         for kind in kinds
     ]
@@ -211,11 +211,11 @@ def _means(name: str, size: int, kind: str | None, rows: list[Row]) -> Row:
             "map real": real, "map fake - real": auc - real}  # fmt: skip
 
 
-def _row(name: str, size: int, kind: str | None, found: list[list[Row]]) -> Row:
+def _row(name: str, size: int, kind: str | None, by_seed: list[list[Row]]) -> Row:
     """Return the mean of one map over pictures and seeds, for one manipulation or for all."""
     selected = [
         [row for row in rows if (row["map"], row["size"]) == (name, size) and kind in (None, row["kinds"])]
-        for rows in found
+        for rows in by_seed
     ]
     people = [[row["person"] for row in rows] for rows in selected]
 

@@ -50,7 +50,7 @@ def write(study: Study) -> None:
 
 
 def _row(name: str, kind: str | None, runs: dict[str, list[Run]]) -> Row:
-    found, bare, sia = (
+    scored, bare, sia = (
         [run.test if kind is None else run.test.of(kind) for run in runs[each]] for each in (name, "bare", "SIA")
     )
     row = {
@@ -58,12 +58,12 @@ def _row(name: str, kind: str | None, runs: dict[str, list[Run]]) -> Row:
         "about": VARIANTS[name].about,
         "kinds": kind or "all",
         "parameters": runs[name][0].record["parameters"],
-        **interval(found, weighted_accuracy).as_row("ACC"),
-        **interval(found, weighted_auc).as_row("AUC"),
+        **interval(scored, weighted_accuracy).as_row("ACC"),
+        **interval(scored, weighted_auc).as_row("AUC"),
     }
     if name != "bare":
-        row |= difference(found, bare, weighted_accuracy).as_row("ACC - bare")
-        row |= difference(found, bare, weighted_auc).as_row("AUC - bare")
+        row |= difference(scored, bare, weighted_accuracy).as_row("ACC - bare")
+        row |= difference(scored, bare, weighted_auc).as_row("AUC - bare")
     if name not in COMPARED:
-        row |= difference(found, sia, weighted_auc).as_row("AUC - SIA")
+        row |= difference(scored, sia, weighted_auc).as_row("AUC - SIA")
     return row

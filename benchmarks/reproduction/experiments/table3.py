@@ -67,23 +67,23 @@ def write(study: Study) -> None:
 
 
 def _row(name: str, kind: str, quality: str, runs: list[Run]) -> Row:
-    found = [run.test for run in runs]
+    scored = [run.test for run in runs]
     return {
         "network": name,
         "kinds": kind,
         "quality": quality,
         "convolution weights": convolution_weights(create(runs[0].settings)),
         "printed parameters": int(PRINTED_PARAMETERS[name]),
-        **interval(found, weighted_accuracy).as_row("ACC"),
-        "ACC deviation": deviation([accuracy(each) for each in found]),
-        **interval(found, weighted_auc).as_row("AUC"),
-        "AUC deviation": deviation([auc(each) for each in found]),
+        **interval(scored, weighted_accuracy).as_row("ACC"),
+        "ACC deviation": deviation([accuracy(each) for each in scored]),
+        **interval(scored, weighted_auc).as_row("AUC"),
+        "AUC deviation": deviation([auc(each) for each in scored]),
     }
 
 
 def _difference(name: str, qualities: Sequence[str], runs: dict[tuple[str, str, str], list[Run]]) -> Row:
     """Return the difference of a network from Norm, in the mean over all manipulations."""
-    found, norm = (
+    scored, norm = (
         [[run.test for run in tasks] for tasks in zip(*(
             runs[case] for case in runs if case[0] == each and case[2] in qualities), strict=True)]
         for each in (name, "Norm")
@@ -91,8 +91,8 @@ def _difference(name: str, qualities: Sequence[str], runs: dict[tuple[str, str, 
     return {
         "network": name,
         "quality": ", ".join(qualities),
-        **mean_difference(found, norm, weighted_accuracy).as_row("ACC - Norm"),
-        **mean_difference(found, norm, weighted_auc).as_row("AUC - Norm"),
+        **mean_difference(scored, norm, weighted_accuracy).as_row("ACC - Norm"),
+        **mean_difference(scored, norm, weighted_auc).as_row("AUC - Norm"),
     }
 
 

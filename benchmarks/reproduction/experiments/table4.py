@@ -64,7 +64,7 @@ def self_information(run: Run, source: Source, options: Row) -> list[Row]:
     for state, detector in zip(STATES, (create(run.settings), run.detector()), strict=True):
         sites = {(place, name): _site(detector, LAYERS[name], place) for place in options["places"] for name in LAYERS}
         for reduction in ("mean", "sum"):
-            found = profile_self_information(
+            profile = profile_self_information(
                 detector,
                 map(as_input, images.split(64)),
                 list(dict.fromkeys(sites.values())),
@@ -74,7 +74,7 @@ def self_information(run: Run, source: Source, options: Row) -> list[Row]:
             )
             rows += [
                 {"state": state, "behind": place, "reduction": reduction}
-                | {name: found[sites[place, name]].mean for name in LAYERS}
+                | {name: profile[sites[place, name]].mean for name in LAYERS}
                 for place in options["places"]
             ]
     return rows
@@ -116,16 +116,16 @@ def correlations(rows: list[Row]) -> list[Row]:
     cells: dict[int, dict[str, list[Row]]] = {}
     for row in rows:
         cells.setdefault(row["seed"], {}).setdefault(row["kinds"], []).append(row)
-    made: list[Row] = []
+    correlations: list[Row] = []
     for score in ("ACC", "AUC"):
         everything = {"over": "all networks, manipulations and seeds", "points": len(rows), "rho": _ranked(rows, score)}
-        found = [[_ranked(cell, score) for cell in of_seed.values()] for of_seed in cells.values()]
-        by_seed = [defined for defined in ([rho for rho in each if np.isfinite(rho)] for each in found) if defined]
+        ranks = [[_ranked(cell, score) for cell in of_seed.values()] for of_seed in cells.values()]
+        by_seed = [defined for defined in ([rho for rho in each if np.isfinite(rho)] for each in ranks) if defined]
         within: Row = {"over": "the networks, within manipulation and seed", "points": sum(map(len, by_seed))}
         if by_seed:
             within |= student([fmean(each) for each in by_seed]).clipped(-1, 1).as_row("rho")
-        made += [{"score": score, **everything}, {"score": score, **within}]
-    return made
+        correlations += [{"score": score, **everything}, {"score": score, **within}]
+    return correlations
 
 
 def _ranked(rows: list[Row], score: str) -> float:
@@ -135,16 +135,16 @@ def _ranked(rows: list[Row], score: str) -> float:
 def _rows(study: Study, measurement: Measurement) -> list[Row]:
     """Return a run's layers before and after training, with its scores."""
     run = study.run(measurement.settings)
-    found = {(row["state"], row["behind"], row["reduction"]): row for row in study.measured(measurement) or []}
+    measured = {(row["state"], row["behind"], row["reduction"]): row for row in study.measured(measurement) or []}
     return [
         {
             **study.about(run),
             "network": run.settings.network.partition(" ")[2],
             "state": state,
             "behind": place,
-            **{name: found[state, place, "mean"][name] for name in LAYERS},
-            "AVG": fmean(found[state, place, "mean"][name] for name in LAYERS),
-            "AVG sum": fmean(found[state, place, "sum"][name] for name in LAYERS),
+            **{name: measured[state, place, "mean"][name] for name in LAYERS},
+            "AVG": fmean(measured[state, place, "mean"][name] for name in LAYERS),
+            "AVG sum": fmean(measured[state, place, "sum"][name] for name in LAYERS),
             **{name: measurement.options[name] for name in ("kernel_size", "estimator")},
         }
         for state in STATES

@@ -36,17 +36,17 @@ def write(study: Study) -> None:
     runs = {name: study.runs(f"method {name}") for name in NAMES}
     rows: list[Row] = []
     for name, each in runs.items():
-        found = [run.test for run in each]
+        scored = [run.test for run in each]
         bare = [run.test for run in runs[name.removesuffix("+SIA")]]
         row = {
             "network": name,
             "parameters": each[0].record["parameters"],
-            **interval(found, weighted_accuracy).as_row("ACC"),
-            **interval(found, weighted_auc).as_row("AUC"),
+            **interval(scored, weighted_accuracy).as_row("ACC"),
+            **interval(scored, weighted_auc).as_row("AUC"),
         }
         if name.endswith("+SIA"):
-            row |= difference(found, bare, weighted_accuracy).as_row("ACC - bare")
-            row |= difference(found, bare, weighted_auc).as_row("AUC - bare")
+            row |= difference(scored, bare, weighted_accuracy).as_row("ACC - bare")
+            row |= difference(scored, bare, weighted_auc).as_row("AUC - bare")
         rows.append(row)
     study.write("table5", rows, COLUMNS)
     study.write("table5_runs", [study.about(run) for each in runs.values() for run in each])
