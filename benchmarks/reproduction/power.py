@@ -65,7 +65,7 @@ def smallest_difference(deviation: float, folds: int, power: float = POWER, leve
 
     Example:
         >>> round(smallest_difference(1.0, 8), 2)
-        1.15
+        1.16
     """
     if folds < 2:
         raise ValueError(f"folds must be 2 or more, got {folds}")

@@ -260,7 +260,8 @@ def test_the_page_says_what_is_finished(bench: Bench, tmp_path: Path) -> None:
     made = crossval_report.sections(bench.results, tmp_path / "nothing")
     filled = report.put(page, made)
     assert filled == report.put(filled, made)
-    assert "| pilot: the bare network twice | 4 of 4 | finished |" in filled and "not run yet" in filled
+    assert "| pilot: the bare network twice | 4 of 4 | finished |" in filled
+    assert "have not been run yet and are omitted" in filled
     assert "4 of 40 | in progress" in filled and "| search for a recipe | 0 of" in filled
     assert str(tmp_path) not in filled and made["recipe"].startswith("Not run yet")
     unstarted = crossval_report.sections(tmp_path / "nothing", tmp_path / "nothing")["progress"]
