@@ -64,20 +64,24 @@ static int attend(const sia_options *options, const sia_map *x, const sia_layer 
     static const sia_map absent = {0};
     const int64_t *size = options->size, planes = size[0] * size[1];
     const int64_t hidden = layer->channel == SIA_EXCITE ? size[0] * layer->hidden : 0;
-    const sia_layout layout = {size[0], size[1], size[2] * size[3], layer->channels_last, x->dtype, options->threads, options->level};
+    const sia_layout layout = {size[0],  size[1],          size[2] * size[3], layer->channels_last,
+                               x->dtype, options->threads, options->level};
     const sia_map gated = map_of(&layout, options, y);
-    float *scale = malloc((size_t)(4 * planes + hidden) * sizeof *scale); /* the scale, then means, gates, hidden units */
+    /* The scale, then means, gates and hidden units. */
+    float *scale = malloc((size_t)(4 * planes + hidden) * sizeof *scale);
     if (!scale)
         return SIA_NO_MEMORY;
     float *mean = scale + 2 * planes, *gates = mean + planes;
-    int status = forward(options, x, scale, &absent, layer->spatial ? &gated : &absent, layer->channel ? mean : NULL, layer->channel);
+    int status = forward(options, x, scale, &absent, layer->spatial ? &gated : &absent, layer->channel ? mean : NULL,
+                         layer->channel);
     if (status == SIA_OK && layer->channel) {
         channel_gate_call call = {layer, mean, gates, gates + planes, size[1]};
         const int worth_it = planes * layer->hidden > 50000;
         sia_parallel_for(size[0], worth_it ? options->threads : 1, channel_gate_task, &call);
     }
     if (status == SIA_OK && (layer->channel || layer->gain))
-        status = gate(&layout, layer->spatial ? y : x->data, NULL, layer->channel ? gates : NULL, layer->gain, layer->base, y);
+        status = gate(&layout, layer->spatial ? y : x->data, NULL, layer->channel ? gates : NULL, layer->gain,
+                      layer->base, y);
     free(scale);
     return status;
 }

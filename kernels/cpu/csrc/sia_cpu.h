@@ -40,11 +40,12 @@ typedef struct {
     int32_t channels_last, dtype, threads, level;
 } sia_layout;
 
-/* What a layer does with a map, and the format of its output, which must also be that of base, and of x unless spatial. */
+/* The gates of a layer. Its output, base and, unless spatial, x share one format: contiguous or channels_last. The
+ * channel gate of SIA_EXCITE is sigmoid(second relu(first mean)). */
 typedef struct {
-    const float *first, *second; /* SIA_EXCITE: the channel gate is sigmoid(second relu(first mean)); (hidden, C), (C, hidden) */
+    const float *first, *second; /* (hidden, C) and (C, hidden); SIA_EXCITE alone reads them */
     const float *gain;           /* one number, or NULL */
-    const void *base;            /* what the gain interpolates from; may be NULL without a gain */
+    const void *base;            /* the map that the gain interpolates from; NULL without a gain */
     int64_t hidden;
     int32_t spatial, channel, channels_last;
 } sia_layer;
