@@ -508,6 +508,7 @@ def test_hidden_width_is_timms(ratio: float, divisor: int) -> None:
     assert SIAttention(8, rd_ratio=ratio, rd_channels=3, rd_divisor=divisor).fc1.out_channels == 3
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "layer", [SIAttention, partial(SIAttention, kernel_size=5, gain=0.0)], ids=["class", "partial"]
 )

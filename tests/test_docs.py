@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -58,7 +58,13 @@ def parts() -> Iterator[Part]:
             yield Part(f"{name}-{slug}".strip("-"), "\n".join(blocks))
 
 
-@pytest.mark.parametrize("part", [pytest.param(part, id=part.name) for part in parts()])
+def cases() -> Iterator[Any]:
+    """Yield every part as a parameter; those that export to ONNX, which takes a minute, are slow."""
+    for part in parts():
+        yield pytest.param(part, id=part.name, marks=[pytest.mark.slow] if "torch.onnx.export" in part.code else [])
+
+
+@pytest.mark.parametrize("part", cases())
 def test_the_code_runs(part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = re.findall(r"^\s*(?:import|from) (\w+)", part.code, re.M)
     needed += [library for call, library in NEEDED_TOO.items() if call in part.code]
@@ -69,8 +75,8 @@ def test_the_code_runs(part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     exec(compile(part.code, f"<{part.name}>", "exec"), {"__name__": "page"})
 
 
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize("kind", ["fsdp2", "ddp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_the_script_for_many_processes_runs(kind: str, tmp_path: Path) -> None:
     if not torch.distributed.is_available():
         pytest.skip("torch was built without distributed")

@@ -128,11 +128,13 @@ def run(session: Any, x: Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
 
+@pytest.mark.slow
 def test_onnx(net: nn.Module, tmp_path: Path) -> None:
     x = torch.rand(SIZE)
     assert_same(run(onnx_graph(net, tmp_path / "net.onnx"), x), net, x)
 
 
+@pytest.mark.slow
 def test_onnx_of_any_size(tmp_path: Path) -> None:
     net = SIAttention(4, gain=0.5).eval()
     session = onnx_graph(net, tmp_path / "net.onnx", (DYNAMIC,))

@@ -44,7 +44,7 @@ def net() -> nn.Module:
     return Net().eval()
 
 
-@pytest.fixture(scope="module", params=["resnet10t", "vit_tiny_patch16_224"])
+@pytest.fixture(scope="module", params=["vit_tiny_patch16_224", "resnet10t"])
 def model(request: pytest.FixtureRequest) -> nn.Module:
     timm = pytest.importorskip("timm")
     keywords = {"img_size": 64, "depth": 4} if request.param.startswith("vit") else {}
@@ -126,6 +126,7 @@ def any_height_and_width(size: tuple[int, ...]) -> dict[int, Any]:
     return {2: Dim("rows", min=9, max=1024), 3: Dim("columns", min=9, max=1024)}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 def test_export_of_any_height_and_width(net: nn.Module, strict: bool) -> None:
     """The only guard on the sizes is the requested range."""
@@ -136,6 +137,7 @@ def test_export_of_any_height_and_width(net: nn.Module, strict: bool) -> None:
         assert_same(program.module()(x), net, x)
 
 
+@pytest.mark.sampled(1)
 def test_export_of_a_model_of_any_height_and_width(model: nn.Module) -> None:
     dynamic = {2: Dim.AUTO, 3: Dim.AUTO}
     tokens = any(name.endswith("patch_embed") for name, _ in model.named_modules())

@@ -108,6 +108,7 @@ def test_profile_refuses() -> None:
     assert not any(module._forward_hooks for module in model.modules()) and model.training
 
 
+@pytest.mark.slow
 def test_profile_in_two_processes_is_that_of_one(tmp_path: Path) -> None:
     if not torch.distributed.is_available():
         pytest.skip("torch was built without distributed")

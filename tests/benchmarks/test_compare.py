@@ -62,6 +62,7 @@ def architecture(request):
     return request.param
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_trains_from_the_same_weights(architecture, variant):
     bare, made = (models.make(architecture, name, SIZE, 3, None, False) for name in ("bare", variant))

@@ -170,6 +170,7 @@ def test_every_device_has_rates_and_their_sources() -> None:
         assert device.special <= device.alu <= device.float32
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_every_loop_is_weighted_by_its_rows(channels_last: bool) -> None:
     rows = Compiler.run(

@@ -132,6 +132,7 @@ def test_forward_for_every_target(targets: tuple[str, ...]) -> None:
     assert_no_atomics(kernels)
 
 
+@pytest.mark.slow
 def test_ptxas_spills_without_explicit_register_limits() -> None:
     groups = [
         Group(("sm_90",), ("self_information",), 5, "float32", channels_last=True),

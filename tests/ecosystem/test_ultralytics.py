@@ -85,6 +85,7 @@ def test_fusing_keeps_sia(injected: tuple[nn.Module, Tensor, Tensor]) -> None:
     assert torch.isfinite(fused(x)[0]).all()
 
 
+@pytest.mark.slow
 def test_its_own_exporter_to_torchscript_and_onnx(
     injected: tuple[nn.Module, Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

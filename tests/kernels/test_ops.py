@@ -395,6 +395,7 @@ def test_numerical_derivatives(form: Options) -> None:
     assert gradgradcheck(lambda x: ops.self_information(x, form, "reference"), x)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("present", GATES, ids=str)
 def test_numerical_derivatives_of_gate(present: tuple[bool, ...]) -> None:
     tensors = gate_inputs(present, torch.float64)

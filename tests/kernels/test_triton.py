@@ -111,9 +111,10 @@ def test_many_small_tiles() -> None:
     holds()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_every_form_in_small_tiles(estimator: str, padding_mode: str) -> None:
     chosen = Options(kernel_size=3, estimator=estimator, padding_mode=padding_mode, inter_channels=2)
     layout = "contiguous" if padding_mode in ("exclude", "reflect") else "channels_last"
@@ -127,6 +128,7 @@ def test_gates_in_small_tiles(layout: str, dtype: torch.dtype) -> None:
     check(gated, Map((2, 4, 3, 4), dtype, layout).make(DEVICE), Options())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("run", [informed, gated])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

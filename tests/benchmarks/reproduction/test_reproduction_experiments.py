@@ -21,6 +21,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     use_tiny_networks(monkeypatch)
 
 
+@pytest.mark.slow
 def test_everything_runs_and_is_written(
     tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
