@@ -115,19 +115,38 @@ def attend(
         options: of the self-information.
         spatial: whether to apply the spatial gate.
         mean_kind: kind of channel gate; "" for none.
-        excite: matrices (R, C) and (C, R), in float32, of the channel gate sigmoid(second relu(first mean)).
-        gain: number, in float32.
+        excite: weights (R, C, 1, 1) and (C, R, 1, 1) of the channel gate sigmoid(second relu(first mean)).
+        gain: tensor of one element.
         backend: as given to the layer.
 
     Returns:
-        The gated map, like ``x``; None if another backend serves, or if operators are needed.
+        The gated map, like ``x``; None if another backend serves, if operators are needed, or if the weights or the
+        gain are not contiguous float32 tensors of these shapes. The operators convert or refuse those.
     """
     tensors = (x, gain, *(excite or ()), None if base is x else base)
     if torch.compiler.is_compiling() or _observed(tensors):
         return None
     if backends.wanted(backend) not in (None, "cpu") or cpu.refuses(x) or cpu.unavailable():
         return None
+    # The kernel does not check bounds.
+    if not (_is_excite(excite, x.shape[1]) and (gain is None or (gain.dtype == torch.float32 and gain.numel() == 1))):
+        return None
     return cpu.attend(x, base, options, spatial, mean_kind, excite, gain)
+
+
+def _is_excite(weights: tuple[Tensor, Tensor] | None, channels: int) -> bool:
+    """Tell whether weights are those of a channel gate, in dense float32; None is too."""
+    if weights is None:
+        return True
+    first, second = weights
+    hidden = first.shape[0]
+    return (
+        first.dtype == second.dtype == torch.float32
+        and first.shape == (hidden, channels, 1, 1)
+        and second.shape == (channels, hidden, 1, 1)
+        and first.is_contiguous()
+        and second.is_contiguous()
+    )
 
 
 def _call(operator: str, tensors: Sequence[Tensor | None], *arguments: Any) -> Any:

@@ -45,10 +45,10 @@ def excite_weights(
         second: 1x1 convolution.
         gate: its activation, a sigmoid.
     """
-    weights = _pointwise_weight(first), _pointwise_weight(second)
-    if weights[0] is None or weights[1] is None or any_global_hook():
+    one, two = _pointwise_weight(first), _pointwise_weight(second)
+    if one is None or two is None or any_global_hook():
         return None
-    return weights if _unchanged(act, nn.ReLU) and _unchanged(gate, nn.Sigmoid) else None  # type: ignore[return-value]
+    return (one, two) if _unchanged(act, nn.ReLU) and _unchanged(gate, nn.Sigmoid) else None
 
 
 def _unchanged(module: nn.Module, kind: type[nn.Module]) -> bool:

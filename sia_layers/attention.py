@@ -265,7 +265,7 @@ class SIAttention(Unscriptable):
         self.options.check_size(source)
         gain, kind = self._parameters["gain"], self.channel or ""
         excite = excite_weights(*self._excite_modules()) if kind == "excite" else None
-        if (kind != "excite" or _all_float32(excite)) and (gain is None or gain.dtype == torch.float32):
+        if kind != "excite" or excite is not None:
             y = ops.attend(source, base, self.options, self.spatial, kind, excite, gain, self.backend)
             if y is not None:
                 return y
@@ -338,10 +338,6 @@ def hidden_channels(channels: int, rd_ratio: float, rd_channels: int | None, rd_
     if rd_channels is not None:
         return as_positive("rd_channels", rd_channels)
     return max(divisor, int(channels * ratio + divisor / 2) // divisor * divisor)
-
-
-def _all_float32(weights: tuple[Tensor, Tensor] | None) -> bool:
-    return weights is not None and weights[0].dtype == weights[1].dtype == torch.float32
 
 
 def as_positive(name: str, value: int) -> int:

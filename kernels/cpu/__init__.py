@@ -110,17 +110,17 @@ def attend(
     gain: Tensor | None,
 ) -> Tensor:
     """Compute a whole layer in one call; see :func:`sia_layers.kernels.ops.attend`."""
-    if not spatial:  # the last step then reads x itself, in the memory format of y
-        x, base = _dense(x), _dense(x) if base is x else base
-    y = empty_map(x)
+    source = x if spatial else _dense(x)  # without the spatial gate, the last step reads it in the format of y
+    base = source if base is x else base
+    y = empty_map(source)
     if not x.numel():
         return y
-    start = None if gain is None else base if base is x and x.stride() == y.stride() else _like(base, y)
+    start = None if gain is None else base if base.stride() == y.stride() else _like(base, y)
     layer = Layer(spatial=spatial, channel=MEAN_KINDS.index(mean_kind), channels_last=is_channels_last(y))
     layer.gain, layer.base = library.address(gain), library.address(start)
     if excite is not None:
         layer.first, layer.second, layer.hidden = excite[0].data_ptr(), excite[1].data_ptr(), excite[0].shape[0]
-    library.call("sia_attend", byref(MapOptions.of(x, options)), byref(Map.of(x)), byref(layer), y.data_ptr())
+    library.call("sia_attend", byref(MapOptions.of(x, options)), byref(Map.of(source)), byref(layer), y.data_ptr())
     return y
 
 
