@@ -317,9 +317,14 @@ def _product(rows: Tensor, matrix: Tensor, start: Tensor | None = None) -> Tenso
 
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if _has_autocast(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return contextlib.nullcontext()
+
+
+@constant_when_compiled  # torch.compile of 2.9 cannot trace it
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
 
 
 def _matrix(block: int, like: Tensor) -> Tensor:

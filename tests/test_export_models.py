@@ -154,7 +154,7 @@ class Small(nn.Module):
         super().__init__()
         self.attention = SIAttention(2, kernel_size, inter_channels=int(kernel_size == 1))
         self.aggregation = SIAggregation([2], 2)
-        self.down = nn.MaxPool2d(3, 2, 1)
+        self.down = nn.Conv2d(2, 2, 3, 2, 1)  # torch.export of 2.9 fixes the parity of sizes that are max-pooled
 
     def forward(self, x: Tensor) -> Tensor:
         x, info = self.attention.attend(x)
