@@ -15,7 +15,7 @@ help:
 	@echo "make test       run the tests (options for pytest: PYTEST_FLAGS=...)"
 	@echo "make test-fast  run the quick ones, in a minute or two"
 	@echo "make test-all   run every case of every test, and more examples"
-	@echo "make lint    check the style with ruff"
+	@echo "make lint    check the style with ruff and clang-format"
 	@echo "make types   check the types with mypy"
 	@echo "make docs    build the documentation, its gallery too: docs/_build/html (GALLERY=0: without running the gallery)"
 	@echo "make wheel   build the source distribution and the wheel: dist/"
@@ -40,9 +40,12 @@ test-fast: $(VENV)/dev.installed
 test-all: $(VENV)/dev.installed
 	$(RUN) -m pytest $(PYTEST_FLAGS) --hypothesis-profile=all -m "slow or not slow"
 
+C_FILES := $(wildcard kernels/cpu/csrc/*.[ch] benchmarks/*.c tests/kernels/csrc/*.c)
+
 lint: $(VENV)/dev.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 
 types: $(VENV)/dev.installed
 	$(RUN) -m mypy

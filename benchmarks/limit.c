@@ -33,7 +33,9 @@ EXPORT double multiply_add(int64_t rounds)
     vf factor = splat(0.999f), term = splat(1e-3f);
     __asm__ volatile("" : HOLD(factor), HOLD(term));
 #define BEGIN(i) vf a##i = splat((float)i);
-#define STEP(i) a##i = a##i * factor + term; __asm__ volatile("" : HOLD(a##i));
+#define STEP(i)                  \
+    a##i = a##i * factor + term; \
+    __asm__ volatile("" : HOLD(a##i));
     CHAINS(BEGIN)
     const double start = now();
     for (int64_t round = 0; round < rounds; round++) {
@@ -48,7 +50,9 @@ EXPORT double multiply_add(int64_t rounds)
 EXPORT double exponential(int64_t rounds)
 {
 #define BEGIN(i) vf t##i = splat(-0.3f - (float)i), e##i;
-#define STEP(i) __asm__ volatile("" : HOLD(t##i)); e##i = exp2_of(t##i);
+#define STEP(i)                        \
+    __asm__ volatile("" : HOLD(t##i)); \
+    e##i = exp2_of(t##i);
 #define END(i) __asm__ volatile("" : HOLD(e##i));
     CHAINS(BEGIN)
     const double start = now();

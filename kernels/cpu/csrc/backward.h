@@ -113,8 +113,8 @@ static void window_task(void *context, int64_t index)
 }
 
 /* Compute the inter-channel part at up to VL pixels of a row, for all channels, so that each density is computed once. */
-INLINE void add_channel_gradient(const backward_call *call, int mode, int64_t n, int64_t row, int64_t from, int64_t count,
-                                 float *memory)
+INLINE void add_channel_gradient(const backward_call *call, int mode, int64_t n, int64_t row, int64_t from,
+                                 int64_t count, float *memory)
 {
     const plan *p = &call->p;
     const sia_map *x = call->x, *grad = call->grad, *to = call->grad_x;
@@ -163,8 +163,8 @@ static void channels_task(void *context, int64_t index)
         return;
     }
     for (int64_t from = 0; from < p->w; from += VL)
-        add_channel_gradient(call, p->options->estimator == SIA_KDE ? DENSITIES : DIFFERENCES, index / p->h, index % p->h,
-                             from, smaller(VL, p->w - from), memory);
+        add_channel_gradient(call, p->options->estimator == SIA_KDE ? DENSITIES : DIFFERENCES, index / p->h,
+                             index % p->h, from, smaller(VL, p->w - from), memory);
     free(memory);
 }
 
@@ -172,7 +172,8 @@ static void channels_task(void *context, int64_t index)
 static int find_shares(const sia_options *options, const sia_map *grad, const sia_map *x, float *scale, float *share)
 {
     static const sia_map absent = {0};
-    forward_call call = {.p = make_plan(options, x, 0), .x = x, .info = &absent, .gated = &absent, .grad = grad, .scale = scale};
+    forward_call call = {
+        .p = make_plan(options, x, 0), .x = x, .info = &absent, .gated = &absent, .grad = grad, .scale = scale};
     call.sums = malloc((size_t)(call.p.n * call.p.lanes) * sizeof *call.sums);
     if (!call.sums)
         return SIA_NO_MEMORY;

@@ -30,10 +30,11 @@ static float *sizes_of(const plan *p)
 }
 
 /* Finish rows from .. to - 1 of the tile, whose sums are complete. */
-INLINE void finish_rows(const forward_call *call, int mode, tile *t, int64_t from, int64_t to, int dtype)
+INLINE void finish_rows_as(const forward_call *call, int mode, tile *t, int64_t from, int64_t to, int dtype)
 {
     const plan *p = &call->p;
-    const int flat = is_flat(call->x, p->w) && is_flat(call->info, p->w) && is_flat(call->gated, p->w) && is_flat(call->grad, p->w);
+    const int flat =
+        is_flat(call->x, p->w) && is_flat(call->info, p->w) && is_flat(call->gated, p->w) && is_flat(call->grad, p->w);
     const int at_once = flat && (all_whole(t, from, to) || (p->pad && p->strips == 1 && !p->by_channel));
     for (int64_t row = from; row < to; row = at_once ? to : row + 1) {
         const int64_t pixels = at_once ? (to - row) * p->w : p->w, length = p->chunk * p->width + VL;
@@ -47,13 +48,40 @@ INLINE void finish_rows(const forward_call *call, int mode, tile *t, int64_t fro
         }
         if (within && at_once && p->pad) /* drop the padding, so that the rows are contiguous */
             for (int64_t each = row; each < to; each++)
-                lanes_to_rows(t->scratch + (each - row) * p->w, length, t->e + ring_offset(t, each) + p->pad * VL, p->w);
+                lanes_to_rows(t->scratch + (each - row) * p->w, length, t->e + ring_offset(t, each) + p->pad * VL,
+                              p->w);
         else if (within)
             lanes_to_rows(t->scratch, length, within, pixels);
         for (int64_t l = 0; l < t->count; l++)
             if (t->start[l] + row - p->halo < p->h)
-                take_pixels(call, mode, t, l, t->start[l] + row - p->halo, pixels, within ? t->scratch + l * length : NULL, dtype);
+                take_pixels(call, mode, t, l, t->start[l] + row - p->halo, pixels,
+                            within ? t->scratch + l * length : NULL, dtype);
     }
+}
+
+/* One function for each mode and dtype: a single one takes compilers twice as long. */
+#define DEFINE_AS(mode, dtype)                                                                                \
+    static NOINLINE void finish_##mode##_##dtype(const forward_call *call, tile *t, int64_t from, int64_t to) \
+    {                                                                                                         \
+        finish_rows_as(call, mode, t, from, to, dtype);                                                       \
+    }
+#define DEFINE(mode) DEFINE_AS(mode, SIA_FLOAT32) DEFINE_AS(mode, SIA_BFLOAT16) DEFINE_AS(mode, SIA_FLOAT16)
+DEFINE(SQUARES)
+DEFINE(DENSITIES)
+DEFINE(DIFFERENCES)
+#undef DEFINE
+#undef DEFINE_AS
+
+static void finish_rows(const forward_call *call, int mode, tile *t, int64_t from, int64_t to)
+{
+#define OF(mode) [mode] = {finish_##mode##_SIA_FLOAT32, finish_##mode##_SIA_BFLOAT16, finish_##mode##_SIA_FLOAT16}
+    static void (*const finish[][3])(const forward_call *, tile *, int64_t, int64_t) = {
+        OF(SQUARES),
+        OF(DENSITIES),
+        OF(DIFFERENCES),
+    };
+#undef OF
+    finish[mode][call->x->dtype](call, t, from, to);
 }
 
 INLINE void clear_rows(const tile *t, int64_t from, int64_t to, float value)
@@ -71,7 +99,7 @@ INLINE void set_exponents(tile *t, const float *scale)
         t->exponent[l] = l < t->count ? -scale[t->sample * t->p->c + t->plane[l]] * LOG2_E : 0;
 }
 
-INLINE void run_tile(const forward_call *call, int mode, tile *t, int dtype)
+static void run_tile(const forward_call *call, int mode, tile *t)
 {
     const plan *p = &call->p;
     int64_t cleared = 0;
@@ -94,28 +122,8 @@ INLINE void run_tile(const forward_call *call, int mode, tile *t, int dtype)
         for (int64_t l = 0; l < t->count; l++)
             t->sums[l][0] += squares[l];
         if (mode != SQUARES || p->neighbours)
-            finish_rows(call, mode, t, larger(from, p->halo), smaller(to, p->halo + p->strip_rows), dtype);
+            finish_rows(call, mode, t, larger(from, p->halo), smaller(to, p->halo + p->strip_rows));
     }
-}
-
-INLINE void run_mode(const forward_call *call, int mode, tile *t, int dtype)
-{
-    if (mode == SQUARES)
-        run_tile(call, SQUARES, t, dtype);
-    else if (mode == DENSITIES)
-        run_tile(call, DENSITIES, t, dtype);
-    else
-        run_tile(call, DIFFERENCES, t, dtype);
-}
-
-static void run(const forward_call *call, int mode, tile *t)
-{
-    if (call->x->dtype == SIA_FLOAT32)
-        run_mode(call, mode, t, SIA_FLOAT32);
-    else if (call->x->dtype == SIA_BFLOAT16)
-        run_mode(call, mode, t, SIA_BFLOAT16);
-    else
-        run_mode(call, mode, t, SIA_FLOAT16);
 }
 
 /* Add up one of the two sums over the strips of a plane. */
@@ -204,13 +212,13 @@ static void forward_task(void *context, int64_t index)
     }
     t.sums = call->sums + t.sample * call->p.lanes + t.first;
     if (call->scale_first) {
-        run(call, SQUARES, &t);
+        run_tile(call, SQUARES, &t);
         for (int64_t l = 0; l < t.count; l++) {
             find_scale(call, t.sample * call->p.c + t.first + l, t.sums[l][0], t.sums[l][1]);
             t.sums[l][0] = t.sums[l][1] = 0;
         }
     }
-    run(call, call->mode, &t);
+    run_tile(call, call->mode, &t);
     free(t.memory);
 }
 
@@ -242,8 +250,8 @@ static void find_distance_scales(forward_call *call)
     }
 }
 
-static int forward(const sia_options *options, const sia_map *x, float *scale, const sia_map *info, const sia_map *gated,
-                   float *mean, int32_t channel)
+static int forward(const sia_options *options, const sia_map *x, float *scale, const sia_map *info,
+                   const sia_map *gated, float *mean, int32_t channel)
 {
     static const sia_map absent = {0};
     forward_call call = {.p = make_plan(options, x, 0), .x = x, .info = info, .gated = gated, .grad = &absent};

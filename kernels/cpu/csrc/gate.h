@@ -15,7 +15,7 @@ typedef struct {
 } gate_call;
 
 typedef struct {
-    int64_t first, step, steps; /* in elements: offset of the first vector, distance between vectors, and their number */
+    int64_t first, step, steps; /* elements before the first vector and between vectors; number of vectors */
     int64_t last;               /* elements of the last vector; every other one has `some` */
     int64_t some;
     int64_t plane, planes; /* index of the first plane, n C + k, and number of planes in a vector: 1, or VL */
@@ -146,17 +146,17 @@ INLINE void run_gate_backward(const gate_call *call, const walk *w, int dtype)
         to_planes(call->grad_gain, w, gain_sums, 1);
 }
 
-#define TASK(name)                                                                                                     \
-    static void name##_task(void *context, int64_t index)                                                              \
-    {                                                                                                                  \
-        const gate_call *call = context;                                                                               \
-        const walk w = make_walk(call->layout, index);                                                                 \
-        if (call->layout->dtype == SIA_FLOAT32)                                                                        \
-            run_##name(call, &w, SIA_FLOAT32);                                                                         \
-        else if (call->layout->dtype == SIA_BFLOAT16)                                                                  \
-            run_##name(call, &w, SIA_BFLOAT16);                                                                        \
-        else                                                                                                           \
-            run_##name(call, &w, SIA_FLOAT16);                                                                         \
+#define TASK(name)                                        \
+    static void name##_task(void *context, int64_t index) \
+    {                                                     \
+        const gate_call *call = context;                  \
+        const walk w = make_walk(call->layout, index);    \
+        if (call->layout->dtype == SIA_FLOAT32)           \
+            run_##name(call, &w, SIA_FLOAT32);            \
+        else if (call->layout->dtype == SIA_BFLOAT16)     \
+            run_##name(call, &w, SIA_BFLOAT16);           \
+        else                                              \
+            run_##name(call, &w, SIA_FLOAT16);            \
     }
 TASK(channel_mean)
 TASK(channel_mean_backward)
@@ -188,7 +188,8 @@ static int channel_mean_backward(const sia_layout *layout, const float *grad, co
 static int gate(const sia_layout *layout, const void *x, const void *info, const float *channel_gate, const float *gain,
                 const void *base, void *y)
 {
-    gate_call call = {.layout = layout, .x = x, .info = info, .channel_gate = channel_gate, .gain = gain, .base = base, .y = y};
+    gate_call call = {
+        .layout = layout, .x = x, .info = info, .channel_gate = channel_gate, .gain = gain, .base = base, .y = y};
     return run_walks(&call, gate_task);
 }
 
@@ -196,9 +197,18 @@ static int gate_backward(const sia_layout *layout, const void *grad, const void 
                          const float *channel_gate, const float *gain, const void *base, void *grad_x, void *grad_info,
                          float *grad_channel_gate, float *grad_gain, void *grad_base)
 {
-    gate_call call = {.layout = layout, .grad = grad, .x = x, .info = info, .channel_gate = channel_gate, .gain = gain,
-                      .base = base, .grad_x = grad_x, .grad_info = grad_info, .grad_channel_gate = grad_channel_gate,
-                      .grad_gain = grad_gain, .grad_base = grad_base};
+    gate_call call = {.layout = layout,
+                      .grad = grad,
+                      .x = x,
+                      .info = info,
+                      .channel_gate = channel_gate,
+                      .gain = gain,
+                      .base = base,
+                      .grad_x = grad_x,
+                      .grad_info = grad_info,
+                      .grad_channel_gate = grad_channel_gate,
+                      .grad_gain = grad_gain,
+                      .grad_base = grad_base};
     return run_walks(&call, gate_backward_task);
 }
 

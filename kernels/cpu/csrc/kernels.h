@@ -5,6 +5,7 @@
 #include "attend.h"
 #include "backward.h"
 
-const sia_kernels NAME(sia_kernels) = {forward, backward, channel_mean, channel_mean_backward, gate, gate_backward, attend};
+const sia_kernels NAME(sia_kernels) = {forward, backward,      channel_mean, channel_mean_backward,
+                                       gate,    gate_backward, attend};
 
 #endif

@@ -22,8 +22,8 @@ INLINE vf pair_value(int mode, vf d, vf exponent, vf ui, const float *u)
 
 /* Visit the pairs of one pixel with the pixels `left` to `right` columns away in one row. Return the sum for the pixel
  * itself; add to the others in memory. */
-INLINE vf visit_pairs(int mode, int masked, const float *x, const float *u, float *e, int64_t left, int64_t right, vf xi, vf ui,
-                      vf mask, vf exponent)
+INLINE vf visit_pairs(int mode, int masked, const float *x, const float *u, float *e, int64_t left, int64_t right,
+                      vf xi, vf ui, vf mask, vf exponent)
 {
     vf total = splat(0);
 #pragma GCC unroll 7
@@ -51,23 +51,24 @@ INLINE void visit_pixel(int mode, int masked, const tile *t, int64_t row, int64_
     if (first == 0) {
         if (masked)
             mask = load(t->mask + row * VL) * load(t->mask + row * VL);
-        total += visit_pairs(mode, masked, xs + t->x_offset[0], us + t->offset[0], home, larger(1, left), right, xi, ui, mask,
-                             exponent);
+        total += visit_pairs(mode, masked, xs + t->x_offset[0], us + t->offset[0], home, larger(1, left), right, xi, ui,
+                             mask, exponent);
     }
     for (int64_t down = larger(1, first); down <= below; down++) {
         if (masked)
             mask = load(t->mask + row * VL) * load(t->mask + (row + down) * VL);
-        total += visit_pairs(mode, masked, xs + t->x_offset[down], us + t->offset[down], es + t->offset[down], left, right, xi, ui,
-                             mask, exponent);
+        total += visit_pairs(mode, masked, xs + t->x_offset[down], us + t->offset[down], es + t->offset[down], left,
+                             right, xi, ui, mask, exponent);
     }
     store(home, total);
 }
 
 /* Call visit_pixel for a whole row; a constant `radius` lets the compiler unroll the window. Two padded pixels are no pair. */
-INLINE void visit_columns(int mode, int masked, const tile *t, int64_t row, int64_t first, int64_t below, int64_t radius,
-                          vf exponent)
+INLINE void visit_columns(int mode, int masked, const tile *t, int64_t row, int64_t first, int64_t below,
+                          int64_t radius, vf exponent)
 {
-    const int64_t width = t->p->width, start = smaller(radius, width), end = larger(start, width - radius), pad = t->p->pad;
+    const int64_t width = t->p->width, start = smaller(radius, width), end = larger(start, width - radius),
+                  pad = t->p->pad;
     for (int64_t j = 0; j < start; j++)
         visit_pixel(mode, masked, t, row, j, pad - j, smaller(radius, width - 1 - j), first, below, exponent);
     for (int64_t j = start; j < end; j++)
@@ -141,14 +142,18 @@ INLINE void visit_row(int mode, tile *t, int64_t row)
         visit_columns(mode, 0, t, row, first, below, radius, exponent);
 }
 
+static NOINLINE void visit_densities(tile *t, int64_t row) { visit_row(DENSITIES, t, row); }
+static NOINLINE void visit_differences(tile *t, int64_t row) { visit_row(DIFFERENCES, t, row); }
+static NOINLINE void visit_pulls(tile *t, int64_t row) { visit_row(PULLS, t, row); }
+
 static void visit(int mode, tile *t, int64_t row)
 {
     if (mode == DENSITIES)
-        visit_row(DENSITIES, t, row);
+        visit_densities(t, row);
     else if (mode == DIFFERENCES)
-        visit_row(DIFFERENCES, t, row);
+        visit_differences(t, row);
     else
-        visit_row(PULLS, t, row);
+        visit_pulls(t, row);
 }
 
 /* Add the squares of one pixel's pairs with the pixels `left` to `right` columns away in one row. */
@@ -228,10 +233,11 @@ INLINE vf counts_in_strip(const tile *t, int64_t row)
 
 /* SQUARES: sum over the pairs of a row with itself and the rows below, counting a pair once for each end that lies in the
  * strip and not in the padding. */
-INLINE vf sum_squares(const tile *t, int64_t row)
+static vf sum_squares(const tile *t, int64_t row)
 {
     const plan *p = t->p;
-    const int64_t below = smaller(p->radius, p->rows - 1 - row), first = larger(0, p->halo - row), w = p->w, pad = p->pad;
+    const int64_t below = smaller(p->radius, p->rows - 1 - row), first = larger(0, p->halo - row), w = p->w,
+                  pad = p->pad;
     const float *here = t->x + x_ring_offset(t, row) + pad * VL;
     const vf counts = counts_in_strip(t, row);
     vf sum = splat(0), narrow[2];
@@ -245,9 +251,11 @@ INLINE vf sum_squares(const tile *t, int64_t row)
         if (!t->whole[row] || !t->whole[row + down])
             pairs *= load(t->mask + row * VL) * load(t->mask + (row + down) * VL);
         sum += pairs * (counts + counts_there);
-        for (int64_t shift = down ? -pad : 1; pad && shift <= pad; shift++) { /* pairs with one end in the row's padding */
+        for (int64_t shift = down ? -pad : 1; pad && shift <= pad;
+             shift++) { /* pairs with one end in the row's padding */
             const int64_t ahead = smaller(w, larger(0, shift)), behind = smaller(w, larger(0, -shift));
-            const vf after = squares_of(here, there, shift, w - ahead, w), before = squares_of(here, there, shift, 0, behind);
+            const vf after = squares_of(here, there, shift, w - ahead, w),
+                     before = squares_of(here, there, shift, 0, behind);
             const vf from_before = squares_of(here, there, shift, -shift, ahead - shift);
             const vf from_after = squares_of(here, there, shift, w - behind - shift, w - shift);
             sum += (after + before) * counts + (from_before + from_after) * counts_there;

@@ -10,7 +10,7 @@ typedef struct {
     plan p;
     const sia_map *x, *info, *gated, *grad; /* data is NULL for maps that are not requested */
     float *scale;
-    float *size; /* of every pixel: log_of_sums() of its window size, the sum of densities in a constant window */
+    float *size;       /* of every pixel: log_of_sums() of its window size, the sum of densities in a constant window */
     double (*sums)[2]; /* two sums for every lane of every sample; their meaning depends on the pass */
     int pass, mode, channel;
     int scale_first; /* tiles hold whole planes, and compute the scale before the map */
@@ -28,9 +28,9 @@ typedef struct {
     int64_t x_stride, grad_stride, info_stride, gated_stride; /* between elements of a vector, in elements */
     int64_t x_step, grad_step, info_step, gated_step;         /* between vectors, in bytes */
     int grad_dtype;
-    int half;                         /* the weight is 1/2: one logarithm of a product serves both terms */
-    vf scale, exponent;               /* of the distance estimator; of the inter-channel densities */
-    vf log_count;                     /* log(S + 1) */
+    int half;           /* the weight is 1/2: one logarithm of a product serves both terms */
+    vf scale, exponent; /* of the distance estimator; of the inter-channel densities */
+    vf log_count;       /* log(S + 1) */
     vf totals[2];
 } stream;
 
@@ -47,7 +47,8 @@ INLINE int64_t bytes_to_next(const sia_map *map, int axis)
 }
 
 /* Open a stream along the pixels of a row (axis 3), or along the channels of a pixel (axis 1). */
-INLINE stream open_stream(const forward_call *call, int mode, int axis, int64_t n, int64_t k, int64_t row, int64_t lanes)
+INLINE stream open_stream(const forward_call *call, int mode, int axis, int64_t n, int64_t k, int64_t row,
+                          int64_t lanes)
 {
     const plan *p = &call->p;
     stream s = {.pass = call->pass, .channel = call->channel, .neighbours = p->neighbours};
@@ -125,8 +126,8 @@ INLINE void take(stream *s, int mode, vf x, vf within, vf size, vf sum, int64_t 
 }
 
 /* Compute the inter-channel sums of the first `count` pixels of a vector. */
-INLINE vf sum_following(int mode, const char *x, const int64_t *to_channel, int64_t neighbours, vf exponent, int64_t count,
-                        int64_t stride, int dtype)
+INLINE vf sum_following(int mode, const char *x, const int64_t *to_channel, int64_t neighbours, vf exponent,
+                        int64_t count, int64_t stride, int dtype)
 {
     const vf here = load_some(x, stride, count, dtype);
     vf sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
@@ -142,11 +143,11 @@ INLINE vf sum_across(int mode, const char *x, const int64_t *to_channel, int64_t
 {
     vf total = splat(0), sum;
     int64_t i = 0;
-#define TAKE(count, stride)                                                                                            \
-    sum = sum_following(mode, x, to_channel, neighbours, exponent, count, stride, dtype);                              \
-    if (mode == SQUARES)                                                                                               \
-        total += sum;                                                                                                  \
-    else                                                                                                               \
+#define TAKE(count, stride)                                                               \
+    sum = sum_following(mode, x, to_channel, neighbours, exponent, count, stride, dtype); \
+    if (mode == SQUARES)                                                                  \
+        total += sum;                                                                     \
+    else                                                                                  \
         store(across + i, sum)
     for (; stride == 1 && i + VL <= pixels; i += VL, x += VL * size_of(dtype)) {
         TAKE(VL, 1);
@@ -159,28 +160,28 @@ INLINE vf sum_across(int mode, const char *x, const int64_t *to_channel, int64_t
 }
 
 /* The loops below are separate functions, so that each has all registers for its constants. */
-#define FOR_EACH_DTYPE(dtype, call)                                                                                    \
-    do {                                                                                                               \
-        if ((dtype) == SIA_FLOAT32)                                                                                    \
-            call(SIA_FLOAT32);                                                                                         \
-        else if ((dtype) == SIA_BFLOAT16)                                                                              \
-            call(SIA_BFLOAT16);                                                                                        \
-        else                                                                                                           \
-            call(SIA_FLOAT16);                                                                                         \
+#define FOR_EACH_DTYPE(dtype, call)       \
+    do {                                  \
+        if ((dtype) == SIA_FLOAT32)       \
+            call(SIA_FLOAT32);            \
+        else if ((dtype) == SIA_BFLOAT16) \
+            call(SIA_BFLOAT16);           \
+        else                              \
+            call(SIA_FLOAT16);            \
     } while (0)
 
 #define FIVE(dtype) total = sum_across(MODE, x, to_channel, 5, *exponent, across, pixels, stride, dtype)
 #define ANY(dtype) total = sum_across(MODE, x, to_channel, neighbours, *exponent, across, pixels, stride, dtype)
-#define ACROSS(name)                                                                                                   \
-    static NOINLINE float name(const char *x, const int64_t *to_channel, int64_t neighbours, const vf *exponent,       \
-                               float *across, int64_t pixels, int64_t stride, int dtype)                               \
-    {                                                                                                                  \
-        vf total;                                                                                                      \
-        if (neighbours == 5)                                                                                           \
-            FOR_EACH_DTYPE(dtype, FIVE);                                                                               \
-        else                                                                                                           \
-            FOR_EACH_DTYPE(dtype, ANY);                                                                                \
-        return MODE == SQUARES ? sum_of(total) : 0;                                                                    \
+#define ACROSS(name)                                                                                             \
+    static NOINLINE float name(const char *x, const int64_t *to_channel, int64_t neighbours, const vf *exponent, \
+                               float *across, int64_t pixels, int64_t stride, int dtype)                         \
+    {                                                                                                            \
+        vf total;                                                                                                \
+        if (neighbours == 5)                                                                                     \
+            FOR_EACH_DTYPE(dtype, FIVE);                                                                         \
+        else                                                                                                     \
+            FOR_EACH_DTYPE(dtype, ANY);                                                                          \
+        return MODE == SQUARES ? sum_of(total) : 0;                                                              \
     }
 #define MODE DENSITIES
 ACROSS(densities_across)
@@ -202,18 +203,19 @@ INLINE int is_plain(const stream *s, int mode)
 }
 
 /* Write I for as many whole vectors of pixels as there are, if is_plain(). Return the number of pixels. */
-INLINE int64_t information_as(const stream *s, int half, const float *within, const float *size, const float *across, int64_t pixels,
-                              int dtype)
+INLINE int64_t information_as(const stream *s, int half, const float *within, const float *size, const float *across,
+                              int64_t pixels, int dtype)
 {
     char *info = s->info;
     int64_t i = 0;
     for (; i + VL <= pixels; i += VL)
-        store_as(info + i * size_of(dtype), information_of(s, half, load(within + i), load(size + i), load(across + i)), dtype);
+        store_as(info + i * size_of(dtype), information_of(s, half, load(within + i), load(size + i), load(across + i)),
+                 dtype);
     return i;
 }
 
-static NOINLINE int64_t take_information(stream *s, const float *within, const float *size, const float *across, int64_t pixels,
-                                         int dtype)
+static NOINLINE int64_t take_information(stream *s, const float *within, const float *size, const float *across,
+                                         int64_t pixels, int dtype)
 {
     const stream held = *s;
     int64_t taken;
@@ -253,8 +255,8 @@ INLINE void take_pixels(const forward_call *call, int mode, const tile *t, int64
     if (is_plain(&s, mode))
         i = take_information(&s, within, size, t->across, pixels, dtype);
     for (; stride == 1 && i + VL <= pixels; i += VL)
-        take(&s, mode, load_as(x + i * size_of(dtype), dtype), load(within + i), load(size + i),
-             load(t->across + i), VL, dtype);
+        take(&s, mode, load_as(x + i * size_of(dtype), dtype), load(within + i), load(size + i), load(t->across + i),
+             VL, dtype);
     for (; i < pixels; i += VL) {
         const int64_t count = smaller(VL, pixels - i);
         take(&s, mode, load_some(x + i * stride * size_of(dtype), stride, count, dtype), load(within + i),
@@ -267,7 +269,8 @@ INLINE void take_pixels(const forward_call *call, int mode, const tile *t, int64
 /* Copy the channels of some pixels as floats: the tile's own and the S that follow, cyclically. */
 INLINE void lay_out_channels(const tile *t, const char *x, int64_t bytes, int64_t pixels, int64_t reach, int dtype)
 {
-    const int64_t c = t->p->c, wanted = t->count + t->p->neighbours, direct = smaller(wanted, c - t->first), size = size_of(dtype);
+    const int64_t c = t->p->c, wanted = t->count + t->p->neighbours, direct = smaller(wanted, c - t->first),
+                  size = size_of(dtype);
     float *to = t->scratch;
     for (int64_t i = 0; i < pixels; i++, x += bytes, to += reach) {
         for (int64_t j = 0; j < direct; j += VL)
@@ -278,8 +281,8 @@ INLINE void lay_out_channels(const tile *t, const char *x, int64_t bytes, int64_
 }
 
 /* take_pixels for by_channel, where a vector holds the lanes of one pixel. Constants let the compiler unroll. */
-INLINE void take_channels(const forward_call *call, int mode, const tile *t, int64_t row, int64_t pixels, const float *within,
-                          int64_t neighbours, int64_t count, int dtype)
+INLINE void take_channels(const forward_call *call, int mode, const tile *t, int64_t row, int64_t pixels,
+                          const float *within, int64_t neighbours, int64_t count, int dtype)
 {
     const plan *p = &call->p;
     const char *x = pixel(call->x, t->sample, t->first, row);

@@ -36,9 +36,9 @@ typedef struct {
     char *whole;                  /* (rows): no lane of the row is masked */
     float *scratch;               /* (VL, chunk * width + VL), or (chunk * width, VL + S) */
     float *across;                /* (chunk * width + VL): a lane's sums across channels */
-    int64_t *offset, *x_offset;   /* (radius + 1): offsets of a row and those below in the rings of sums and of pixels */
-    float exponent[VL];           /* -scale log2(e) of every lane, within channels */
-    double (*sums)[2];            /* the two sums of the pass, for every lane */
+    int64_t *offset, *x_offset; /* (radius + 1): offsets of a row and those below in the rings of sums and of pixels */
+    float exponent[VL];         /* -scale log2(e) of every lane, within channels */
+    double (*sums)[2];          /* the two sums of the pass, for every lane */
     void *memory;
 } tile;
 
@@ -59,7 +59,8 @@ static int64_t choose_strips(int64_t c, int64_t h, int64_t w, int64_t radius)
     for (int64_t strips = 1; strips <= most; strips++) {
         const double groups = (double)divide_up(c * strips, VL);
         const double rows = (double)divide_up(h, strips) + (strips > 1 ? (double)radius : 0);
-        const double cost = groups * rows * (strips > 1 ? parted : 1) * (groups < wanted ? 1.25 - 0.25 * groups / wanted : 1);
+        const double cost =
+            groups * rows * (strips > 1 ? parted : 1) * (groups < wanted ? 1.25 - 0.25 * groups / wanted : 1);
         if (strips == 1 || cost < least) {
             least = cost;
             best = strips;
@@ -70,7 +71,8 @@ static int64_t choose_strips(int64_t c, int64_t h, int64_t w, int64_t radius)
 
 static plan make_plan(const sia_options *options, const sia_map *x, int backward)
 {
-    plan p = {.options = options, .n = options->size[0], .c = options->size[1], .h = options->size[2], .w = options->size[3]};
+    plan p = {
+        .options = options, .n = options->size[0], .c = options->size[1], .h = options->size[2], .w = options->size[3]};
     p.radius = options->kernel_size / 2;
     p.neighbours = larger(0, smaller(options->inter_channels, p.c - 1));
     p.by_channel = x->stride[1] == 1 && x->stride[3] != 1 && 2 * p.c > VL;
@@ -135,7 +137,9 @@ INLINE int in_strip(const plan *p, int64_t row) { return row >= p->halo && row <
 /* Return the address of the pixel in column 0, or NULL for an absent map. */
 INLINE char *pixel(const sia_map *map, int64_t n, int64_t c, int64_t h)
 {
-    return !map->data ? NULL : (char *)map->data + (n * map->stride[0] + c * map->stride[1] + h * map->stride[2]) * size_of(map->dtype);
+    return !map->data ? NULL
+                      : (char *)map->data +
+                            (n * map->stride[0] + c * map->stride[1] + h * map->stride[2]) * size_of(map->dtype);
 }
 
 /* Tell whether the rows of the map follow each other without gaps, so that they can be walked as one. */

@@ -297,7 +297,8 @@ INLINE void transpose(vf row[VL])
 #pragma GCC unroll 16
     for (int i = 0; i < VL; i += 4) {
         const vf low01 = SHUFFLE(row[i], row[i + 1], UNPACK_LOW), high01 = SHUFFLE(row[i], row[i + 1], UNPACK_HIGH);
-        const vf low23 = SHUFFLE(row[i + 2], row[i + 3], UNPACK_LOW), high23 = SHUFFLE(row[i + 2], row[i + 3], UNPACK_HIGH);
+        const vf low23 = SHUFFLE(row[i + 2], row[i + 3], UNPACK_LOW),
+                 high23 = SHUFFLE(row[i + 2], row[i + 3], UNPACK_HIGH);
         row[i] = SHUFFLE(low01, low23, PAIRS_LOW);
         row[i + 1] = SHUFFLE(low01, low23, PAIRS_HIGH);
         row[i + 2] = SHUFFLE(high01, high23, PAIRS_LOW);
@@ -314,7 +315,8 @@ INLINE void transpose(vf row[VL])
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
         const vf even01 = SHUFFLE(row[i], row[i + 4], BLOCKS_EVEN), odd01 = SHUFFLE(row[i], row[i + 4], BLOCKS_ODD);
-        const vf even23 = SHUFFLE(row[i + 8], row[i + 12], BLOCKS_EVEN), odd23 = SHUFFLE(row[i + 8], row[i + 12], BLOCKS_ODD);
+        const vf even23 = SHUFFLE(row[i + 8], row[i + 12], BLOCKS_EVEN),
+                 odd23 = SHUFFLE(row[i + 8], row[i + 12], BLOCKS_ODD);
         row[i] = SHUFFLE(even01, even23, BLOCKS_EVEN);
         row[i + 4] = SHUFFLE(odd01, odd23, BLOCKS_EVEN);
         row[i + 8] = SHUFFLE(even01, even23, BLOCKS_ODD);

@@ -34,7 +34,8 @@ int main(int count, char **arguments)
                                  .threads = 1,
                                  .level = atoi(arguments[4])};
     const int last = atoi(arguments[5]), is_backward = !strcmp(arguments[2], "backward");
-    sia_map map = {x, {C * H * W, last ? 1 : H * W, last ? C * W : W, last ? C : 1}, SIA_FLOAT32}, result = map, none = {0};
+    sia_map map = {x, {C * H * W, last ? 1 : H * W, last ? C * W : W, last ? C : 1}, SIA_FLOAT32}, result = map,
+            none = {0};
     result.data = out;
     uint32_t state = 1;
     for (int i = 0; i < NUMBER; i++) {

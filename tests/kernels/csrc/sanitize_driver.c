@@ -109,7 +109,8 @@ enum { CONTIGUOUS, CHANNELS_LAST, TRANSPOSED, STEPPED, STEPPED_CHANNELS_LAST, EX
 
 static sia_map new_map(const int64_t size[4], int layout, int dtype)
 {
-    static const int orders[LAYOUTS][4] = {{3, 2, 1, 0}, {1, 3, 2, 0}, {2, 3, 1, 0}, {3, 2, 1, 0}, {1, 3, 2, 0}, {3, 2, 1, 0}};
+    static const int orders[LAYOUTS][4] = {{3, 2, 1, 0}, {1, 3, 2, 0}, {2, 3, 1, 0},
+                                           {3, 2, 1, 0}, {1, 3, 2, 0}, {3, 2, 1, 0}};
     const int expanded = layout == EXPANDED ? (int)draw(4) : -1;
     sia_map map = {.dtype = dtype};
     int64_t step = layout == STEPPED ? between(1, 3) : 1, span = 1;
@@ -165,11 +166,13 @@ static void run_self_information(const int64_t size[4], int dtype, int threads, 
                            .level = level};
     memcpy(options.size, size, sizeof options.size);
     options.inter_channels = (int32_t)between(0, size[1] - 1 < 7 ? size[1] - 1 : 7);
-    while (options.padding_mode == SIA_REFLECT && (options.kernel_size / 2 >= size[2] || options.kernel_size / 2 >= size[3]))
+    while (options.padding_mode == SIA_REFLECT &&
+           (options.kernel_size / 2 >= size[2] || options.kernel_size / 2 >= size[3]))
         options.kernel_size -= 2;
 
     sia_map x = input(size, dtype, wild), grad = input(size, dtype, wild), absent = {0};
-    sia_map info = draw(4) ? new_map(size, layout, dtype) : absent, gated = draw(2) ? new_map(size, layout, dtype) : absent;
+    sia_map info = draw(4) ? new_map(size, layout, dtype) : absent,
+            gated = draw(2) ? new_map(size, layout, dtype) : absent;
     sia_map grad_x = new_map(size, layout, SIA_FLOAT32);
     const int64_t scales = distance ? size[0] : 2 * planes;
     float *scale = floats(scales, 1), *mean = channel ? floats(planes, 1) : NULL, *before = floats(scales, 1);
@@ -216,11 +219,12 @@ static void run_gates(const int64_t size[4], int dtype, int threads, int level, 
     const int64_t planes = size[0] * size[1], count = planes * size[2] * size[3];
     const sia_layout layout = {size[0], size[1], size[2] * size[3], (int32_t)draw(2), dtype, threads, level};
     const int channel = draw(2) ? SIA_EXCITE : SIA_MEAN, spatial = draw(2) == 1;
-    snprintf(about, sizeof about, "gates of %d x %d x %d, dtype %d, channels last %d, threads %d, level %d", (int)size[0],
-             (int)size[1], (int)layout.pixels, dtype, layout.channels_last, threads, level);
+    snprintf(about, sizeof about, "gates of %d x %d x %d, dtype %d, channels last %d, threads %d, level %d",
+             (int)size[0], (int)size[1], (int)layout.pixels, dtype, layout.channels_last, threads, level);
     void *x = dense(count, dtype, 0, wild), *info = spatial ? dense(count, dtype, 0, wild) : NULL;
     void *grad = dense(count, dtype, 0, wild), *base = draw(2) ? dense(count, dtype, 0, wild) : NULL;
-    void *y = dense(count, dtype, 1, 0), *grad_x = dense(count, dtype, 1, 0), *grad_mean_info = dense(count, dtype, 1, 0);
+    void *y = dense(count, dtype, 1, 0), *grad_x = dense(count, dtype, 1, 0),
+         *grad_mean_info = dense(count, dtype, 1, 0);
     float *channel_gate = draw(2) ? floats(planes, 0) : NULL, *gain = draw(2) ? floats(1, 0) : NULL;
     float *mean = floats(planes, 1), *grad_mean = floats(planes, 0);
     void *grad_info = spatial && draw(2) ? dense(count, dtype, 1, 0) : NULL;
@@ -241,8 +245,8 @@ static void run_gates(const int64_t size[4], int dtype, int threads, int level, 
     check(grad_gate, planes, SIA_FLOAT32, wild, "the channel gate's gradient was not written, or is no number");
     check(grad_gain, planes, SIA_FLOAT32, wild, "the gain's gradient was not written, or is no number");
     check(grad_base, count, dtype, wild, "the gradient of the base was not written, or is no number");
-    void *all[] = {x,   info,      grad,      base,      y,         grad_x,   grad_mean_info, channel_gate,
-                   gain, mean,     grad_mean, grad_info, grad_gate, grad_gain, grad_base};
+    void *all[] = {x,    info, grad,      base,      y,         grad_x,    grad_mean_info, channel_gate,
+                   gain, mean, grad_mean, grad_info, grad_gate, grad_gain, grad_base};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
 }
@@ -262,21 +266,21 @@ static void run_layer(const int64_t size[4], int dtype, int threads, int level, 
                            .threads = threads,
                            .level = level};
     memcpy(options.size, size, sizeof options.size);
-    sia_layer layer = {.hidden = hidden,
-                       .spatial = (int32_t)draw(2),
-                       .channel = (int32_t)draw(3),
-                       .channels_last = (int32_t)draw(2)};
+    sia_layer layer = {
+        .hidden = hidden, .spatial = (int32_t)draw(2), .channel = (int32_t)draw(3), .channels_last = (int32_t)draw(2)};
     const int format = layer.channels_last ? CHANNELS_LAST : CONTIGUOUS;
     sia_map x = layer.spatial ? input(size, dtype, wild) : new_map(size, format, dtype);
     if (!layer.spatial)
         fill(x.data, count, dtype, wild);
-    float *first = floats(hidden * size[1], 0), *second = floats(hidden * size[1], 0), *gain = draw(2) ? floats(1, 0) : NULL;
+    float *first = floats(hidden * size[1], 0), *second = floats(hidden * size[1], 0),
+          *gain = draw(2) ? floats(1, 0) : NULL;
     void *base = gain ? dense(count, dtype, 0, wild) : NULL, *y = dense(count, dtype, 1, 0);
     if (layer.channel == SIA_EXCITE)
         layer.first = first, layer.second = second;
     layer.gain = gain, layer.base = base;
     snprintf(about, sizeof about,
-             "layer of %d x %d x %d x %d, dtype %d, hidden %d, spatial %d, channel %d, channels last %d, gain %d, threads %d, "
+             "layer of %d x %d x %d x %d, dtype %d, hidden %d, spatial %d, channel %d, channels last %d, gain %d, "
+             "threads %d, "
              "level %d",
              (int)size[0], (int)size[1], (int)size[2], (int)size[3], dtype, (int)hidden, layer.spatial, layer.channel,
              layer.channels_last, gain != NULL, threads, level);
