@@ -34,6 +34,11 @@ for name, examples in {"fast": 5, "default": 15, "all": 40, "thorough": 2000}.it
 settings.load_profile("default")
 
 
+def every_case() -> bool:
+    """Return whether the hypothesis profile is at least that of ``make test-all``."""
+    return settings.get_current_profile_name() in ("all", "thorough")
+
+
 class Backend(NamedTuple):
     """A backend that is available in this process, and the device of its tensors."""
 

@@ -25,6 +25,10 @@ pytestmark = pytest.mark.skipif(not (DOCS / "conf.py").exists(), reason="runs fr
 # Pages whose blocks build on one another; elsewhere only the blocks under one heading do.
 TOGETHER = ("docs/index.md", "docs/quickstart.md")
 NEEDED_TOO = {"timm.create_model": "timm", "torch.onnx.export": "onnxscript"}
+# Parts that take seconds to minutes: exports to ONNX, and libraries that tests/ecosystem tests as well.
+SLOW = re.compile(
+    r"torch\.onnx\.export|\b(accelerate|lightning|peft|torch_pruning|torchvision|transformers|ultralytics)\b"
+)
 
 
 def pages() -> list[Path]:
@@ -59,9 +63,9 @@ def parts() -> Iterator[Part]:
 
 
 def cases() -> Iterator[Any]:
-    """Yield every part as a parameter; those that export to ONNX, which takes a minute, are slow."""
+    """Yield every part as a parameter."""
     for part in parts():
-        yield pytest.param(part, id=part.name, marks=[pytest.mark.slow] if "torch.onnx.export" in part.code else [])
+        yield pytest.param(part, id=part.name, marks=[pytest.mark.slow] if SLOW.search(part.code) else [])
 
 
 @pytest.mark.parametrize("part", cases())

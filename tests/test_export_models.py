@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +104,6 @@ def test_legacy_onnx_of_a_model(model: nn.Module, tmp_path: Path) -> None:
     assert_serves(session, model, ((3, 3, 64, 64),) if tokens else PICTURES)
 
 
-def test_onnx_of_any_size(net: nn.Module, tmp_path: Path) -> None:
-    session = session_of(net, tmp_path / "net.onnx", SIZE, dynamo=True, dynamic_shapes=(any_height_and_width(SIZE),))
-    assert_serves(session, net, tuple((2, *size[1:]) for size in SIZES))
-
-
 def test_openvino(net: nn.Module, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
     axes = {"x": {0: "samples", 2: "rows", 3: "columns"}}
@@ -162,8 +157,19 @@ class Small(nn.Module):
         return small + self.aggregation([info], small.shape[2:])  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize(
+    ("make", "channels"), [(lambda: Small(1), 2), pytest.param(Net, 3, marks=pytest.mark.slow)], ids=["small", "net"]
+)
+def test_onnx_of_any_size(make: Callable[[], nn.Module], channels: int, tmp_path: Path) -> None:
+    net, (samples, _, rows, columns) = make().eval(), SIZE
+    size = samples, channels, rows, columns
+    session = session_of(net, tmp_path / "net.onnx", size, dynamo=True, dynamic_shapes=(any_height_and_width(size),))
+    assert_serves(session, net, tuple((2, channels, *size[2:]) for size in SIZES))
+
+
+@pytest.mark.slow  # it compiles C++ for a minute
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler, and there is no g++")
-@pytest.mark.parametrize("kernel_size", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kernel_size", [1, 3])
 def test_aot_inductor_of_any_size(kernel_size: int, tmp_path: Path) -> None:
     net = Small(kernel_size).eval()
     with torch.no_grad():

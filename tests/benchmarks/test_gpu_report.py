@@ -199,11 +199,12 @@ MOST = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("size", [3, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-def test_instructions_of_the_forward(target: str) -> None:
-    chosen = [(target, "self_information", size, layout) for size in (3, 7) for layout in (False, True)]
+def test_instructions_of_the_forward(target: str, size: int) -> None:
+    chosen = [(target, "self_information", size, layout) for layout in (False, True)]
     rows = [row for row in Compiler.run(*chosen) if row["kernel"] == "information"]
-    assert len(rows) == 4
+    assert len(rows) == 2
     for row in rows:
         most = MOST[row["target"], row["size"], row["channels_last"]]
         assert row["spills"] == 0

@@ -142,12 +142,15 @@ def test_ptxas_spills_without_explicit_register_limits() -> None:
     assert_no_spills(Compiler.run(*groups), {"spread", "distances", "finish", "information", "shares", "gather"})
 
 
-@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-def test_every_kernel(target: str) -> None:
-    layouts, pair = (False, True), (target,)
-    groups = [Group(pair, INFORMATION + BACKWARD + PIXELWISE, channels_last=layout) for layout in layouts]
-    groups += [Group(pair, BACKWARD, 7, channels_last=layout) for layout in layouts]
-    groups += [Group(pair, INFORMATION + BACKWARD, estimator="distance")]
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("target", ["gfx942", "sm_90"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_kernel(target: str, channels_last: bool) -> None:
+    groups = [
+        Group((target,), INFORMATION + BACKWARD + PIXELWISE, channels_last=channels_last),
+        Group((target,), BACKWARD, 7, channels_last=channels_last),
+        Group((target,), INFORMATION + BACKWARD, estimator="distance", channels_last=channels_last),
+    ]
     kernels = Compiler.run(*groups)
     windowed = {"spread", "distances", "finish", "information", "shares", "gather"}
     assert_fits(kernels, windowed | {"gate", "gate_backward", "channel_mean", "channel_mean_backward"})
@@ -174,6 +177,7 @@ def test_every_padding_mode_and_large_windows() -> None:
     assert_no_spills(Compiler.run(*groups), names)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_exponentials_and_loads_per_output(channels_last: bool) -> None:
     intra = Group(("sm_80", "gfx942"), ("self_information",), channels_last=channels_last, inter_channels=0)
@@ -195,6 +199,7 @@ def test_exponentials_and_loads_per_output(channels_last: bool) -> None:
             assert count(kernel, "STG", "global_store") == outputs
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_gates_load_sixteen_bytes_at_once(channels_last: bool) -> None:
     kernels = Compiler.run(Group(("sm_80", "gfx942"), ("gate",), channels_last=channels_last))

@@ -259,7 +259,7 @@ FSDP = """
 """
 
 
-@pytest.mark.parametrize("body", [DDP, FSDP], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize("body", [FSDP, pytest.param(DDP, marks=pytest.mark.slow)], ids=["fsdp2", "ddp"])
 def test_two_processes_give_the_gradients_of_one(body: str, tmp_path: Path) -> None:
     if not torch.distributed.is_available():
         pytest.skip("torch was built without distributed")

@@ -161,6 +161,7 @@ def check_file_statistics(files, kinds, people):
         assert abs(found["file"] - 0.5) < found["margin"], f"{some}: AUC {found['file']:.3f} from file statistics"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("quality", data.QUALITIES)
 def test_file_statistics_reveal_nothing(tmp_path, monkeypatch, quality):
     files, kinds, people = files_of(monkeypatch, write_faces(tmp_path / "set", 45, first=100), quality, 96)
