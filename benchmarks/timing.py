@@ -73,6 +73,11 @@ def progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
+def bar_interval() -> float:
+    """Return the seconds between updates of a progress bar: many if stderr is a file, where each adds a line."""
+    return 0.1 if sys.stderr.isatty() else 30.0
+
+
 def quantiles(values: list[float]) -> tuple[float, float, float]:
     """Return the 20 %, 50 % and 80 % quantiles."""
     if len(values) == 1:

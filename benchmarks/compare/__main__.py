@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 import torch
 from tqdm import tqdm
 
+from benchmarks.timing import bar_interval
 from sia_layers.cli.common import Refusal
 from sia_layers.injection import InjectionError
 
@@ -196,7 +197,7 @@ def _run_missing(
         if bar is None:
             print(_about(parts, seed, store, place))
             total = sum(map(len, todo.values())) * runs.pictures_of(parts.train, config)
-            bar = tqdm(total=total, unit="picture", dynamic_ncols=True)
+            bar = tqdm(total=total, unit="picture", dynamic_ncols=True, mininterval=bar_interval())
         for variant in missing:
             bar.set_description(f"{variant}, seed {seed} ({number + 1} of {len(todo)} seeds)")
             runs.train(store, variant, seed, parts, start, place, bar)

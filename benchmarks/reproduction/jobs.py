@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from benchmarks.timing import bar_interval
+
 Errors = dict[str, str]
 
 
@@ -54,7 +56,10 @@ def run(jobs: Sequence[Job], processes: int, title: str) -> tuple[dict[str, Any]
     if not jobs:
         return done, errors
     form = "{l_bar}{bar}| {elapsed} gone, {remaining} left, {postfix}"
-    with tqdm(total=sum(job.cost for job in jobs), desc=title, bar_format=form, dynamic_ncols=True) as bar:
+    bar = tqdm(
+        total=sum(job.cost for job in jobs), desc=title, bar_format=form, dynamic_ncols=True, mininterval=bar_interval()
+    )
+    with bar:
         bar.set_postfix_str(f"0 of {len(jobs)} done")
         for job, value, error in _finished(jobs, processes):
             if error is None:
@@ -62,7 +67,9 @@ def run(jobs: Sequence[Job], processes: int, title: str) -> tuple[dict[str, Any]
             else:
                 errors[job.name] = error
                 bar.write(f"{title}: {job.name} failed: {error}", file=sys.stderr)
-            bar.set_postfix_str(f"{len(done)} of {len(jobs)} done" + (f", {len(errors)} failed" if errors else ""))
+            bar.set_postfix_str(
+                f"{len(done)} of {len(jobs)} done" + (f", {len(errors)} failed" if errors else ""), refresh=False
+            )
             bar.update(job.cost)
     return done, errors
 
