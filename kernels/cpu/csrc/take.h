@@ -23,10 +23,10 @@ typedef struct {
     int pass, channel;
     int64_t neighbours;
     float weight;
-    const char *x, *grad;
+    const char *grad;
     char *info, *gated;
-    int64_t x_stride, grad_stride, info_stride, gated_stride; /* between elements of a vector, in elements */
-    int64_t x_step, grad_step, info_step, gated_step;         /* between vectors, in bytes */
+    int64_t grad_stride, info_stride, gated_stride; /* between elements of a vector, in elements */
+    int64_t grad_step, info_step, gated_step;       /* between vectors, in bytes */
     int grad_dtype;
     int half;           /* the weight is 1/2: one logarithm of a product serves both terms */
     vf scale, exponent; /* of the distance estimator; of the inter-channel densities */
@@ -54,15 +54,12 @@ INLINE stream open_stream(const forward_call *call, int mode, int axis, int64_t 
     stream s = {.pass = call->pass, .channel = call->channel, .neighbours = p->neighbours};
     s.weight = p->options->inter_weight;
     s.half = is_half(p);
-    s.x = pixel(call->x, n, k, row);
     s.grad = pixel(call->grad, n, k, row);
     s.info = pixel(call->info, n, k, row);
     s.gated = pixel(call->gated, n, k, row);
-    s.x_stride = call->x->stride[axis];
     s.grad_stride = call->grad->stride[axis];
     s.info_stride = call->info->stride[axis];
     s.gated_stride = call->gated->stride[axis];
-    s.x_step = bytes_to_next(call->x, axis);
     s.grad_step = bytes_to_next(call->grad, axis);
     s.info_step = bytes_to_next(call->info, axis);
     s.gated_step = bytes_to_next(call->gated, axis);
@@ -126,75 +123,52 @@ INLINE void take(stream *s, int mode, vf x, vf within, vf size, vf sum, int64_t 
 }
 
 /* Compute the inter-channel sums of the first `count` pixels of a vector. */
-INLINE vf sum_following(int mode, const char *x, const int64_t *to_channel, int64_t neighbours, vf exponent,
-                        int64_t count, int64_t stride, int dtype)
+INLINE vf sum_following(int mode, const float *x, const int64_t *to_channel, int64_t neighbours, vf exponent,
+                        int64_t count)
 {
-    const vf here = load_some(x, stride, count, dtype);
+    const vf here = load_floats(x, count);
     vf sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
 #pragma GCC unroll 5
     for (int64_t step = 0; step < neighbours; step++)
-        sum = add_channel(mode, sum, here - load_some(x + to_channel[step], stride, count, dtype), exponent);
+        sum = add_channel(mode, sum, here - load_floats(x + to_channel[step], count), exponent);
     return sum;
 }
 
 /* Do so for all pixels of a lane: return the total of SQUARES, store the others. Constants let the compiler unroll. */
-INLINE vf sum_across(int mode, const char *x, const int64_t *to_channel, int64_t neighbours, vf exponent, float *across,
-                     int64_t pixels, int64_t stride, int dtype)
+INLINE vf sum_across(int mode, const float *x, const int64_t *to_channel, int64_t neighbours, vf exponent,
+                     float *across, int64_t pixels)
 {
     vf total = splat(0), sum;
     int64_t i = 0;
-#define TAKE(count, stride)                                                               \
-    sum = sum_following(mode, x, to_channel, neighbours, exponent, count, stride, dtype); \
-    if (mode == SQUARES)                                                                  \
-        total += sum;                                                                     \
-    else                                                                                  \
+#define TAKE(count)                                                            \
+    sum = sum_following(mode, x + i, to_channel, neighbours, exponent, count); \
+    if (mode == SQUARES)                                                       \
+        total += sum;                                                          \
+    else                                                                       \
         store(across + i, sum)
-    for (; stride == 1 && i + VL <= pixels; i += VL, x += VL * size_of(dtype)) {
-        TAKE(VL, 1);
+    for (; i + VL <= pixels; i += VL) {
+        TAKE(VL);
     }
-    for (; i < pixels; i += VL, x += VL * stride * size_of(dtype)) {
-        TAKE(smaller(VL, pixels - i), stride);
+    if (i < pixels) {
+        TAKE(pixels - i);
     }
 #undef TAKE
     return total;
 }
 
-/* The loops below are separate functions, so that each has all registers for its constants. */
-#define FOR_EACH_DTYPE(dtype, call)       \
-    do {                                  \
-        if ((dtype) == SIA_FLOAT32)       \
-            call(SIA_FLOAT32);            \
-        else if ((dtype) == SIA_BFLOAT16) \
-            call(SIA_BFLOAT16);           \
-        else                              \
-            call(SIA_FLOAT16);            \
-    } while (0)
-
-#define FIVE(dtype) total = sum_across(MODE, x, to_channel, 5, *exponent, across, pixels, stride, dtype)
-#define ANY(dtype) total = sum_across(MODE, x, to_channel, neighbours, *exponent, across, pixels, stride, dtype)
-#define ACROSS(name)                                                                                             \
-    static NOINLINE float name(const char *x, const int64_t *to_channel, int64_t neighbours, const vf *exponent, \
-                               float *across, int64_t pixels, int64_t stride, int dtype)                         \
-    {                                                                                                            \
-        vf total;                                                                                                \
-        if (neighbours == 5)                                                                                     \
-            FOR_EACH_DTYPE(dtype, FIVE);                                                                         \
-        else                                                                                                     \
-            FOR_EACH_DTYPE(dtype, ANY);                                                                          \
-        return MODE == SQUARES ? sum_of(total) : 0;                                                              \
+/* These loops are separate functions, so that each has all registers for its constants. */
+#define ACROSS(name, mode)                                                                                         \
+    static NOINLINE float name(const float *x, const int64_t *to_channel, int64_t neighbours, const vf *exponent,  \
+                               float *across, int64_t pixels)                                                      \
+    {                                                                                                              \
+        const vf total = neighbours == 5 ? sum_across(mode, x, to_channel, 5, *exponent, across, pixels)           \
+                                         : sum_across(mode, x, to_channel, neighbours, *exponent, across, pixels); \
+        return mode == SQUARES ? sum_of(total) : 0;                                                                \
     }
-#define MODE DENSITIES
-ACROSS(densities_across)
-#undef MODE
-#define MODE SQUARES
-ACROSS(squares_across)
-#undef MODE
-#define MODE DIFFERENCES
-ACROSS(differences_across)
-#undef MODE
+ACROSS(densities_across, DENSITIES)
+ACROSS(squares_across, SQUARES)
+ACROSS(differences_across, DIFFERENCES)
 #undef ACROSS
-#undef FIVE
-#undef ANY
 
 /* Tell whether I is the only output, with its next VL values adjacent in memory. */
 INLINE int is_plain(const stream *s, int mode)
@@ -219,49 +193,66 @@ static NOINLINE int64_t take_information(stream *s, const float *within, const f
 {
     const stream held = *s;
     int64_t taken;
-#define HALF(dtype) taken = information_as(&held, 1, within, size, across, pixels, dtype)
-#define WHOLE(dtype) taken = information_as(&held, 0, within, size, across, pixels, dtype)
-    if (held.half)
-        FOR_EACH_DTYPE(dtype, HALF);
+#define TAKE(dtype)                                                                   \
+    taken = held.half ? information_as(&held, 1, within, size, across, pixels, dtype) \
+                      : information_as(&held, 0, within, size, across, pixels, dtype)
+    if (dtype == SIA_FLOAT32)
+        TAKE(SIA_FLOAT32);
+    else if (dtype == SIA_BFLOAT16)
+        TAKE(SIA_BFLOAT16);
     else
-        FOR_EACH_DTYPE(dtype, WHOLE);
-#undef HALF
-#undef WHOLE
+        TAKE(SIA_FLOAT16);
+#undef TAKE
     s->info += taken * size_of(dtype);
     return taken;
 }
-#undef FOR_EACH_DTYPE
+
+/* Return the pixels of a lane as adjacent floats, and set t->to_channel to the distances from there to those of the S
+ * channels that follow, cyclically. Pixels that are not adjacent floats are copied, those of whole planes once for all
+ * lanes. */
+static const float *adjacent_floats(const forward_call *call, const tile *t, int64_t lane, int64_t row, int64_t pixels)
+{
+    const plan *p = &call->p;
+    const int64_t k = t->plane[lane], length = copied_length(p);
+    if (!p->copied) {
+        for (int64_t step = 1; step <= p->neighbours; step++)
+            t->to_channel[step - 1] = (k + step < p->c ? step : step - p->c) * call->x->stride[1];
+        return (const float *)pixel(call->x, t->sample, k, row);
+    }
+    const int together = p->strips == 1;
+    const int64_t channels = (together ? t->count : 1) + p->neighbours;
+    for (int64_t j = 0; (lane == 0 || !together) && j < channels; j++)
+        copy_floats(t->copy + j * length, pixel(call->x, t->sample, (k + j) % p->c, row), call->x->stride[3], pixels,
+                    call->x->dtype);
+    for (int64_t step = 1; step <= p->neighbours; step++)
+        t->to_channel[step - 1] = step * length;
+    return t->copy + (together ? lane : 0) * length;
+}
 
 /* Finish the pixels of a lane; for SQUARES, only the inter-channel sum remains. */
 INLINE void take_pixels(const forward_call *call, int mode, const tile *t, int64_t lane, int64_t row, int64_t pixels,
                         const float *within, int dtype)
 {
     const plan *p = &call->p;
-    const int64_t k = t->plane[lane], neighbours = p->neighbours, stride = call->x->stride[3];
-    const char *x = pixel(call->x, t->sample, k, row);
+    const float *x = adjacent_floats(call, t, lane, row, pixels);
     const float *size = mode == DENSITIES ? call->size + row * p->w : t->across;
-    stream s = open_stream(call, mode, 3, t->sample, k, row, 1);
-    for (int64_t step = 0; step < neighbours; step++)
-        t->to_channel[step] = (k + step + 1 < p->c ? step + 1 : step + 1 - p->c) * call->x->stride[1] * size_of(dtype);
+    stream s = open_stream(call, mode, 3, t->sample, t->plane[lane], row, 1);
     if (mode == SQUARES) {
-        t->sums[lane][1] += squares_across(x, t->to_channel, neighbours, &s.exponent, NULL, pixels, stride, dtype);
+        t->sums[lane][1] += squares_across(x, t->to_channel, p->neighbours, &s.exponent, NULL, pixels);
         return;
     }
     if (mode == DIFFERENCES)
-        differences_across(x, t->to_channel, neighbours, &s.exponent, t->across, pixels, stride, dtype);
-    else if (neighbours)
-        densities_across(x, t->to_channel, neighbours, &s.exponent, t->across, pixels, stride, dtype);
+        differences_across(x, t->to_channel, p->neighbours, &s.exponent, t->across, pixels);
+    else if (p->neighbours)
+        densities_across(x, t->to_channel, p->neighbours, &s.exponent, t->across, pixels);
     int64_t i = 0;
     if (is_plain(&s, mode))
         i = take_information(&s, within, size, t->across, pixels, dtype);
-    for (; stride == 1 && i + VL <= pixels; i += VL)
-        take(&s, mode, load_as(x + i * size_of(dtype), dtype), load(within + i), load(size + i), load(t->across + i),
-             VL, dtype);
-    for (; i < pixels; i += VL) {
-        const int64_t count = smaller(VL, pixels - i);
-        take(&s, mode, load_some(x + i * stride * size_of(dtype), stride, count, dtype), load(within + i),
-             load(size + i), load(t->across + i), count, dtype);
-    }
+    for (; i + VL <= pixels; i += VL)
+        take(&s, mode, load(x + i), load(within + i), load(size + i), load(t->across + i), VL, dtype);
+    if (i < pixels)
+        take(&s, mode, load_floats(x + i, pixels - i), load(within + i), load(size + i), load(t->across + i),
+             pixels - i, dtype);
     t->sums[lane][0] += sum_of(s.totals[0]);
     t->sums[lane][1] += sum_of(s.totals[1]);
 }

@@ -23,6 +23,7 @@ typedef struct {
     int64_t kept;               /* rows of pixels held at a time: two chunks, or all */
     int64_t neighbours;         /* S of the inter-channel term */
     int by_channel;             /* the lanes are adjacent in memory (channels_last) */
+    int copied;                 /* to sum across channels, pixels are first copied as adjacent floats */
 } plan;
 
 typedef struct {
@@ -36,6 +37,7 @@ typedef struct {
     char *whole;                  /* (rows): no lane of the row is masked */
     float *scratch;               /* (VL, chunk * width + VL), or (chunk * width, VL + S) */
     float *across;                /* (chunk * width + VL): a lane's sums across channels */
+    float *copy;                  /* (VL + S, copied_length()): pixels as adjacent floats, if they are copied */
     int64_t *offset, *x_offset; /* (radius + 1): offsets of a row and those below in the rings of sums and of pixels */
     float exponent[VL];         /* -scale log2(e) of every lane, within channels */
     double (*sums)[2];          /* the two sums of the pass, for every lane */
@@ -76,6 +78,7 @@ static plan make_plan(const sia_options *options, const sia_map *x, int backward
     p.radius = options->kernel_size / 2;
     p.neighbours = larger(0, smaller(options->inter_channels, p.c - 1));
     p.by_channel = x->stride[1] == 1 && x->stride[3] != 1 && 2 * p.c > VL;
+    p.copied = !backward && !p.by_channel && (x->dtype != SIA_FLOAT32 || x->stride[3] != 1);
     p.strips = backward || p.by_channel ? 1 : choose_strips(p.c, p.h, p.w, p.radius);
     p.strip_rows = divide_up(p.h, p.strips);
     p.lanes = p.c * p.strips;
@@ -91,6 +94,9 @@ static plan make_plan(const sia_options *options, const sia_map *x, int backward
     return p;
 }
 
+/* Return the length of a row of copied pixels in floats. */
+INLINE int64_t copied_length(const plan *p) { return round_up(p->chunk * p->w, VL); }
+
 static int open_tile(tile *t, const plan *p, int64_t sample, int64_t group, int weights)
 {
     const int64_t row = p->width * VL, x_ring = p->kept * row, ring = smaller(p->rows, 2 * p->chunk) * row;
@@ -99,7 +105,8 @@ static int open_tile(tile *t, const plan *p, int64_t sample, int64_t group, int 
     int64_t scratch = larger(VL * (p->chunk * p->width + VL), p->chunk * p->width * (VL + p->neighbours) + VL);
     scratch = round_up(scratch, VL);
     const int64_t across = round_up(p->chunk * p->width + VL, VL);
-    const int64_t floats = x_ring + ring * (weights ? 2 : 1) + masks + scratch + across;
+    const int64_t copy = p->copied ? (VL + p->neighbours) * copied_length(p) : 0;
+    const int64_t floats = x_ring + ring * (weights ? 2 : 1) + masks + scratch + across + copy;
     *t = (tile){.p = p, .sample = sample, .first = group * VL};
     t->count = smaller(VL, p->lanes - t->first);
     t->memory = malloc((size_t)floats * sizeof(float) + (size_t)offsets * sizeof(int64_t) + (size_t)p->rows + 64);
@@ -111,7 +118,8 @@ static int open_tile(tile *t, const plan *p, int64_t sample, int64_t group, int 
     t->mask = t->u + (weights ? ring : 0);
     t->scratch = t->mask + masks;
     t->across = t->scratch + scratch;
-    t->offset = (int64_t *)(t->across + across);
+    t->copy = t->across + across;
+    t->offset = (int64_t *)(t->copy + copy);
     t->x_offset = t->offset + p->radius + 1;
     t->to_channel = t->x_offset + p->radius + 1;
     t->whole = (char *)(t->to_channel + p->neighbours);
@@ -203,6 +211,26 @@ INLINE void load_lanes(float *to, const char *const src[VL], int64_t pixels, int
         for (int64_t j = 0; j < some; j++)
             store(to + (i + j) * VL, row[j]);
     }
+}
+
+INLINE void copy_as(float *to, const char *from, int64_t stride, int64_t pixels, int dtype)
+{
+    int64_t i = 0;
+    for (; stride == 1 && i + VL <= pixels; i += VL)
+        store(to + i, load_as(from + i * size_of(dtype), dtype));
+    for (; i < pixels; i += VL)
+        store(to + i, load_some(from + i * stride * size_of(dtype), stride, smaller(VL, pixels - i), dtype));
+}
+
+/* Copy pixels `stride` elements apart as adjacent floats. The values up to the next multiple of VL become 0. */
+static void copy_floats(float *to, const char *from, int64_t stride, int64_t pixels, int dtype)
+{
+    if (dtype == SIA_FLOAT32)
+        copy_as(to, from, stride, pixels, SIA_FLOAT32);
+    else if (dtype == SIA_BFLOAT16)
+        copy_as(to, from, stride, pixels, SIA_BFLOAT16);
+    else
+        copy_as(to, from, stride, pixels, SIA_FLOAT16);
 }
 
 /* Fill the columns beyond the left and right borders of a row of the tile. */

@@ -248,6 +248,9 @@ INLINE vf load_some(const char *p, int64_t stride, int64_t count, int dtype)
     return load_as(bits, dtype);
 }
 
+/* Load the first `count` floats at p. */
+INLINE vf load_floats(const float *p, int64_t count) { return load_some((const char *)p, 1, count, SIA_FLOAT32); }
+
 INLINE void store_some(char *p, int64_t stride, int64_t count, vf a, int dtype)
 {
     if (stride == 1 && count == VL) {
