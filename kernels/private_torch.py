@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
@@ -23,6 +23,7 @@ __all__ = [
     "DROPOUT",
     "HOOKS",
     "NORM",
+    "FakeTensor",
     "FakeTensorMode",
     "any_global_hook",
     "any_transform",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+import torch
 from torch import Tensor, nn
 
-from sia_layers.kernels.private_torch import HOOKS, any_global_hook
+from sia_layers.kernels.private_torch import HOOKS, any_global_hook, constant_when_compiled
 
 
 class Unscriptable(nn.Module):
@@ -17,6 +18,16 @@ class Unscriptable(nn.Module):
             f"torch.jit.script cannot compile {type(self).__name__}, which chooses a backend at each call; "
             "torch.jit.trace(model, example), torch.export.export and torch.compile work"
         )
+
+
+def in_autocast(device_type: str) -> bool:
+    """Tell whether autocast is on for a type of device."""
+    return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
+
+
+@constant_when_compiled  # torch.compile of 2.9 cannot trace it
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
 
 
 def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sia_layers._keywords import refuse_unknown
-from sia_layers._modules import Unscriptable, matrix_of, untouched
+from sia_layers._modules import Unscriptable, in_autocast, matrix_of, untouched
 from sia_layers.attention import as_positive
 from sia_layers.kernels import ops
 from sia_layers.kernels.options import as_choice, check_map
@@ -141,9 +141,11 @@ class Projection(nn.Sequential):
         is folded into the weights, so that the output of the convolution is the only large tensor.
         """
         conv, norm, act = self
+        weight = matrix_of(conv)
+        if weight is not None and not in_autocast(info.device.type):
+            info = info.to(weight.dtype)  # SIA may be kept in float32 in a half-precision model
         if self.form == "pooled":
             return act(norm(conv(max_pool_to(info, size))))  # type: ignore[no-any-return]
-        weight = matrix_of(conv)
         if weight is None:
             return act(max_pool_to(norm(conv(info)), size))  # type: ignore[no-any-return]
         affine = _affine(norm)
@@ -183,11 +185,11 @@ def max_pool_to(x: Tensor, size: Sequence[int]) -> Tensor:
         return _pooled_by_index(x, size)
     if 0 in (rows, columns):
         return F.adaptive_max_pool2d(x, (rows, columns))
-    divides = not (height % rows or width % columns)
-    if divides and (x.device.type != "cpu" or torch.compiler.is_compiling()):
+    divides, traced = not (height % rows or width % columns), torch.compiler.is_compiling() or ops.inlined()
+    if divides and (x.device.type != "cpu" or traced):
         # On a GPU, the gradient of torch's own pooling varies from run to run.
         return x.reshape(*x.shape[:2], rows, height // rows, columns, width // columns).amax((3, 5))
-    if torch.compiler.is_compiling():
+    if traced:
         return _pooled_by_index(x, size)
     if divides and x.is_contiguous() and not x.requires_grad:
         return _largest(_largest(x, 2, rows), 3, columns)

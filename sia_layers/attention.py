@@ -179,6 +179,11 @@ class SIAttention(Unscriptable):
         self.channel = None if channel is None else as_choice("channel", channel, CHANNEL_MEANS)
         if not self.spatial and self.channel is None:
             raise ValueError("spatial=False with channel=None leaves nothing to gate; switch one of the gates on")
+        if self.options.kernel_size == 1 and 0 in (self.options.inter_channels, self.options.inter_weight):
+            raise ValueError(
+                "kernel_size=1 without an inter-channel term compares a pixel with nothing, so its self-information is "
+                "0; set kernel_size=3, or inter_channels and inter_weight above 0"
+            )
         self.detach = as_bool("detach", detach)
         self.backend = backends.checked(backend)
         hidden = hidden_channels(self.channels, rd_ratio, rd_channels, rd_divisor)
@@ -242,7 +247,7 @@ class SIAttention(Unscriptable):
         # graph holds the same operations in either case.)
         learns = source.requires_grad and torch.is_grad_enabled()
         # In float16, x (1 + sigmoid(I)) overflows for x in the upper half of the range, but a gain of 0 must return x.
-        overflows = source.dtype == torch.float16 and self._parameters["gain"] is not None
+        overflows = source.dtype == torch.float16 and self.gain is not None
         if ops.inlined() or learns or overflows:
             return self._attend(source, x)[0]
         return self._infer(source, x)
@@ -263,7 +268,7 @@ class SIAttention(Unscriptable):
 
     def _infer(self, source: Tensor, base: Tensor) -> Tensor:
         self.options.check_size(source)
-        gain, kind = self._parameters["gain"], self.channel or ""
+        gain, kind = self.gain, self.channel or ""
         excite = excite_weights(*self._excite_modules()) if kind == "excite" else None
         if kind != "excite" or excite is not None:
             y = ops.attend(source, base, self.options, self.spatial, kind, excite, gain, self.backend)

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sia_layers._keywords import refuse_unknown
+from sia_layers._modules import in_autocast
 from sia_layers.attention import SIAttention
 from sia_layers.kernels import ops
 from sia_layers.kernels.memory_format import is_channels_last
@@ -317,14 +318,7 @@ def _product(rows: Tensor, matrix: Tensor, start: Tensor | None = None) -> Tenso
 
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     kind = x.device.type
-    if _has_autocast(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return contextlib.nullcontext()
-
-
-@constant_when_compiled  # torch.compile of 2.9 cannot trace it
-def _has_autocast(kind: str) -> bool:
-    return torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if in_autocast(kind) else contextlib.nullcontext()
 
 
 def _matrix(block: int, like: Tensor) -> Tensor:

@@ -357,6 +357,8 @@ BAD_LAYERS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"spatial": None}, TypeError, "spatial must be True or False, got NoneType None"),
     ({"channel": "se"}, ValueError, "channel must be one of 'excite', 'mean', got 'se'"),
     ({"spatial": False, "channel": None}, ValueError, "leaves nothing to gate"),
+    ({"kernel_size": 1, "inter_channels": 0}, ValueError, "compares a pixel with nothing"),
+    ({"kernel_size": 1, "inter_weight": 0.0}, ValueError, "compares a pixel with nothing"),
     ({"rd_ratio": 0}, ValueError, "rd_ratio must be greater than 0, got 0"),
     ({"rd_channels": 0}, ValueError, "rd_channels must be at least 1, got 0"),
     ({"rd_divisor": 0}, ValueError, "rd_divisor must be at least 1, got 0"),

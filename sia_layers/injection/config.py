@@ -51,16 +51,17 @@ class Config(NamedTuple):
             if name not in defaults or value != defaults[name].default  # SIAttention refuses unknown names
         }
         options = {name: _named(value) if name in LAYERS else value for name, value in changed.items()}
-        given = {name: list(value) if name == "grid" else value for name, value in where.items()
+        given = {name: list(map(plain, value)) if name == "grid" else value for name, value in where.items()
                 if value and value != "spatial"}  # fmt: skip
-        return cls({
+        arguments = {
             "version": VERSION,
-            "stages": list(dict.fromkeys(stages)),
+            "stages": list(dict.fromkeys(map(str, stages))),
             "aggregate": aggregate,
             "identity_init": identity_init,
             **given,
             **options,
-        })  # fmt: skip
+        }
+        return cls({name: plain(value) for name, value in arguments.items()})
 
     @staticmethod
     def check_version(version: int | None) -> None:
@@ -104,6 +105,11 @@ def config_in(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
             if config is not None:
                 return config.arguments
     return None
+
+
+def plain(value: Any) -> Any:
+    """Return a number of NumPy, or a tensor of one, as Python's own, which JSON and a safe ``torch.load`` accept."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
 def resolved(name: str, value: Any) -> Any:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import random
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +20,7 @@ from sia_layers.injection.inputs import Inputs
 from sia_layers.kernels.private_torch import (
     DROPOUT,
     NORM,
+    FakeTensor,
     FakeTensorMode,
     call_eagerly,
     forget_compiled_call,
@@ -108,7 +112,7 @@ def run(
 ) -> DryRun:
     """Run the model once on fake tensors.
 
-    Nothing changes: no statistics, modes, hooks or gradients of the model, and no random number generator.
+    Nothing changes: no buffers, modes, hooks or gradients of the model, and no random number generator.
 
     Args:
         model: any model.
@@ -129,7 +133,7 @@ def run(
         try:  # heads that turn maps into boxes in evaluation mode return the maps themselves in training mode
             recorder, whole = _recorded(asked, inputs, training=True)
         except DryRunError:
-            raise refusal from refusal.__cause__
+            raise DryRunError(str(refusal)) from refusal.__cause__
     ends = [end for part in (whole, *recorder.parts.values()) for end in part.ends]
     if any(node.name() == "CheckpointFunctionBackward" for end in ends for node in reachable(end, frozenset())):
         raise ReentrantCheckpointError(
@@ -285,8 +289,9 @@ def _forward(model: nn.Module, inputs: Inputs, recorder: _Recorder, training: bo
     picture = inputs.picture
     starts: list[Node] = []
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_unchanged(model, training))
+        stack.callback(_forget_fakes)
         stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(_unchanged(model, training))
         stack.enter_context(torch.enable_grad())
         if "torch._dynamo" in sys.modules:  # run parts that torch.compile has wrapped eagerly
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -358,6 +363,12 @@ def _depends_on_values(error: Exception) -> bool:
 def _why(model: nn.Module, inputs: Inputs, error: Exception) -> str:
     """Say in one line why a dry run failed."""
     kind, lines = type(error).__name__, str(error).strip().splitlines()
+    hooked = _hooked_module(model, error)
+    if hooked is not None:
+        return (
+            f"a hook on {hooked!r} failed in a dry run, where tensors have no values ({kind}: "
+            f"{lines[0] if lines else ''}); remove it, inject, and register it again"
+        )
     if _depends_on_values(error):
         return (
             f"the forward pass of {type(model).__name__} depends on values ({lines[0] if lines else kind}), which a "
@@ -367,6 +378,17 @@ def _why(model: nn.Module, inputs: Inputs, error: Exception) -> str:
         f"{type(model).__name__} failed on an input of shape {inputs.described()}: {kind}: "
         f"{lines[0] if lines else ''}; pass an example_input that it takes"
     )
+
+
+def _hooked_module(model: nn.Module, error: Exception) -> str | None:
+    """Return the name of the module whose forward hook raised an error; None if no hook of others did."""
+    failed = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+    for name, module in model.named_modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            ours = str(getattr(hook, "__module__", "")).startswith("sia_layers.")
+            if not ours and getattr(hook, "__code__", None) in failed:
+                return str(name)
+    return None
 
 
 def _ends(output: Any) -> list[Node]:
@@ -387,11 +409,19 @@ def _tensors(output: Any) -> list[Tensor]:
 
 @contextlib.contextmanager
 def _unchanged(model: nn.Module, training: bool) -> Iterator[None]:
-    """Set the mode of all modules; afterwards restore them, their modes and caches, and Python's random state."""
+    """Set the mode of all modules; afterwards restore them, their modes and caches, and Python's random state.
+
+    The forward pass gets copies of the buffers, because it may change them in place, and what involves no fake tensor
+    is computed.
+    """
     before = [(module, _contents(module.__dict__)) for module in model.modules()]
     state = random.getstate()
+    copies: dict[int, Tensor] = {}
     try:
         for module, _ in before:
+            for name, buffer in module._buffers.items():
+                if buffer is not None and not buffer.is_meta:
+                    module._buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
             module.training = training and not isinstance(module, STATEFUL)
             forget_compiled_call(module)
         yield
@@ -417,3 +447,17 @@ def _restore(attributes: dict[str, Any], contents: dict[str, tuple[Any, Any]]) -
             value.clear()
             value.update(held)
         attributes[name] = value
+
+
+def _forget_fakes() -> None:
+    """Clear the caches of ``functools`` that hold fake tensors, which a later forward pass would get."""
+    for cached in [found for found in gc.get_objects() if type(found) is functools._lru_cache_wrapper]:
+        if cached.cache_info().currsize and _holds_fakes(cached):
+            cached.cache_clear()
+
+
+def _holds_fakes(cached: Any) -> bool:
+    """Tell whether a cache holds a fake tensor: it refers to its results or, if unbounded, to a dictionary of them."""
+    held = gc.get_referents(cached)
+    results = [value for found in held for value in (found.values() if type(found) is dict else (found,))]
+    return any(isinstance(leaf, FakeTensor) for leaf in pytree.tree_leaves(results))

@@ -113,7 +113,8 @@ def inject_sia(
     config = Config.of(
         (site.stage for site in sites), aggregate, identity_init, {**where, "domain": domain}, sia_kwargs
     )
-    attentions = _made(target, sites, AGGREGATE_FORMS[aggregate], options, config, DOMAINS[domain])
+    with torch.inference_mode(False):  # or the new parameters could never be trained
+        attentions = _made(target, sites, AGGREGATE_FORMS[aggregate], options, config, DOMAINS[domain])
     relay = Relay()
     try:
         for site, attention in zip(sites, attentions, strict=True):

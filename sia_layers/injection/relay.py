@@ -76,6 +76,11 @@ class Relay(threading.local):
     def __reduce__(self) -> tuple[type[Relay], tuple[()]]:
         return Relay, ()
 
+    def __fx_create_arg__(self, tracer: torch.fx.Tracer) -> torch.fx.Node:
+        """Return the node of this relay in a graph that torch.fx traces again, as it does to load a saved one."""
+        name = next(name for name, module in tracer.root.named_modules() if getattr(module, RELAY, None) is self)
+        return tracer.create_node("get_attr", f"{name}.{RELAY}", (), {})
+
     def leave(self, passed: Passed | None, output: Tensor) -> None:
         """Leave ``passed`` for the next site, which depends on the tensor ``output``."""
         if recomputing():

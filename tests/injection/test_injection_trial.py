@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
@@ -283,6 +284,74 @@ def test_models_that_cache_in_evaluation_mode(name: str) -> None:
     twin.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(inject_sia(model)(x), twin(x))
+
+
+@functools.lru_cache
+def ramp(height: int, width: int) -> Tensor:
+    return torch.linspace(0, 1, height)[:, None] * torch.linspace(0, 1, width)
+
+
+@functools.cache
+def pair(size: tuple[int, ...]) -> list[Tensor]:
+    return [torch.ones(size), torch.zeros(size)]
+
+
+class Cached(Plain):
+    """A model whose functions keep their results."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, zero = pair(x.shape[2:])
+        return super().forward(x * one + ramp(*x.shape[2:]) + zero)
+
+
+def test_no_fake_tensor_stays_in_a_cache_of_functools() -> None:
+    model, x = Cached().eval(), torch.rand(2, 3, 32, 32)
+    kept = ramp(3, 5)
+    inject_sia(model, "stages.1", example_input=x)
+    assert type(model(x)) is Tensor and type(ramp(3, 5)) is Tensor
+    assert torch.equal(ramp(3, 5), kept)
+
+
+class Counting(Plain):
+    """A model that changes its buffers in place, also in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("center", torch.ones(2))
+        self.alias = nn.Module()
+        self.alias.register_buffer("center", self.center)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        self.center.mul_(0.9)
+        return super().forward(x) * self.alias.center.sum()
+
+
+def test_buffers_that_the_forward_pass_changes_are_unchanged() -> None:
+    model = Counting()
+    inject_sia(model, "stages.1", example_input=EXAMPLE)
+    assert model.steps == 0 and torch.equal(model.center, torch.ones(2))
+    assert model.alias.center is model.center
+    model(torch.rand(2, 3, 32, 32))
+    assert model.steps == 1
+
+
+def test_a_hook_that_needs_values_is_named() -> None:
+    model, seen = Plain(), []
+    handle = model.side.register_forward_hook(lambda module, args, output: seen.append(output.mean().item()))
+    with pytest.raises(errors.DryRunError, match="a hook on 'side' failed in a dry run"):
+        inject_sia(model, "stages.1", example_input=EXAMPLE)
+    handle.remove()
+    inject_sia(model, "stages.1", example_input=EXAMPLE)
+
+
+def test_injecting_in_inference_mode_gives_parameters_that_train() -> None:
+    model = Plain()
+    with torch.inference_mode():
+        inject_sia(model, "stages.1", example_input=EXAMPLE, identity_init=False)
+    model(torch.rand(2, 3, 32, 32)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in sia_parameters(model))
 
 
 class Picky(Plain):
