@@ -69,7 +69,9 @@ def find_sites(
     inputs = inputs_for(model, example_input, example_kwargs)
     known = complete(model, requests, known, inputs, overrides)
     chosen = choose(model, requests, known)
-    return proof.prove(model, _candidates(model, chosen, known), inputs, overrides, known.scope)
+    candidates = _candidates(model, chosen, known)
+    _check_distinct(model, candidates)
+    return proof.prove(model, candidates, inputs, overrides, known.scope)
 
 
 def check_known(model: nn.Module, requests: list[StageRequest] | None, known: Stages) -> None:
@@ -149,6 +151,18 @@ def _candidates(model: nn.Module, chosen: Sequence[Stage], known: Stages) -> lis
     declared = {stage.name for stage in known.stages}
     found = [Candidate(stage, *host_of(model, stage.name), stage.name in declared) for stage in chosen]
     return list({(candidate.host, candidate.side): candidate for candidate in found}.values())
+
+
+def _check_distinct(model: nn.Module, candidates: Sequence[Candidate]) -> None:
+    """Check that no host is requested under two of its names."""
+    first: dict[nn.Module, Candidate] = {}
+    for candidate in candidates:
+        other = first.setdefault(model.get_submodule(candidate.host), candidate)
+        if other.host != candidate.host:
+            raise InjectionError(
+                f"the stages {other.stage.name!r} and {candidate.stage.name!r} end in one module that has two names, "
+                f"{other.host!r} and {candidate.host!r}, and takes one site; name only one of the two"
+            )
 
 
 def _traced(model: nn.Module, inputs: Inputs, known: Stages) -> Stages:
