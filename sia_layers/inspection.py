@@ -42,6 +42,8 @@ class LayerProfile(NamedTuple):
 def capture_self_information(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Capture the self-information that gates each injected site.
 
+    Only the model itself is captured, not copies and pickles of it that are made inside the block.
+
     Args:
         model: a model with injected SIA modules.
 

@@ -73,6 +73,10 @@ class Injected(SIAttention):
         self.capture: Callable[[Tensor], None] | None = None
         self.enabled = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for copies and pickles: SIA takes effect in them, and nothing captures its maps."""
+        return {**self.__dict__, "capture": None, "enabled": True}
+
     @property
     def layout(self) -> Layout:
         """The layout of the tensor that is gated."""

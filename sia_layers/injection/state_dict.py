@@ -136,6 +136,8 @@ def sia_config(model: nn.Module) -> dict[str, Any]:
 def disable_sia(model: nn.Module) -> Iterator[None]:
     """Run the model as if it had no SIA, inside a ``with`` block.
 
+    SIA takes effect in copies and pickles of the model, even in those that are made inside the block.
+
     Raises:
         NotInjectedError: the model has no SIA.
     """

@@ -12,8 +12,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from sia_layers import SIAttention
+from sia_layers import SIAttention, capture_self_information
 from sia_layers.injection import (
+    disable_sia,
     errors,
     inject_sia,
     load_sia_state_dict,
@@ -216,3 +217,19 @@ def test_the_state_survives_copies_and_pickling() -> None:
         assert sia_config(twin) == sia_config(model)
         assert all(isinstance(module, SIAttention) for module in sia_modules(twin).values())
         assert list(twin.state_dict()) == list(model.state_dict())
+
+
+def test_copies_and_pickles_start_enabled_and_uncaptured() -> None:
+    model, x = resnet(identity_init=False).eval(), torch.rand(X)
+    expected = model(x)
+    buffer = io.BytesIO()
+    with capture_self_information(model) as maps:
+        model(x)
+        with disable_sia(model):
+            torch.save(model, buffer)
+            buffer.seek(0)
+            twins = copy.deepcopy(model), torch.load(buffer, weights_only=False)
+            assert not torch.equal(model(x), expected)
+        before = dict(maps)
+        assert all(torch.equal(twin(x), expected) for twin in twins)
+        assert all(maps[name] is value for name, value in before.items()) and len(maps) == 3
