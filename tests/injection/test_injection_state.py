@@ -86,9 +86,11 @@ def test_state_dicts_from_before_the_configuration_load_strictly() -> None:
 
 
 def test_weights_of_another_configuration_are_loaded_with_a_warning() -> None:
-    other = resnet(kernel_size=5).state_dict()
-    with pytest.warns(UserWarning, match="injected with kernel_size=5 for None"):
-        resnet().load_state_dict(other)
+    plain, other = resnet(), resnet(kernel_size=5, act_layer=nn.GELU, allow_bypass=True)
+    with pytest.warns(UserWarning, match="act_layer='GELU' for 'ReLU', allow_bypass=True for False, kernel_size=5 for"):
+        plain.load_state_dict(other.state_dict())
+    with pytest.warns(UserWarning, match="allow_bypass=False for True, kernel_size=3 for 5"):
+        other.load_state_dict(plain.state_dict())
 
 
 def test_a_configuration_that_cannot_be_followed_is_refused() -> None:
