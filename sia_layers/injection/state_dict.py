@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -112,8 +113,8 @@ def reset_sia_parameters(model: nn.Module, missing: Iterable[str] | None = None)
 def sia_config(model: nn.Module) -> dict[str, Any]:
     """Return the configuration of a model's injection; ``inject_sia(model, **config)`` injects at the same sites.
 
-    It can be serialised as JSON, and travels in the model's state dict. Activations are stored by the names of their
-    classes in ``torch.nn``; for any other class, ``inject_sia`` raises and asks for the class itself.
+    It is a copy that can be serialised as JSON, and travels in the model's state dict. Activations are stored by the
+    names of their classes in ``torch.nn``; for any other class, ``inject_sia`` raises and asks for the class itself.
 
     Raises:
         NotInjectedError: the model has no SIA.
@@ -128,7 +129,7 @@ def sia_config(model: nn.Module) -> dict[str, Any]:
     """
     for module in found_sites(model).values():
         if isinstance(module, Leading):
-            return dict(module.config.arguments)
+            return copy.deepcopy(module.config.arguments)
     raise not_injected(model)
 
 

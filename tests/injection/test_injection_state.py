@@ -93,6 +93,12 @@ def test_weights_of_another_configuration_are_loaded_with_a_warning() -> None:
         other.load_state_dict(plain.state_dict())
 
 
+def test_the_configuration_is_a_copy() -> None:
+    model = resnet()
+    sia_config(model)["stages"].append("layer4")
+    assert sia_config(model)["stages"] == ["layer1", "layer2", "layer3"]
+
+
 def test_a_configuration_that_cannot_be_followed_is_refused() -> None:
     model = timm.create_model("test_resnet")
     with pytest.raises(errors.ConfigError, match=r"version 99.*install a newer one"):
