@@ -61,6 +61,7 @@ def load_sia_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> None
     Raises:
         NotInjectedError: the model has no SIA.
         StateDictError: a name or shape does not match, or a value is not finite.
+        TypeError: a value is not a tensor.
     """
     own = sia_state_dict(model)
     unknown = [name for name in state_dict if name not in own]
@@ -70,6 +71,10 @@ def load_sia_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> None
     if missing:
         raise StateDictError(f"the state dict lacks {missing[0]!r} ({len(missing)} in all); inject at the same sites")
     for name, value in state_dict.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name!r} must be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor"
+            )
         scalar = value.numel() == own[name].numel() == 1  # in older state dicts the gain has shape ()
         if value.shape != own[name].shape and not scalar and not name.endswith(EXTRA_STATE):
             raise StateDictError(f"{name!r} must be of shape {tuple(own[name].shape)}, got {tuple(value.shape)}")

@@ -99,6 +99,13 @@ def test_the_configuration_is_a_copy() -> None:
     assert sia_config(model)["stages"] == ["layer1", "layer2", "layer3"]
 
 
+def test_arrays_for_tensors_are_refused_by_name() -> None:
+    model = resnet()
+    arrays = {name: value.numpy() for name, value in sia_state_dict(model).items()}
+    with pytest.raises(TypeError, match=r"'layer1\.0\.sia\.\w+' must be a torch\.Tensor, got ndarray; convert it"):
+        load_sia_state_dict(model, arrays)
+
+
 def test_a_configuration_that_cannot_be_followed_is_refused() -> None:
     model = timm.create_model("test_resnet")
     with pytest.raises(errors.ConfigError, match=r"version 99.*install a newer one"):
