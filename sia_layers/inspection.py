@@ -254,7 +254,8 @@ def _profile(name: str, sums: Tensor) -> LayerProfile:
     if not count:
         raise ValueError(f"no picture went through {name!r}: batches is empty, or the model does not run that layer")
     mean = total / count
-    return LayerProfile(mean, max(0.0, squares / count - mean * mean) ** 0.5, int(count))
+    variance = max(squares / count - mean * mean, 0.0)  # in this order, NaN stays NaN
+    return LayerProfile(mean, variance**0.5, int(count))
 
 
 def _device(model: nn.Module) -> torch.device:

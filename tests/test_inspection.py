@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import textwrap
@@ -106,6 +107,11 @@ def test_profile_refuses() -> None:
     with pytest.raises(errors.DryRunError, match="to have 3 channels"):
         profile_self_information(model, [torch.rand(1, 5, 16, 16)], ["a"], progress=False)
     assert not any(module._forward_hooks for module in model.modules()) and model.training
+
+
+def test_a_profile_over_nan_is_nan() -> None:
+    profile = profile_self_information(tiny(), [torch.full((2, 3, 16, 16), float("nan"))], ["a"], progress=False)["a"]
+    assert math.isnan(profile.mean) and math.isnan(profile.std) and profile.pictures == 2
 
 
 @pytest.mark.slow
