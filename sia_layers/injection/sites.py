@@ -74,8 +74,19 @@ def find_sites(
     return proof.prove(model, candidates, inputs, overrides, known.scope)
 
 
-def check_known(model: nn.Module, requests: list[StageRequest] | None, known: Stages) -> None:
+def check_known(
+    model: nn.Module,
+    requests: list[StageRequest] | None,
+    known: Stages,
+    advice: str = "stages=['layer1', 'layer2'], and pass an example_input",
+) -> None:
     """Check that stages are named or that the model declares some.
+
+    Args:
+        model: the model.
+        requests: the requested stages; None for the model's own.
+        known: the stages that it declares.
+        advice: how the user names stages, for the error.
 
     Raises:
         NoStagesError: neither is the case.
@@ -83,7 +94,7 @@ def check_known(model: nn.Module, requests: list[StageRequest] | None, known: St
     if requests is None and not known.stages and not known.features:
         raise NoStagesError(
             f"{type(model).__name__} does not declare its stages (it has no feature_info and is not from a known "
-            "library); name modules, as in stages=['layer1', 'layer2'], and pass an example_input"
+            f"library); name modules, as in {advice}"
         )
 
 
@@ -97,8 +108,10 @@ def complete(
     return _measured(model, inputs, known, overrides) if by_reduction else known
 
 
-def as_requests(stages: StageRequest | Sequence[StageRequest] | None) -> list[StageRequest] | None:
-    """Return the requests as a list; None for the model's own stages.
+def as_requests(
+    stages: StageRequest | Sequence[StageRequest] | None, name: str = "stages"
+) -> list[StageRequest] | None:
+    """Return the requests, an argument called ``name``, as a list; None for the model's own stages.
 
     Raises:
         TypeError: a request is not a name, pattern or reduction.
@@ -109,9 +122,9 @@ def as_requests(stages: StageRequest | Sequence[StageRequest] | None) -> list[St
     requests = [stages] if isinstance(stages, (str, int)) else list(stages)
     for request in requests:
         if isinstance(request, bool) or not isinstance(request, (str, int)):
-            raise TypeError(f"stages must hold names of modules, glob patterns or reductions, got {request!r}")
+            raise TypeError(f"{name} must hold names of modules, glob patterns or reductions, got {request!r}")
     if not requests:
-        raise UnknownStageError("stages is empty; name at least one, or pass None for the reductions 4, 8 and 16")
+        raise UnknownStageError(f"{name} is empty; name at least one, or pass None for the reductions 4, 8 and 16")
     return requests
 
 
