@@ -196,10 +196,11 @@ def _of_transformers(module: nn.Module) -> tuple[int, ...] | None:
 
 def _image_size(module: nn.Module) -> tuple[int, int] | None:
     """Return the size that the patch embedding was built for, which may differ from that in the configuration."""
-    for patches in ("patch_embed", "stem"):
-        size = getattr(getattr(module, patches, None), "img_size", None)
-        if isinstance(size, (tuple, list)) and len(size) == 2:
-            return int(size[0]), int(size[1])
+    for owner in (module, module._modules.get("model")):  # timm's features_only models have the whole model inside
+        for patches in ("patch_embed", "stem"):
+            size = getattr(getattr(owner, patches, None), "img_size", None)
+            if isinstance(size, (tuple, list)) and len(size) == 2:
+                return int(size[0]), int(size[1])
     return None
 
 

@@ -135,8 +135,17 @@ def choose(model: nn.Module, requests: list[StageRequest] | None, known: Stages)
         UnknownStageError: the model has no such name, pattern or reduction.
     """
     if requests is None:
-        return default_stages(list(known.stages))
+        return default_stages([stage for stage in known.stages if _has_host(model, stage)] or list(known.stages))
     return [stage for request in requests for stage in _matching(model, request, list(known.stages))]
+
+
+def _has_host(model: nn.Module, stage: Stage) -> bool:
+    """Tell whether a stage has a host, which the last dense block of an encoder lacks."""
+    try:
+        host_of(model, stage.name)
+    except UnknownStageError:
+        return False
+    return True
 
 
 def _matching(model: nn.Module, request: StageRequest, known: list[Stage]) -> list[Stage]:
