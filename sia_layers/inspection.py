@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sia_layers.functional import REDUCTIONS, average_self_information
+from sia_layers._keywords import refuse_unknown
+from sia_layers.functional import REDUCTIONS, average_self_information, self_information
 from sia_layers.injection import proof
-from sia_layers.injection.errors import DryRunError, nearest
+from sia_layers.injection.errors import DryRunError
 from sia_layers.injection.hosts import host_of, unwrapped
 from sia_layers.injection.inputs import inputs_of_batch
 from sia_layers.injection.layouts import Grid, grids_in
@@ -41,6 +43,8 @@ class LayerProfile(NamedTuple):
 @contextlib.contextmanager
 def capture_self_information(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Capture the self-information that gates each injected site.
+
+    Only the model itself is captured, not copies and pickles of it that are made inside the block.
 
     Args:
         model: a model with injected SIA modules.
@@ -83,6 +87,7 @@ class _Keep:
         self.maps[self.name] = info.detach()
 
 
+@functools.partial(refuse_unknown, also=functools.partial(self_information, torch.empty(0)))  # all but its x
 def profile_self_information(
     model: nn.Module,
     batches: Iterable[Any],
@@ -137,9 +142,9 @@ def profile_self_information(
     """
     model = unwrapped(model)
     as_choice("reduction", reduction, REDUCTIONS)
-    _check_options(options)
+    Options.checked(**{"kernel_size": 3, **{name: value for name, value in options.items() if name != "backend"}})
     overrides = Overrides.checked(layout, grid, prefix_tokens, True)
-    plan = _Layers(model, as_requests(layers), overrides, key)
+    plan = _Layers(model, as_requests(layers, "layers"), overrides, key)
     watch: _Watch | None = None
     way, device = 0, _device(model)
     try:
@@ -158,15 +163,6 @@ def profile_self_information(
     return {name: _profile(name, found) for name, found in _added_up(sums, device).items()}
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    backend_less = {name: value for name, value in options.items() if name != "backend"}
-    unknown = [name for name in backend_less if name not in Options._fields]
-    if unknown:
-        advice = nearest(unknown[0], Options._fields)
-        raise TypeError(f"profile_self_information has no argument {unknown[0]!r}; {advice}")
-    Options.checked(**{"kernel_size": 3, **backend_less})
-
-
 class _Layers:
     """The layers to profile, and how to read their outputs, which the first batch shows."""
 
@@ -175,7 +171,7 @@ class _Layers:
     ) -> None:
         self.model, self.requests, self.overrides, self.key = model, requests, overrides, key
         self.known = stages_of(model)
-        check_known(model, requests, self.known)
+        check_known(model, requests, self.known, "layers=['layer1', 'layer2']")
         self.names = [] if self.known.features else self._names(self.known)
 
     def _names(self, known: Stages) -> list[str]:
@@ -252,7 +248,8 @@ def _profile(name: str, sums: Tensor) -> LayerProfile:
     if not count:
         raise ValueError(f"no picture went through {name!r}: batches is empty, or the model does not run that layer")
     mean = total / count
-    return LayerProfile(mean, max(0.0, squares / count - mean * mean) ** 0.5, int(count))
+    variance = max(squares / count - mean * mean, 0.0)  # in this order, NaN stays NaN
+    return LayerProfile(mean, variance**0.5, int(count))
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import textwrap
@@ -96,16 +97,29 @@ def test_profile_refuses() -> None:
     x = torch.rand(1, 3, 16, 16)
     with pytest.raises(errors.UnknownStageError, match="did you mean"):
         profile_self_information(tiny(), [x], ["a.3"], progress=False)
-    with pytest.raises(errors.NoStagesError):
+    with pytest.raises(errors.NoStagesError, match=r"name modules, as in layers=\['layer1', 'layer2'\]$"):
         profile_self_information(tiny(), [x], progress=False)
+    with pytest.raises(errors.UnknownStageError, match="layers is empty"):
+        profile_self_information(tiny(), [x], [], progress=False)
     with pytest.raises(ValueError, match="no picture"):
         profile_self_information(tiny(), [], ["a"], progress=False)
     with pytest.raises(TypeError, match="kernel_size"):
         profile_self_information(tiny(), [x], ["a"], progress=False, kernel_sise=5)
+    with pytest.raises(TypeError, match=r"no argument 'stages'; it takes model, .*, key, layout, .*, backend"):
+        profile_self_information(tiny(), [x], stages=["a"], progress=False)
+    with pytest.raises(errors.DryRunError, match=r"batch must hold a picture.*uint8; pass pictures as the model"):
+        profile_self_information(tiny(), [(x * 255).byte()], ["a"], progress=False)
+    with pytest.raises(errors.DryRunError, match=r"of shape \(3, 16, 16\): .*; batches must hold .*\[x\]$"):
+        profile_self_information(tiny(), x, ["a"], progress=False)
     model = tiny()
     with pytest.raises(errors.DryRunError, match="to have 3 channels"):
         profile_self_information(model, [torch.rand(1, 5, 16, 16)], ["a"], progress=False)
     assert not any(module._forward_hooks for module in model.modules()) and model.training
+
+
+def test_a_profile_over_nan_is_nan() -> None:
+    profile = profile_self_information(tiny(), [torch.full((2, 3, 16, 16), float("nan"))], ["a"], progress=False)["a"]
+    assert math.isnan(profile.mean) and math.isnan(profile.std) and profile.pictures == 2
 
 
 @pytest.mark.slow

@@ -376,7 +376,7 @@ def _why(model: nn.Module, inputs: Inputs, error: Exception) -> str:
         )
     return (
         f"{type(model).__name__} failed on an input of shape {inputs.described()}: {kind}: "
-        f"{lines[0] if lines else ''}; pass an example_input that it takes"
+        f"{lines[0] if lines else ''}; {inputs.advice}"
     )
 
 

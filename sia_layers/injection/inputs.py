@@ -20,10 +20,12 @@ class Inputs(NamedTuple):
     Attributes:
         args: positional arguments.
         kwargs: keyword arguments.
+        of_batch: whether they are from a loader's batch, and not from an example or the model's declaration.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    of_batch: bool = False
 
     @property
     def picture(self) -> Tensor:
@@ -39,16 +41,24 @@ class Inputs(NamedTuple):
                     return tensor
         found = ", ".join(f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in tensors) or "no tensor at all"
         raise DryRunError(
-            "the example input must hold a picture, a floating-point tensor (N, C, H, W) or (N, C, T, H, W) such as "
-            f"torch.empty(1, 3, 224, 224), got {found}"
+            f"{'a batch' if self.of_batch else 'the example input'} must hold a picture, a floating-point tensor "
+            f"(N, C, H, W) or (N, C, T, H, W) such as torch.empty(1, 3, 224, 224), got {found}; pass pictures as the "
+            "model receives them, after conversion"
         )
+
+    @property
+    def advice(self) -> str:
+        """What to do if the model fails on the arguments."""
+        if self.of_batch:
+            return "batches must hold what it takes, such as pictures (N, C, H, W); for a single batch x, pass [x]"
+        return "pass an example_input that it takes"
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the arguments with ``change`` applied to every tensor."""
         args, kwargs = pytree.tree_map(
             lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs)
         )
-        return Inputs(args, kwargs)
+        return self._replace(args=args, kwargs=kwargs)
 
     def resized(self, *size: int) -> Inputs:
         """Return the arguments with each tensor of the picture's (frames,) height and width at another size, empty."""
@@ -120,19 +130,19 @@ def inputs_of_batch(model: nn.Module, batch: Any, key: str | int | None = None) 
     if key is not None:
         if not isinstance(batch, (Mapping, tuple, list)) or (isinstance(batch, Mapping) and key not in batch):
             raise KeyError(f"the batch, a {type(batch).__name__}, has no entry key={key!r}")
-        return [Inputs((batch[key],), {})]  # type: ignore[index]
+        return [Inputs((batch[key],), {}, True)]  # type: ignore[index]
     if isinstance(batch, Tensor):
-        return [Inputs((batch,), {})]
+        return [Inputs((batch,), {}, True)]
     if isinstance(batch, (tuple, list)) and batch:
-        return [Inputs((batch[0],), {})] if isinstance(batch[0], Tensor) else inputs_of_batch(model, batch[0])
+        return [Inputs((batch[0],), {}, True)] if isinstance(batch[0], Tensor) else inputs_of_batch(model, batch[0])
     if not isinstance(batch, Mapping):
         raise TypeError(f"batches must be tensors, tuples, lists or dicts, got a {type(batch).__name__}; pass key=")
     plain, names = dict(batch), inspect.signature(model.forward).parameters
     pictures = [value for value in plain.values() if isinstance(value, Tensor) and value.dim() in (4, 5)]
     pictures = [value for value in pictures if value.is_floating_point()]
-    ways = [Inputs((), plain)] if plain.keys() <= names.keys() else []
-    ways.append(Inputs((plain,), {}))
-    return [*ways, Inputs((pictures[0],), {})] if len(pictures) == 1 else ways
+    ways = [Inputs((), plain, True)] if plain.keys() <= names.keys() else []
+    ways.append(Inputs((plain,), {}, True))
+    return [*ways, Inputs((pictures[0],), {}, True)] if len(pictures) == 1 else ways
 
 
 def declared_size(model: nn.Module) -> tuple[int, ...] | None:
@@ -186,10 +196,11 @@ def _of_transformers(module: nn.Module) -> tuple[int, ...] | None:
 
 def _image_size(module: nn.Module) -> tuple[int, int] | None:
     """Return the size that the patch embedding was built for, which may differ from that in the configuration."""
-    for patches in ("patch_embed", "stem"):
-        size = getattr(getattr(module, patches, None), "img_size", None)
-        if isinstance(size, (tuple, list)) and len(size) == 2:
-            return int(size[0]), int(size[1])
+    for owner in (module, module._modules.get("model")):  # timm's features_only models have the whole model inside
+        for patches in ("patch_embed", "stem"):
+            size = getattr(getattr(owner, patches, None), "img_size", None)
+            if isinstance(size, (tuple, list)) and len(size) == 2:
+                return int(size[0]), int(size[1])
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -18,6 +19,7 @@ from sia_layers.injection.names import CHILD, EXTRA_STATE, PATCHES, RELAY
 from sia_layers.injection.relay import Passed, Relay, relay_of
 from sia_layers.kernels import ops
 
+DEFAULTS: Final = {"allow_bypass": False, "domain": "spatial"}  # of inject_sia's own arguments, if not None
 Item = int | str | None  # index or key of an item of a host's output; None for the output itself
 
 
@@ -72,6 +74,10 @@ class Injected(SIAttention):
         self.aggregation = SIAggregation(earlier, channels, form=form, device=device, dtype=dtype) if earlier else None
         self.capture: Callable[[Tensor], None] | None = None
         self.enabled = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for copies and pickles: SIA takes effect in them, and nothing captures its maps."""
+        return {**self.__dict__, "capture": None, "enabled": True}
 
     @property
     def layout(self) -> Layout:
@@ -217,8 +223,10 @@ class Leading(Injected):
         """Warn if a state dict is from a model with another configuration."""
         saved = Config.from_tensor(state)
         differences = {} if saved is None else self.config.differences(saved)
-        if differences:
-            listed = ", ".join(f"{name}={theirs!r} for {own!r}" for name, (own, theirs) in sorted(differences.items()))
+        if saved is not None and differences:
+            listed = ", ".join(
+                f"{name}={_value(saved, name)} for {_value(self.config, name)}" for name in sorted(differences)
+            )
             warnings.warn(
                 f"sia_layers: the weights are from a model that was injected with {listed}; to get the same model, "
                 "call inject_sia(model, **config) with the saved configuration",
@@ -239,6 +247,15 @@ class Leading(Injected):
         key = f"{prefix}{EXTRA_STATE}"
         if key in missing_keys:
             missing_keys.remove(key)
+
+
+def _value(config: Config, name: str) -> str:
+    """Return the value of an argument in a configuration, which leaves out those with their defaults."""
+    if name in config.arguments:
+        return repr(config.arguments[name])
+    parameters = {**inspect.signature(FrequencySIAttention).parameters, **inspect.signature(SIAttention).parameters}
+    default = parameters[name].default if name in parameters else DEFAULTS.get(name)
+    return repr(default.__name__ if isinstance(default, type) else default)
 
 
 class LeadingSIAttention(Leading, InjectedSIAttention):

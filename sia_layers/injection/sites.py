@@ -69,11 +69,24 @@ def find_sites(
     inputs = inputs_for(model, example_input, example_kwargs)
     known = complete(model, requests, known, inputs, overrides)
     chosen = choose(model, requests, known)
-    return proof.prove(model, _candidates(model, chosen, known), inputs, overrides, known.scope)
+    candidates = _candidates(model, chosen, known)
+    _check_distinct(model, candidates)
+    return proof.prove(model, candidates, inputs, overrides, known.scope)
 
 
-def check_known(model: nn.Module, requests: list[StageRequest] | None, known: Stages) -> None:
+def check_known(
+    model: nn.Module,
+    requests: list[StageRequest] | None,
+    known: Stages,
+    advice: str = "stages=['layer1', 'layer2'], and pass an example_input",
+) -> None:
     """Check that stages are named or that the model declares some.
+
+    Args:
+        model: the model.
+        requests: the requested stages; None for the model's own.
+        known: the stages that it declares.
+        advice: how the user names stages, for the error.
 
     Raises:
         NoStagesError: neither is the case.
@@ -81,7 +94,7 @@ def check_known(model: nn.Module, requests: list[StageRequest] | None, known: St
     if requests is None and not known.stages and not known.features:
         raise NoStagesError(
             f"{type(model).__name__} does not declare its stages (it has no feature_info and is not from a known "
-            "library); name modules, as in stages=['layer1', 'layer2'], and pass an example_input"
+            f"library); name modules, as in {advice}"
         )
 
 
@@ -95,8 +108,10 @@ def complete(
     return _measured(model, inputs, known, overrides) if by_reduction else known
 
 
-def as_requests(stages: StageRequest | Sequence[StageRequest] | None) -> list[StageRequest] | None:
-    """Return the requests as a list; None for the model's own stages.
+def as_requests(
+    stages: StageRequest | Sequence[StageRequest] | None, name: str = "stages"
+) -> list[StageRequest] | None:
+    """Return the requests, an argument called ``name``, as a list; None for the model's own stages.
 
     Raises:
         TypeError: a request is not a name, pattern or reduction.
@@ -107,9 +122,9 @@ def as_requests(stages: StageRequest | Sequence[StageRequest] | None) -> list[St
     requests = [stages] if isinstance(stages, (str, int)) else list(stages)
     for request in requests:
         if isinstance(request, bool) or not isinstance(request, (str, int)):
-            raise TypeError(f"stages must hold names of modules, glob patterns or reductions, got {request!r}")
+            raise TypeError(f"{name} must hold names of modules, glob patterns or reductions, got {request!r}")
     if not requests:
-        raise UnknownStageError("stages is empty; name at least one, or pass None for the reductions 4, 8 and 16")
+        raise UnknownStageError(f"{name} is empty; name at least one, or pass None for the reductions 4, 8 and 16")
     return requests
 
 
@@ -120,8 +135,17 @@ def choose(model: nn.Module, requests: list[StageRequest] | None, known: Stages)
         UnknownStageError: the model has no such name, pattern or reduction.
     """
     if requests is None:
-        return default_stages(list(known.stages))
+        return default_stages([stage for stage in known.stages if _has_host(model, stage)] or list(known.stages))
     return [stage for request in requests for stage in _matching(model, request, list(known.stages))]
+
+
+def _has_host(model: nn.Module, stage: Stage) -> bool:
+    """Tell whether a stage has a host, which the last dense block of an encoder lacks."""
+    try:
+        host_of(model, stage.name)
+    except UnknownStageError:
+        return False
+    return True
 
 
 def _matching(model: nn.Module, request: StageRequest, known: list[Stage]) -> list[Stage]:
@@ -149,6 +173,18 @@ def _candidates(model: nn.Module, chosen: Sequence[Stage], known: Stages) -> lis
     declared = {stage.name for stage in known.stages}
     found = [Candidate(stage, *host_of(model, stage.name), stage.name in declared) for stage in chosen]
     return list({(candidate.host, candidate.side): candidate for candidate in found}.values())
+
+
+def _check_distinct(model: nn.Module, candidates: Sequence[Candidate]) -> None:
+    """Check that no host is requested under two of its names."""
+    first: dict[nn.Module, Candidate] = {}
+    for candidate in candidates:
+        other = first.setdefault(model.get_submodule(candidate.host), candidate)
+        if other.host != candidate.host:
+            raise InjectionError(
+                f"the stages {other.stage.name!r} and {candidate.stage.name!r} end in one module that has two names, "
+                f"{other.host!r} and {candidate.host!r}, and takes one site; name only one of the two"
+            )
 
 
 def _traced(model: nn.Module, inputs: Inputs, known: Stages) -> Stages:

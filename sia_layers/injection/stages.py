@@ -117,8 +117,7 @@ def _within(prefix: str, stages: Sequence[Stage]) -> tuple[Stage, ...]:
 
 def _own_stages(module: nn.Module) -> list[Stage]:
     family = family_of(module)
-    info: Any = getattr(module, "feature_info", None)
-    info = getattr(info, "info", info)
+    info: Any = _up_to_the_last_output(getattr(module, "feature_info", None))
     if isinstance(info, (list, tuple)) and info and all(isinstance(entry, dict) for entry in info):
         return _of_feature_info(module, info, family.name)
     if family.library == "torchvision":
@@ -131,6 +130,14 @@ def _own_stages(module: nn.Module) -> list[Stage]:
     return _in_lists(module, FOREIGN_LISTS.get((family.library, family.name), ())) or _in_table(
         table, dict(module.named_modules()) if table else {}
     )
+
+
+def _up_to_the_last_output(info: Any) -> Any:
+    """Return what a timm model tells of its stages, up to the last of those that a features_only model returns."""
+    told, indices = getattr(info, "info", info), getattr(info, "out_indices", None)
+    if not isinstance(told, (list, tuple)) or not indices:
+        return told
+    return told[: 1 + max(index + len(told) if index < 0 else index for index in indices)]
 
 
 def _of_feature_info(module: nn.Module, info: Sequence[dict[str, Any]], family: str) -> list[Stage]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,14 +19,17 @@ from sia_layers.injection.names import EXTRA_STATE
 def sia_modules(model: nn.Module) -> dict[str, SIAttention]:
     """Return the injected modules of a model by their full names, in the order of the model's modules.
 
-    The result is empty if there are none. If another tool has copied sites, as PEFT does for ``modules_to_save``,
-    only the copies in use are returned.
+    The result is empty if there are none. A module with several names, as in a backbone that is used under two, is
+    returned once, under the first. If another tool has copied sites, as PEFT does for ``modules_to_save``, only the
+    copies in use are returned.
     """
-    return dict(_in_use("", model))
+    return {names[0]: module for names, module in _named_sites(model)}
 
 
 def sia_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """Yield the parameters of the injected modules, including their aggregations, for an optimizer's parameter group.
+
+    Each is yielded once, whatever the number of its names.
 
     Raises:
         NotInjectedError: the model has no SIA.
@@ -37,10 +41,13 @@ def sia_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 def sia_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Return the entries of a model's state dict that belong to the injected modules, including the configuration.
 
+    Like the state dict, it lists a module with several names under each.
+
     Raises:
         NotInjectedError: the model has no SIA.
     """
-    prefixes = tuple(f"{name}." for name in found_sites(model))
+    found_sites(model)
+    prefixes = tuple(f"{name}." for names, _ in _named_sites(model) for name in names)
     return {name: value for name, value in model.state_dict().items() if name.startswith(prefixes)}
 
 
@@ -54,6 +61,7 @@ def load_sia_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> None
     Raises:
         NotInjectedError: the model has no SIA.
         StateDictError: a name or shape does not match, or a value is not finite.
+        TypeError: a value is not a tensor.
     """
     own = sia_state_dict(model)
     unknown = [name for name in state_dict if name not in own]
@@ -63,6 +71,10 @@ def load_sia_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> None
     if missing:
         raise StateDictError(f"the state dict lacks {missing[0]!r} ({len(missing)} in all); inject at the same sites")
     for name, value in state_dict.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name!r} must be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor"
+            )
         scalar = value.numel() == own[name].numel() == 1  # in older state dicts the gain has shape ()
         if value.shape != own[name].shape and not scalar and not name.endswith(EXTRA_STATE):
             raise StateDictError(f"{name!r} must be of shape {tuple(own[name].shape)}, got {tuple(value.shape)}")
@@ -83,16 +95,18 @@ def reset_sia_parameters(model: nn.Module, missing: Iterable[str] | None = None)
     Args:
         model: a model with SIA.
         missing: full names of the parameters and buffers to reinitialise; all others are kept. Names of other modules
-            are ignored, so a loader's complete list may be passed. None for all parameters and buffers.
+            are ignored, so a loader's complete list may be passed. What has several names is kept if one of them is
+            not listed, because the loader has filled it in under that name. None for all parameters and buffers.
 
     Raises:
         NotInjectedError: the model has no SIA.
     """
     wanted = None if missing is None else set(missing)
-    for prefix, module in found_sites(model).items():
+    found_sites(model)
+    for names, module in _named_sites(model):
         named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         kept = {} if wanted is None else {key: value.detach().clone() for key, value in named.items()
-                                          if f"{prefix}.{key}" not in wanted}  # fmt: skip
+                                          if any(f"{name}.{key}" not in wanted for name in names)}  # fmt: skip
         if len(kept) == len(named) and named:
             continue
         module.reset_parameters()
@@ -104,8 +118,8 @@ def reset_sia_parameters(model: nn.Module, missing: Iterable[str] | None = None)
 def sia_config(model: nn.Module) -> dict[str, Any]:
     """Return the configuration of a model's injection; ``inject_sia(model, **config)`` injects at the same sites.
 
-    It can be serialised as JSON, and travels in the model's state dict. Activations are stored by the names of their
-    classes in ``torch.nn``; for any other class, ``inject_sia`` raises and asks for the class itself.
+    It is a copy that can be serialised as JSON, and travels in the model's state dict. Activations are stored by the
+    names of their classes in ``torch.nn``; for any other class, ``inject_sia`` raises and asks for the class itself.
 
     Raises:
         NotInjectedError: the model has no SIA.
@@ -120,13 +134,15 @@ def sia_config(model: nn.Module) -> dict[str, Any]:
     """
     for module in found_sites(model).values():
         if isinstance(module, Leading):
-            return dict(module.config.arguments)
+            return copy.deepcopy(module.config.arguments)
     raise not_injected(model)
 
 
 @contextlib.contextmanager
 def disable_sia(model: nn.Module) -> Iterator[None]:
     """Run the model as if it had no SIA, inside a ``with`` block.
+
+    SIA takes effect in copies and pickles of the model, even in those that are made inside the block.
 
     Raises:
         NotInjectedError: the model has no SIA.
@@ -143,20 +159,27 @@ def disable_sia(model: nn.Module) -> Iterator[None]:
 
 
 def found_sites(model: nn.Module) -> dict[str, Injected]:
-    """Return the injected modules of a model by their full names, at least one.
+    """Return the injected modules of a model by their first full names, at least one.
 
     Raises:
         NotInjectedError: the model has no SIA.
     """
-    found = dict(_in_use("", model))
-    if not found:
+    if not (named := _named_sites(model)):
         raise not_injected(model)
-    return found
+    return {names[0]: module for names, module in named}
 
 
 def not_injected(model: nn.Module) -> NotInjectedError:
     """Return the error for a model without SIA."""
     return NotInjectedError(f"this {type(model).__name__} has no SIA; call inject_sia(model) first")
+
+
+def _named_sites(model: nn.Module) -> list[tuple[list[str], Injected]]:
+    """Return each injected module in use with all of its full names."""
+    found: dict[Injected, list[str]] = {}
+    for name, module in _in_use("", model):
+        found.setdefault(module, []).append(name)
+    return [(names, module) for module, names in found.items()]
 
 
 def _in_use(name: str, module: nn.Module) -> Iterator[tuple[str, Injected]]:

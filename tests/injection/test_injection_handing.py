@@ -18,6 +18,8 @@ from sia_layers.injection import (
     errors,
     find_sites,
     inject_sia,
+    load_sia_state_dict,
+    reset_sia_parameters,
     sia_modules,
     sia_parameters,
     sia_state_dict,
@@ -258,6 +260,39 @@ def test_a_backbone_may_run_twice() -> None:
     expected = gradients(model, lambda: model(x).square().sum())
     model.backbone.checkpointed = ("a", "b", "c")
     agree(gradients(model, lambda: model(x).square().sum()), expected)
+
+
+class Twins(Siamese):
+    """A model with a second name for its backbone."""
+
+    def __init__(self) -> None:
+        super().__init__(inject_sia(Net(), STAGES, example_input=torch.empty(X)))
+        self.twin = self.backbone
+
+
+def test_a_backbone_with_two_names_counts_once() -> None:
+    model = Twins()
+    assert list(sia_modules(model)) == [f"backbone.{stage}.1.sia" for stage in STAGES]
+    assert list(sia_parameters(model)) == [p for name, p in model.named_parameters() if ".sia." in name]
+    state = sia_state_dict(model)
+    assert list(state) == [name for name in model.state_dict() if ".sia." in name] and any("twin" in n for n in state)
+    load_sia_state_dict(model, state)
+    gain = sia_modules(model)["backbone.a.1.sia"].gain
+    assert gain is not None and gain.item() == 0.0
+    for missing, expected in (("backbone.",), 0.5), (("twin.",), 0.5), (("backbone.", "twin."), 0.0):
+        gain.data.fill_(0.5)  # a loader has filled it in, unless it lists it under both names
+        reset_sia_parameters(model, [name for name in state if name.startswith(missing)])
+        assert gain.item() == expected
+
+
+def test_two_names_of_one_module_are_not_two_stages() -> None:
+    model = Siamese(Net())
+    model.twin = model.backbone
+    for act in (find_sites, inject_sia):
+        with pytest.raises(errors.InjectionError, match=r"'backbone\.a' and 'twin\.a' .*two names, 'backbone"):
+            act(model, ["backbone.a", "backbone.b", "twin.a"], example_input=torch.empty(X))
+    inject_sia(model, ["twin.a", "backbone.b"], example_input=torch.empty(X))
+    assert list(sia_modules(model)) == ["backbone.a.1.sia", "backbone.b.1.sia"]
 
 
 def test_sites_that_run_unequally_or_out_of_turn_are_refused() -> None:

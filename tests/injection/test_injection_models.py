@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from sia_layers.injection import eject_sia, find_sites, inject_sia, sia_modules, sia_parameters
+from sia_layers.injection import disable_sia, eject_sia, find_sites, inject_sia, sia_modules, sia_parameters
 from sia_layers.injection.relay import relay_of
 
 
@@ -166,6 +166,27 @@ def test_features_only_before_and_after(name: str) -> None:
         assert not all(torch.equal(a, b) for a, b in zip(model(x), expected, strict=True))
         eject_sia(model)
         assert all(torch.equal(a, b) for a, b in zip(model(x), expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "hosts"),
+    [
+        ("mobilenetv3_small_050", {"out_indices": (1, -3)}, ["blocks.0.0", "blocks.1.1"]),
+        ("densenet121", {"block_config": (1, 1, 1, 1), "out_indices": (1, 2)}, ["features_transition1.conv"]),
+        ("densenet121", {"block_config": (1, 1, 1, 1), "out_indices": (1,)}, ["features_norm0.act"]),
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 4}, [f"model.blocks.{index}" for index in (0, 1, 2)]),
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 4, "out_indices": (1,)}, ["model.blocks.1"]),
+    ],
+)
+def test_features_only_up_to_the_last_output(name: str, options: dict[str, object], hosts: list[str]) -> None:
+    model = timm.create_model(name, features_only=True, **options).eval()
+    inject_sia(model, identity_init=False)
+    assert list(sia_modules(model)) == [f"{host}.sia" for host in hosts]
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad(), disable_sia(model):
+        bare = model(x)
+    with torch.no_grad():
+        assert not torch.equal(model(x)[-1], bare[-1])
 
 
 def test_features_only_of_an_injected_model() -> None:

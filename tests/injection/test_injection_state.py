@@ -12,8 +12,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from sia_layers import SIAttention
+from sia_layers import SIAttention, capture_self_information
 from sia_layers.injection import (
+    disable_sia,
     errors,
     inject_sia,
     load_sia_state_dict,
@@ -85,9 +86,24 @@ def test_state_dicts_from_before_the_configuration_load_strictly() -> None:
 
 
 def test_weights_of_another_configuration_are_loaded_with_a_warning() -> None:
-    other = resnet(kernel_size=5).state_dict()
-    with pytest.warns(UserWarning, match="injected with kernel_size=5 for None"):
-        resnet().load_state_dict(other)
+    plain, other = resnet(), resnet(kernel_size=5, act_layer=nn.GELU, allow_bypass=True)
+    with pytest.warns(UserWarning, match="act_layer='GELU' for 'ReLU', allow_bypass=True for False, kernel_size=5 for"):
+        plain.load_state_dict(other.state_dict())
+    with pytest.warns(UserWarning, match="allow_bypass=False for True, kernel_size=3 for 5"):
+        other.load_state_dict(plain.state_dict())
+
+
+def test_the_configuration_is_a_copy() -> None:
+    model = resnet()
+    sia_config(model)["stages"].append("layer4")
+    assert sia_config(model)["stages"] == ["layer1", "layer2", "layer3"]
+
+
+def test_arrays_for_tensors_are_refused_by_name() -> None:
+    model = resnet()
+    arrays = {name: value.numpy() for name, value in sia_state_dict(model).items()}
+    with pytest.raises(TypeError, match=r"'layer1\.0\.sia\.\w+' must be a torch\.Tensor, got ndarray; convert it"):
+        load_sia_state_dict(model, arrays)
 
 
 def test_a_configuration_that_cannot_be_followed_is_refused() -> None:
@@ -216,3 +232,19 @@ def test_the_state_survives_copies_and_pickling() -> None:
         assert sia_config(twin) == sia_config(model)
         assert all(isinstance(module, SIAttention) for module in sia_modules(twin).values())
         assert list(twin.state_dict()) == list(model.state_dict())
+
+
+def test_copies_and_pickles_start_enabled_and_uncaptured() -> None:
+    model, x = resnet(identity_init=False).eval(), torch.rand(X)
+    expected = model(x)
+    buffer = io.BytesIO()
+    with capture_self_information(model) as maps:
+        model(x)
+        with disable_sia(model):
+            torch.save(model, buffer)
+            buffer.seek(0)
+            twins = copy.deepcopy(model), torch.load(buffer, weights_only=False)
+            assert not torch.equal(model(x), expected)
+        before = dict(maps)
+        assert all(torch.equal(twin(x), expected) for twin in twins)
+        assert all(maps[name] is value for name, value in before.items()) and len(maps) == 3
