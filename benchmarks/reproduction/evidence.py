@@ -156,7 +156,7 @@ def power_sentence(row: Mapping[str, Any]) -> str:
     deviation = max(float(row["deviation of runs"]), float(row["deviation of people"]))
     smallest = float(row["smallest difference"])
     return (
-        f"{row['score']}: with {row['folds']} folds, a true difference of {100 * smallest:.1f} points  is detected "
+        f"{row['score']}: with {row['folds']} folds, a true difference of {100 * smallest:.1f} points is detected "
         f"with {100 * float(row['power']):.0f} % power. Without a true difference, the difference on one fold has a "
         f"standard deviation of {100 * deviation:.1f} points, estimated in a pilot on folds "
         f"{' and '.join(row['pilot folds'].split())}."
