@@ -29,6 +29,7 @@ from sia_layers.kernels.private_torch import (
 
 # Layers that stay in evaluation mode, because in training mode they would change statistics or drop activations.
 STATEFUL: Final = (NORM, DROPOUT)
+CACHE: Final = functools._lru_cache_wrapper
 Node = Any  # a node of autograd's graph
 Key = tuple[str, str]  # the name of a module, and "output" or "input"
 
@@ -289,7 +290,7 @@ def _forward(model: nn.Module, inputs: Inputs, recorder: _Recorder, training: bo
     picture = inputs.picture
     starts: list[Node] = []
     with contextlib.ExitStack() as stack:
-        stack.callback(_forget_fakes)
+        stack.callback(_forget_fakes, model)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(_unchanged(model, training))
         stack.enter_context(torch.enable_grad())
@@ -449,9 +450,14 @@ def _restore(attributes: dict[str, Any], contents: dict[str, tuple[Any, Any]]) -
         attributes[name] = value
 
 
-def _forget_fakes() -> None:
-    """Clear the caches of ``functools`` that hold fake tensors, which a later forward pass would get."""
-    for cached in [found for found in gc.get_objects() if type(found) is functools._lru_cache_wrapper]:
+def _forget_fakes(model: nn.Module) -> None:
+    """Clear the caches of ``functools`` that hold fake tensors, which a later forward pass would get.
+
+    These are the caches of functions of modules and of methods of the model.
+    """
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    spaces = [vars(found) for found in (*list(sys.modules.values()), *kinds) if hasattr(found, "__dict__")]
+    for cached in [value for space in spaces for value in list(space.values()) if type(value) is CACHE]:
         if cached.cache_info().currsize and _holds_fakes(cached):
             cached.cache_clear()
 
