@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import gc
-import random
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +14,9 @@ from torch import Tensor, nn
 from sia_layers.injection.errors import DryRunError, ReentrantCheckpointError
 from sia_layers.injection.families import entry
 from sia_layers.injection.inputs import Inputs
-from sia_layers.kernels.private_torch import (
-    DROPOUT,
-    NORM,
-    FakeTensor,
-    FakeTensorMode,
-    call_eagerly,
-    forget_compiled_call,
-    pytree,
-)
+from sia_layers.injection.protection import forget_fakes, materialized, unchanged
+from sia_layers.kernels.private_torch import FakeTensorMode, call_eagerly, pytree
 
-# Layers that stay in evaluation mode, because in training mode they would change statistics or drop activations.
-STATEFUL: Final = (NORM, DROPOUT)
-CACHE: Final = functools._lru_cache_wrapper
 Node = Any  # a node of autograd's graph
 Key = tuple[str, str]  # the name of a module, and "output" or "input"
 
@@ -290,9 +277,9 @@ def _forward(model: nn.Module, inputs: Inputs, recorder: _Recorder, training: bo
     picture = inputs.picture
     starts: list[Node] = []
     with contextlib.ExitStack() as stack:
-        stack.callback(_forget_fakes, model)
+        stack.callback(forget_fakes, model)
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(_unchanged(model, training))
+        stack.enter_context(unchanged(model, training))
         stack.enter_context(torch.enable_grad())
         if "torch._dynamo" in sys.modules:  # run parts that torch.compile has wrapped eagerly
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -311,7 +298,7 @@ def _forward(model: nn.Module, inputs: Inputs, recorder: _Recorder, training: bo
 
         fakes = inputs.mapped(stand_in)
         if not on_meta:
-            stack.enter_context(_materialized(model))
+            stack.enter_context(materialized(model))
         try:
             with torch.random.fork_rng(devices=[]):
                 part = model.get_submodule(entry(model))
@@ -331,26 +318,6 @@ def _refuse_lazy(model: nn.Module) -> None:
                 f"{name!r} has no shape before the first forward pass (it belongs to a lazy module); run the model "
                 "once on a real input before injecting"
             )
-
-
-@contextlib.contextmanager
-def _materialized(model: nn.Module) -> Iterator[None]:
-    """Replace parameters on the meta device by fake tensors, for models with only some of them there (offloading)."""
-    kept: list[tuple[dict[str, Any], str, Tensor]] = []
-    for module in model.modules():
-        own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        kept += [
-            (held, name, value) for held in own for name, value in held.items() if value is not None and value.is_meta
-        ]
-    device = next((tensor.device for tensor in model.parameters() if not tensor.is_meta), torch.device("cpu"))
-    try:
-        for held, name, tensor in kept:
-            fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-            held[name] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
-        yield
-    finally:
-        for held, name, tensor in kept:
-            held[name] = tensor
 
 
 def _depends_on_values(error: Exception) -> bool:
@@ -406,64 +373,3 @@ def _tensors(output: Any) -> list[Tensor]:
     return (
         [tensor for value in vars(output).values() for tensor in _tensors(value)] if hasattr(output, "__dict__") else []
     )
-
-
-@contextlib.contextmanager
-def _unchanged(model: nn.Module, training: bool) -> Iterator[None]:
-    """Set the mode of all modules; afterwards restore them, their modes and caches, and Python's random state.
-
-    The forward pass gets copies of the buffers, because it may change them in place, and what involves no fake tensor
-    is computed.
-    """
-    before = [(module, _contents(module.__dict__)) for module in model.modules()]
-    state = random.getstate()
-    copies: dict[int, Tensor] = {}
-    try:
-        for module, _ in before:
-            for name, buffer in module._buffers.items():
-                if buffer is not None and not buffer.is_meta:
-                    module._buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
-            module.training = training and not isinstance(module, STATEFUL)
-            forget_compiled_call(module)
-        yield
-    finally:
-        for module, contents in before:
-            _restore(module.__dict__, contents)
-        random.setstate(state)
-
-
-def _contents(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return a module's attributes, each with a copy if it is a container that a forward pass may fill."""
-    kinds = (dict, list, set)
-    return {name: (value, value.copy() if isinstance(value, kinds) else None) for name, value in attributes.items()}
-
-
-def _restore(attributes: dict[str, Any], contents: dict[str, tuple[Any, Any]]) -> None:
-    for name in [name for name in attributes if name not in contents]:
-        del attributes[name]
-    for name, (value, held) in contents.items():
-        if isinstance(value, list):
-            value[:] = held
-        elif held is not None:
-            value.clear()
-            value.update(held)
-        attributes[name] = value
-
-
-def _forget_fakes(model: nn.Module) -> None:
-    """Clear the caches of ``functools`` that hold fake tensors, which a later forward pass would get.
-
-    These are the caches of functions of modules and of methods of the model.
-    """
-    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
-    spaces = [vars(found) for found in (*list(sys.modules.values()), *kinds) if hasattr(found, "__dict__")]
-    for cached in [value for space in spaces for value in list(space.values()) if type(value) is CACHE]:
-        if cached.cache_info().currsize and _holds_fakes(cached):
-            cached.cache_clear()
-
-
-def _holds_fakes(cached: Any) -> bool:
-    """Tell whether a cache holds a fake tensor: it refers to its results or, if unbounded, to a dictionary of them."""
-    held = gc.get_referents(cached)
-    results = [value for found in held for value in (found.values() if type(found) is dict else (found,))]
-    return any(isinstance(leaf, FakeTensor) for leaf in pytree.tree_leaves(results))

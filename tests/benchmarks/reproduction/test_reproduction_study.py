@@ -31,6 +31,12 @@ def test_a_failing_job_does_not_stop_the_others(capsys: pytest.CaptureFixture[st
     assert jobs.run([], 2, "nothing") == ({}, {})
 
 
+def test_progress_in_a_file_takes_few_lines(capsys):
+    done, errors = jobs.run([jobs.Job(str(number), 1.0, abs, (number,)) for number in range(200)], 1, "absolute values")
+    assert len(done) == 200 and not errors
+    assert 1 <= capsys.readouterr().err.count("\r") < 10
+
+
 def test_a_process_that_dies_is_reported() -> None:
     done, errors = jobs.run([jobs.Job("dies", 1.0, os._exit, (3,)), jobs.Job("too", 1.0, os._exit, (3,))], 2, "deaths")
     assert not done and all("BrokenProcessPool" in error for error in errors.values()) and len(errors) == 2
