@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from interpreter import quicken
 
 from sia_layers.kernels import backends
 
@@ -57,6 +58,8 @@ def serving(name: str) -> Backend:
     reason = backends.unavailable(name)
     if reason is not None:
         pytest.skip(f"backend {name!r}: {reason}")
+    if name == "triton" and not GPU:
+        quicken(check_overflow=every_case())
     return Backend(name, backends.load(name), torch.device("cuda" if name == "triton" and GPU else "cpu"))
 
 
