@@ -5,7 +5,8 @@ runs; ``python -m benchmarks.reproduction.crossval report`` writes docs/reproduc
 
 Each network is trained on six folds and tested on one; every person belongs to exactly one fold. Every run is a row of
 a ``_runs.csv`` file in the results, written as soon as the run is complete: an interrupted call, on this machine or
-another, resumes with the first run that has no row. ``--budget`` starts no run that is expected to exceed it.
+another, resumes with the first run that has no row. ``--budget`` starts no run that is expected to exceed it. Several
+processes on one machine may run the same command: each takes runs that no other is at.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from statistics import fmean
 from typing import Any, Final
 
 import torch
+from filelock import FileLock, Timeout
 
 from benchmarks import harness, timing
 from benchmarks.reproduction import data, evidence, plan, training
@@ -147,7 +150,7 @@ def run_missing(bench: Bench, ledger: Ledger, tasks: Sequence[Task], do: Callabl
     """Do the tasks that have no row yet, in order, within the budget.
 
     Returns:
-        Whether all tasks are done.
+        Whether all tasks are done; not so if another process is still at one of them.
     """
     todo = [task for task in tasks if task.key not in ledger]
     print(f"{ledger.path.name}: {len(tasks) - len(todo)} of {len(tasks)} runs are done", flush=True)
@@ -157,7 +160,10 @@ def run_missing(bench: Bench, ledger: Ledger, tasks: Sequence[Task], do: Callabl
             print(f"budget used up; {len(todo) - count} runs are left; repeat the command to resume", flush=True)
             return False
         began = time.monotonic()
-        do(task)
+        with claimed(bench, ledger, task) as free:
+            if not free:
+                continue
+            do(task)
         longest = max(longest, time.monotonic() - began)
         key = tuple(map(str, task.key))
         done = next(row for row in reversed(ledger.rows) if tuple(row[name] for name in KEYS) == key)
@@ -168,7 +174,30 @@ def run_missing(bench: Bench, ledger: Ledger, tasks: Sequence[Task], do: Callabl
             f"{longest * (len(todo) - count - 1) / 60:.0f} minutes left",
             flush=True,
         )
-    return True
+    ledger.refresh()
+    elsewhere = sum(task.key not in ledger for task in todo)
+    if elsewhere:
+        print(
+            f"{ledger.path.name}: {elsewhere} runs are with other processes; repeat the command after them", flush=True
+        )
+    return not elsewhere
+
+
+@contextlib.contextmanager
+def claimed(bench: Bench, ledger: Ledger, task: Task) -> Iterator[bool]:
+    """Claim a task for this process; yield whether it still has to be done, and no other process is at it."""
+    name = re.sub(r"[^\w-]+", "-", " ".join([ledger.path.stem, *map(str, task.key)]))
+    claims = bench.work / "claims"
+    claims.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(claims / f"{name}.lock", timeout=0))
+        except Timeout:
+            free = False
+        else:
+            ledger.refresh()
+            free = task.key not in ledger
+        yield free
 
 
 # ---- the study
@@ -321,7 +350,7 @@ def _pilot(bench: Bench, options: argparse.Namespace) -> bool:
 
 def _study(bench: Bench, options: argparse.Namespace) -> bool:
     tasks = [task for group in options.groups or GROUPS for task in plan.group_tasks(group)]
-    return study(bench, [task for task in tasks if options.folds is None or task.fold in options.folds])
+    return study(bench, tasks)
 
 
 def _chosen(bench: Bench, options: argparse.Namespace) -> bool:
@@ -354,7 +383,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--budget", type=float, metavar="MINUTES", help="start no run that is expected to exceed this time")
     add("--groups", nargs="+", choices=GROUPS, metavar="GROUP",
         help=f"groups of networks in the study: {', '.join(GROUPS)} (default: all)")  # fmt: skip
-    add("--folds", nargs="+", type=int, metavar="FOLD", help="folds to test in the study (default: all)")
     add("--work", type=Path, default=Path(".reproduction"), metavar="FOLDER", help="pictures, weights (%(default)s)")
     add("--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the CSV files")
     options = parser.parse_args(arguments)

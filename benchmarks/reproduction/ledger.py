@@ -47,15 +47,23 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def refresh(self) -> None:
+        """Include the rows that other processes have added."""
+        with self._locked():
+            self._read()
+
     def add(self, rows: Sequence[Row]) -> None:
         """Add rows and write the file; a row with existing keys replaces that row, but keeps its other columns."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock")):
-            self._read()  # include rows that another process has added
+        with self._locked():
+            self._read()
             for row in rows:
                 key = self._key(row)
                 self._rows[key] = {**self._rows.get(key, {}), **{name: str(value) for name, value in row.items()}}
             harness.write(self.path, self.rows)
+
+    def _locked(self) -> FileLock:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path.with_suffix(".lock"))
 
     def _read(self) -> None:
         for row in harness.read(self.path) if self.path.exists() else []:

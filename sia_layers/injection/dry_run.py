@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sia_layers.injection.errors import DryRunError, ReentrantCheckpointError
 from sia_layers.injection.families import entry
 from sia_layers.injection.inputs import Inputs
-from sia_layers.injection.protection import forget_fakes, materialized, unchanged
+from sia_layers.injection.protection import fake_parameters, forget_fakes, unchanged
 from sia_layers.kernels.private_torch import FakeTensorMode, call_eagerly, pytree
 
 Node = Any  # a node of autograd's graph
@@ -298,7 +298,7 @@ def _forward(model: nn.Module, inputs: Inputs, recorder: _Recorder, training: bo
 
         fakes = inputs.mapped(stand_in)
         if not on_meta:
-            stack.enter_context(materialized(model))
+            fake_parameters(model)
         try:
             with torch.random.fork_rng(devices=[]):
                 part = model.get_submodule(entry(model))

@@ -81,21 +81,28 @@ def _holds_fakes(cached: Any) -> bool:
     return any(isinstance(leaf, FakeTensor) for leaf in pytree.tree_leaves(results))
 
 
-@contextlib.contextmanager
-def materialized(model: nn.Module) -> Iterator[None]:
-    """Replace parameters on the meta device by fake tensors, for models with only some of them there (offloading)."""
-    kept: list[tuple[dict[str, Any], str, Tensor]] = []
-    for module in model.modules():
-        own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        kept += [
-            (held, name, value) for held in own for name, value in held.items() if value is not None and value.is_meta
-        ]
+def fake_parameters(model: nn.Module) -> None:
+    """Replace the parameters of a model by fake tensors; :func:`unchanged` puts them back.
+
+    A dry run would otherwise convert each of them at every use, which takes as long as all the rest, and could not use
+    any that are on the meta device beside others that are not (offloading). The statistics of norms are replaced too.
+    Parameters that bear attributes stay, because the library that set these may compare each parameter with its own.
+    """
     device = next((tensor.device for tensor in model.parameters() if not tensor.is_meta), torch.device("cpu"))
-    try:
-        for held, name, tensor in kept:
-            fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-            held[name] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
-        yield
-    finally:
-        for held, name, tensor in kept:
-            held[name] = tensor
+    fakes: dict[int, Tensor] = {}
+
+    def replace(held: dict[str, Any], name: str, value: Tensor) -> None:
+        if id(value) not in fakes:
+            where = device if value.is_meta else value.device
+            fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=where)
+            fakes[id(value)] = nn.Parameter(fake, value.requires_grad) if isinstance(value, nn.Parameter) else fake
+        held[name] = fakes[id(value)]
+
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            plain = type(parameter) is nn.Parameter and parameter.layout == torch.strided and not parameter.__dict__
+            if parameter is not None and (plain or parameter.is_meta):
+                replace(module._parameters, name, parameter)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and (buffer.is_meta or (isinstance(module, NORM) and buffer.is_floating_point())):
+                replace(module._buffers, name, buffer)

@@ -337,6 +337,37 @@ def test_buffers_that_the_forward_pass_changes_are_unchanged() -> None:
     assert model.steps == 1
 
 
+class Remembering(Plain):
+    """A model that keeps its parameters in other places as well, and looks at one of them in the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(1, 1)
+        self.tied, self.kept = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.tied.weight = self.kept.weight
+        self.kept.bias.shard = 0  # another library's mark
+        self.known = {id(parameter) for parameter in self.parameters()}
+        self.seen: list[tuple[bool, bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = [(id(self.kept.bias) in self.known, self.tied.weight is self.kept.weight)]
+        return super().forward(x) * self.rnn(torch.ones(1, 1, 1))[0].sum()
+
+
+def test_a_dry_run_leaves_every_parameter_in_its_place() -> None:
+    model = Remembering()
+    before, flat = dict(model.named_parameters(remove_duplicate=False)), list(model.rnn._flat_weights)
+    seen: list[tuple[bool, bool]] = []
+    model.rnn.register_forward_hook(lambda *_: seen.extend(model.seen))
+    inject_sia(model, "stages.1", example_input=EXAMPLE)
+    assert seen and set(seen) == {(True, True)}
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert all(after[name] is parameter for name, parameter in before.items())
+    assert all(one is other for one, other in zip(model.rnn._flat_weights, flat, strict=True))
+    model(EXAMPLE).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.rnn.parameters())
+
+
 def test_a_hook_that_needs_values_is_named() -> None:
     model, seen = Plain(), []
     handle = model.side.register_forward_hook(lambda module, args, output: seen.append(output.mean().item()))

@@ -103,16 +103,15 @@ def test_an_interrupted_study_resumes_with_the_next_run(bench: Bench, monkeypatc
     assert all(row["commit"] and float(row["AUC"]) >= 0 and row["data"] for row in rows)
 
 
-def test_two_processes_share_a_study_by_its_folds(faces: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[Task] = []
-    monkeypatch.setattr(crossval, "study", lambda bench, tasks: asked.extend(tasks) or True)
-    monkeypatch.setattr(Source, "prepare", lambda *arguments: None)
-    given = ["study", "--data", str(faces), "--work", str(tmp_path), "--results", str(tmp_path), "--groups", "core"]
-    for folds in (["--folds", "1", "5"], ["--folds", "0", "2", "3", "4", "6", "7"]):
-        assert crossval.main([*given, *folds]) == 0
-        if len(folds) == 3:
-            assert {task.fold for task in asked} == {1, 5}
-    assert sorted(asked) == sorted(plan.group_tasks("core"))
+def test_a_run_of_another_process_is_left_to_it(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks, other = [Task("lite bare", 0), Task("lite bare", 1)], bench.ledger("study_runs")
+    with crossval.claimed(bench, other, tasks[0]) as free:
+        assert free and not crossval.study(bench, tasks)
+    assert "runs left to other processes: 1" in capsys.readouterr().out
+    assert [row["fold"] for row in bench.ledger("study_runs").rows] == ["1"]
+    with crossval.claimed(bench, other, tasks[1]) as free:
+        assert not free  # another process has finished it since this ledger was read
+    assert crossval.study(bench, tasks)
 
 
 def test_scores_that_are_kept_give_the_runs_figures_again(bench: Bench) -> None:
