@@ -142,7 +142,7 @@ def test_ptxas_spills_without_explicit_register_limits() -> None:
     assert_no_spills(Compiler.run(*groups), {"spread", "distances", "finish", "information", "shares", "gather"})
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("target", ["gfx942", "sm_90"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_every_kernel(target: str, channels_last: bool) -> None:
