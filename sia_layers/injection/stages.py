@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from torch import nn
 
-from sia_layers.injection.families import Family, config_of, entry, family_of, origin
+from sia_layers.injection.families import WRAPPERS, Family, config_of, entry, family_of, origin
 
 DEFAULT_REDUCTIONS: Final = (4, 8, 16)
 
@@ -119,7 +119,7 @@ def _own_stages(module: nn.Module) -> list[Stage]:
     family = family_of(module)
     info: Any = _up_to_the_last_output(getattr(module, "feature_info", None))
     if isinstance(info, (list, tuple)) and info and all(isinstance(entry, dict) for entry in info):
-        return _of_feature_info(module, info, family.name)
+        return _of_feature_info(module, info, _wrapped_family(module).name)
     if family.library == "torchvision":
         return _of_torchvision(module, family, dict(module.named_modules(remove_duplicate=False)))
     if family.library == "transformers" and sees_pictures(module) and "backbone" not in module._modules:
@@ -150,6 +150,12 @@ def _of_feature_info(module: nn.Module, info: Sequence[dict[str, Any]], family: 
             channels = None if family in INSIDE_A_BLOCK and name != declared else told.get("num_chs")
             found.append(Stage(name, int(told["reduction"]), channels))
     return found
+
+
+def _wrapped_family(module: nn.Module) -> Family:
+    """Return the family of a timm model, also of one that is wrapped to return its features."""
+    families = (family_of(each) for each in module.modules())
+    return next((each for each in families if each.library == "timm" and each.name not in WRAPPERS), Family())
 
 
 def sees_pictures(module: nn.Module) -> bool:

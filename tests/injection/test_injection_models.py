@@ -189,6 +189,18 @@ def test_features_only_up_to_the_last_output(name: str, options: dict[str, objec
         assert not torch.equal(model(x)[-1], bare[-1])
 
 
+@pytest.mark.parametrize("name", ["xception41", "efficientvim_m1"])
+def test_features_only_has_the_sites_of_the_whole_model(name: str) -> None:
+    """Sites that a family's tables correct, because the declared modules lie inside a block or return a tuple."""
+    with torch.device("meta"):
+        whole, features = timm.create_model(name), timm.create_model(name, features_only=True)
+    expected, found = find_sites(whole), find_sites(features)
+    assert expected and len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.host.removeprefix("model.").replace("_", ".") == other.host
+        assert (one.reduction, one.channels, one.layout) == (other.reduction, other.channels, other.layout)
+
+
 def test_features_only_of_an_injected_model() -> None:
     from timm.models._features import FeatureGetterNet, FeatureListNet
 
