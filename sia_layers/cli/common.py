@@ -48,17 +48,19 @@ def add_information(command: Parser, kernel_size: str) -> None:
     """
     default, add = Options(kernel_size=3), command.add_argument
     add("--kernel-size", type=int, metavar="K", help=f"side of the window in pixels, odd ({kernel_size})")
-    add("--bandwidth", type=float, default=default.bandwidth, metavar="B",
-        help="factor on the measured bandwidth (%(default)s)")  # fmt: skip
-    add("--adaptive", action=argparse.BooleanOptionalAction, default=default.adaptive,
+    add("--bandwidth", type=float, metavar="B", help=f"factor on the measured bandwidth ({default.bandwidth})")
+    add("--adaptive", action=argparse.BooleanOptionalAction,
         help="measure the bandwidth, or use --bandwidth itself, where white is 1 (measured)")  # fmt: skip
-    add("--estimator", choices=ESTIMATORS, default=default.estimator, help="(%(default)s)")
-    add("--inter-channels", type=int, default=default.inter_channels, metavar="S",
-        help="number of other channels to compare each channel with, if there are as many (%(default)s)")  # fmt: skip
-    add("--inter-weight", type=float, default=default.inter_weight, metavar="W",
-        help="weight of the inter-channel term (%(default)s)")  # fmt: skip
-    add("--padding-mode", choices=PADDING_MODES, default=default.padding_mode,
-        help="what the window contains beyond the border (%(default)s)")  # fmt: skip
+    add("--estimator", choices=ESTIMATORS, help=f"({default.estimator})")
+    add(
+        "--inter-channels",
+        type=int,
+        metavar="S",
+        help=f"number of other channels to compare each channel with, if there are as many ({default.inter_channels})",
+    )
+    add("--inter-weight", type=float, metavar="W", help=f"weight of the inter-channel term ({default.inter_weight})")
+    add("--padding-mode", choices=PADDING_MODES, help=f"what the window contains beyond the border "
+        f"({default.padding_mode})")  # fmt: skip
     add("--backend", choices=backends.BACKENDS, help="backend that computes it (the best that can serve)")
     add("--device", default="cpu", metavar="D", help="torch device to compute on (%(default)s)")
 
@@ -70,11 +72,14 @@ def information(given: argparse.Namespace, kernel_size: int) -> Options:
         given: the parsed arguments.
         kernel_size: the default kernel size.
     """
-    chosen: dict[str, Any] = {name: getattr(given, name) for name in Options._fields}
-    if chosen["kernel_size"] is None:
-        chosen["kernel_size"] = kernel_size
+    chosen: dict[str, Any] = {name: getattr(given, name) for name in named_information(given)}
     with refusing(ValueError, TypeError):
-        return Options.checked(**chosen)
+        return Options.checked(**{"kernel_size": kernel_size, **chosen})
+
+
+def named_information(given: argparse.Namespace) -> list[str]:
+    """Return the names of the options of the self-information that the command line names."""
+    return [name for name in Options._fields if getattr(given, name) is not None]
 
 
 def read_photo(path: Path | None, output: Path | None = None) -> Photo:

@@ -35,11 +35,11 @@ def run(given: argparse.Namespace) -> None:
     for index in range(torch.cuda.device_count()):
         print(f"{f'cuda:{index}':13}{torch.cuda.get_device_name(index)}")
     print()
-    for backend in backends.BACKENDS:
-        reason = backends.unavailable(backend)
-        print(f"{backend:13}{'available' if reason is None else f'not available: {reason}'}")
-    if backends.unavailable("cpu") is None:
-        with refusing(ValueError):
+    with refusing(ValueError):
+        for backend in backends.BACKENDS:
+            reason = backends.unavailable(backend)
+            print(f"{backend:13}{'available' if reason is None else f'not available: {reason}'}")
+        if backends.unavailable("cpu") is None:
             print(f"{'':13}the cpu backend computes with {library.LEVELS[library.level()]}")
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         print(f"\nfor a float32 map on {device}")

@@ -54,8 +54,11 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     option("-o", "--output", type=Path, metavar="FILE",
         help=f"the figure, in the format of its suffix ({FILE}); for a folder, a folder ({FOLDER})")  # fmt: skip
     option("--dpi", type=float, default=150, metavar="N", help="pixels per inch of the figure (%(default)s)")
-    option("--domain", choices=DOMAINS, default=DOMAINS[0],
-        help="measure pixels, or DCT coefficients of 8 x 8 blocks, with a window of blocks (%(default)s)")  # fmt: skip
+    option(
+        "--domain",
+        choices=DOMAINS,
+        help=f"measure pixels, or DCT coefficients of 8 x 8 blocks, with a window of blocks ({DOMAINS[0]})",
+    )
     add_information(command, f"{PHOTO_KERNEL_SIZE}; {MODEL_KERNEL_SIZE} in a model, {BLOCKS_KERNEL_SIZE} for blocks")
     models.add(command, required=False)
     option("--stages", nargs="+", metavar="STAGE",
@@ -65,7 +68,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Compute the self-information, draw it, and print a table."""
-    photo_kernel_size = PHOTO_KERNEL_SIZE if given.domain == "spatial" else BLOCKS_KERNEL_SIZE
+    photo_kernel_size = BLOCKS_KERNEL_SIZE if given.domain == "frequency" else PHOTO_KERNEL_SIZE
     options = information(given, photo_kernel_size if given.model is None else MODEL_KERNEL_SIZE)
     if given.model is None:
         models.refuse_options_without_model(given, "stages")
@@ -107,7 +110,7 @@ def _backbone(given: argparse.Namespace, options: Options) -> models.Backbone | 
     if given.model is None:
         return None
     backbone = models.make(given)
-    models.inject(backbone, given.stages, options, given.backend, given.domain)
+    models.inject(backbone, given, options)
     return backbone
 
 
@@ -134,7 +137,7 @@ def _of_photo(given: argparse.Namespace, photo: Photo, options: Options) -> Figu
         else:
             info = self_information(pixels, **options._asdict(), backend=backend)
         seconds = time.perf_counter() - start
-    info = info.cpu()
+        info = info.cpu()
     caption = [f"{photo.width} × {photo.height} pixels", *_described(given, photo, options)]
     figure = visualize.draw(photo, info, " · ".join(caption))
     _print_table(photo, info, options)
@@ -152,7 +155,7 @@ def _of_blocks(pixels: Tensor, options: Options, backend: str) -> Tensor:
 
 
 def _described(given: argparse.Namespace, photo: Photo, options: Options) -> list[str]:
-    if given.domain == "spatial":
+    if given.domain != "frequency":
         return described(options, len(photo.channels))
     window, *rest = described(options, BLOCK * BLOCK - 1)
     return [f"DCT of {BLOCK} × {BLOCK}", f"{window} blocks", *(part.replace("channel", "sub-band") for part in rest)]
@@ -168,8 +171,8 @@ def _of_model(given: argparse.Namespace, backbone: models.Backbone, photo: Photo
         with torch.no_grad(), capture_self_information(model) as maps:
             model(pixels)
         seconds = time.perf_counter() - start
+        maps = {name.removesuffix(f".{CHILD}"): info.float().cpu() for name, info in maps.items()}
     options = next(iter(sia_modules(model).values())).options  # a checkpoint may hold its own
-    maps = {name.removesuffix(f".{CHILD}"): info.float().cpu() for name, info in maps.items()}
     caption = [f"{backbone.name}, {backbone.weights}", f"{seen.width} × {seen.height} pixels"]
     figure = visualize.draw_sites(
         seen, maps, " · ".join([*caption, *described(options, min(info.shape[1] for info in maps.values()))])

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sia_layers.cli.checkpoint import fitting, inject_as_saved, load, read_checkpoints
-from sia_layers.cli.common import Parser, Refusal, refusing
+from sia_layers.cli.common import Parser, Refusal, named_information, refusing
 from sia_layers.injection import InjectionError, inject_sia, sia_modules
 from sia_layers.injection.config import config_in
 from sia_layers.injection.inputs import inputs_for
@@ -125,20 +125,27 @@ def make(given: argparse.Namespace) -> Backbone:
     return Backbone(f"{library} {name}", weights, model.eval(), size, mean, std, configured)
 
 
-def inject(backbone: Backbone, requests: list[str] | None, options: Options, backend: str | None, domain: str) -> None:
-    """Inject SIA at the requested stages, unless the checkpoint has SIA: then its sites and options are kept."""
+def inject(backbone: Backbone, given: argparse.Namespace, options: Options) -> None:
+    """Inject SIA at the requested stages, unless the checkpoint has SIA: then its sites and options are kept.
+
+    Raises:
+        Refusal: SIA cannot be injected, or the command line names what the checkpoint determines.
+    """
     if sia_modules(backbone.model):
-        if requests:
-            raise Refusal("the checkpoint has SIA at sites of its own; leave --stages out")
+        named = [name for name in ("stages", "domain") if getattr(given, name) is not None]
+        named += named_information(given) if backbone.configured else []  # older checkpoints do not hold the options
+        if named:
+            listed = ", ".join(f"--{name.replace('_', '-')}" for name in named)
+            raise Refusal(f"the checkpoint has SIA with sites and options of its own; leave {listed} out")
         for module in sia_modules(backbone.model).values():
-            module.backend = backend
-            if not backbone.configured:  # older checkpoints do not hold the options
+            module.backend = given.backend
+            if not backbone.configured:
                 module.options = options
         return
-    chosen = {**options._asdict(), "backend": backend, "example_input": torch.empty(1, *backbone.size)}
+    chosen = {**options._asdict(), "backend": given.backend, "example_input": torch.empty(1, *backbone.size)}
     with refusing(InjectionError, ValueError, TypeError):
         # Without the aggregation, which is untrained, the maps are the self-information of the model's own features.
-        inject_sia(backbone.model, stages(requests), aggregate=False, domain=domain, **chosen)
+        inject_sia(backbone.model, stages(given.stages), aggregate=False, domain=given.domain or "spatial", **chosen)
 
 
 def _found(name: str) -> tuple[str, str]:

@@ -177,10 +177,11 @@ def test_checkpoints_that_hold_sia(
         assert float(cells[4]) == pytest.approx(info.mean().item(), abs=0.02)
 
 
-def test_stages_beside_a_checkpoint_that_holds_sia(photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_beside_a_checkpoint_that_holds_sia(photo_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(inject_sia(seeded()), "sia.pth")
-    message = refused(["map", "photo.png", *SMALL, "--checkpoint", "sia.pth", "--stages", "layer1"], capsys)
-    assert "leave --stages out" in message
+    for option in (["--stages", "layer1"], ["--kernel-size", "3"], ["--domain", "spatial"], ["--no-adaptive"]):
+        message = refused(["map", "photo.png", *SMALL, "--checkpoint", "sia.pth", *option], capsys)
+        assert f"leave {option[0].replace('--no-', '--')} out" in message
 
 
 class Evil:
