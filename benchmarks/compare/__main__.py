@@ -40,7 +40,7 @@ class Budget(NamedTuple):
         seeds: runs of every variant.
         epochs: epochs per run.
         batch: pictures per step.
-        groups: largest number of groups of pictures; None for all.
+        groups: about how many groups of pictures to use; None for all.
     """
 
     seeds: int
@@ -61,14 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         variants = chosen(given.variants)
         native = models.native_size(given.model)
-        size = given.size or (min(native, QUICK_SIZE) if given.quick else native)
+        size = (min(native, QUICK_SIZE) if given.quick else native) if given.size is None else given.size
         config, place = _config(given, size), _place(given)
+        start = runs.Start(given.checkpoint, given.pretrained)
+        for variant in variants:  # refuse an impossible variant before anything is discarded or trained
+            models.make(given.model, variant, size, 0, *start)
         if given.fresh:
             _forget(given.out)
         store = runs.Store(given.out, config)
-        start = runs.Start(given.checkpoint, given.pretrained)
-        for variant in variants:  # refuse an impossible variant before anything is trained
-            models.make(given.model, variant, size, 0, *start)
         _run_missing(store, variants, range(given.seeds), start, place, given)
     except KeyboardInterrupt:
         print(
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         help="decay of the averaged weights, which are tested; 0 for none (%(default)s)",
     )
     add("--quality", choices=data.QUALITIES, default="HQ", help="JPEG quality applied to all pictures (%(default)s)")
-    add("--groups", type=int, metavar="N", help="largest number of groups of pictures to use (all)")
+    add("--groups", type=int, metavar="N", help="about how many groups of pictures to use (all)")
     add("--dataset", choices=data.SOURCES, default="folder", help="kind of data set in the folder (%(default)s)")
     add("--device", help="device, as torch names it (cuda if available)")
     add(
@@ -128,10 +128,13 @@ def _with_budget(given: argparse.Namespace) -> argparse.Namespace:
 
 
 def _config(given: argparse.Namespace, size: int) -> runs.Config:
-    least = {"seeds": 1, "epochs": 1, "batch": 2}
+    least = {"seeds": 1, "epochs": 1, "batch": 2, "size": 16, "groups": 2 * len(data.Parts._fields)}
     for name, bound in least.items():
-        if getattr(given, name) < bound:
-            raise ValueError(f"--{name} must be {bound} or more, got {getattr(given, name)}")
+        value = getattr(given, name)
+        if value is not None and value < bound:
+            raise ValueError(f"--{name} must be {bound} or more, got {value}")
+    if given.out.exists() and not given.out.is_dir():
+        raise ValueError(f"--out {given.out} is a file; name a folder")
     if not given.lr > 0 or not given.gain_rate > 0 or given.weight_decay < 0 or not 0 <= given.ema < 1:
         raise ValueError(
             "--lr and --gain-rate must be above 0, --weight-decay 0 or more and --ema from 0 to below 1, got "
@@ -161,8 +164,9 @@ def _config(given: argparse.Namespace, size: int) -> runs.Config:
 def _place(given: argparse.Namespace) -> runs.Place:
     try:
         device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ValueError(f"--device {given.device}: {error}") from None
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # without CUDA, torch asserts that it was compiled with it
+        raise ValueError(f"--device {given.device}: {str(error).partition(chr(10))[0]}") from None
     if given.precision is not None:
         return runs.Place(device, PRECISIONS[given.precision])
     if device.type != "cuda":
@@ -171,9 +175,9 @@ def _place(given: argparse.Namespace) -> runs.Place:
 
 
 def _forget(out: Path) -> None:
-    """Delete the runs in a folder."""
+    """Delete the runs in a folder, and what was written from them."""
     for path in (
-        *(out / name for name in (runs.RUNS, runs.CURVES, runs.CHECKPOINT)),
+        *(out / name for name in (runs.RUNS, runs.CURVES, runs.CHECKPOINT, table.TABLE, table.PICTURE)),
         *(out / "predictions").glob("*.csv"),
     ):
         path.unlink(missing_ok=True)

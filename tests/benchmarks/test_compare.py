@@ -132,6 +132,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, folder, capsys):
         (["--checkpoint", "nowhere.pt"], "nowhere.pt"),
         (["--data", "nowhere"], "nowhere is not a folder"),
         (["--device", "abacus"], "--device abacus"),
+        (["--device", "mps" if torch.cuda.is_available() else "cuda"], "--device "),
+        (["--size", "0"], "--size must be 16 or more, got 0"),
+        (["--groups", "3"], "--groups must be 6 or more, got 3"),
     ],
 )
 def test_invalid_requests_are_refused_before_training(folder, tmp_path, capsys, more, message):
@@ -224,6 +227,16 @@ def test_rows_of_another_configuration_are_refused_until_discarded(folder, done,
     assert "another configuration: epochs 2, not 1; learning_rate 0.001, not 0.01. Choose another --out" in message
     assert compared(folder, tmp_path, "--epochs", "1", "--seeds", "1", "--fresh") == 0
     assert {row["epochs"] for row in rows_of(tmp_path / "runs.csv")} == {"1"}
+
+
+def test_a_refused_request_discards_nothing(folder, done, capsys):
+    before = figures(done)
+    with pytest.raises(SystemExit):
+        compared(folder, done, "--fresh", "--size", "-5")
+    with pytest.raises(SystemExit):
+        compared(folder, done / "runs.csv")
+    assert "runs.csv is a file; name a folder" in capsys.readouterr().err
+    assert figures(done) == before and len(rows_of(done / "runs.csv")) == 6
 
 
 def test_changed_pictures_change_the_configuration(done, tmp_path, capsys):
