@@ -28,6 +28,7 @@ __all__ = [
     "any_global_hook",
     "any_transform",
     "call_eagerly",
+    "concatenation",
     "constant_when_compiled",
     "current_node",
     "dispatch_keys",
@@ -96,6 +97,15 @@ def current_node() -> Any:
 def graph_task() -> int:
     """Return the number of the backward pass that this thread evaluates; -1 outside of any."""
     return torch._C._current_graph_task_id()
+
+
+def concatenation(node: Any) -> tuple[int, tuple[int, ...]] | None:
+    """Return the axis and the result's shape if a node of the autograd graph is that of torch.cat, else None."""
+    if node.name() != "CatBackward0":
+        return None
+    shape = tuple(node._input_metadata[0].shape)
+    axis = node._saved_dim  # without a sign, of 64 bits
+    return (axis if axis < len(shape) else axis - 2**64 + len(shape)), shape
 
 
 def any_global_hook() -> bool:

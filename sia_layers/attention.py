@@ -354,9 +354,16 @@ def as_positive(name: str, value: int) -> int:
 
 
 def _made(name: str, layer: Callable[[], nn.Module]) -> nn.Module:
-    if not callable(layer):
-        raise TypeError(f"{name} must be a class of modules, such as torch.nn.ReLU, got {layer!r}")
-    return layer()
+    refusal = f"{name} must be a class of modules, such as torch.nn.ReLU, got {layer!r}"
+    if not callable(layer) or isinstance(layer, nn.Module):
+        raise TypeError(refusal)
+    try:
+        made = layer()
+    except TypeError as error:
+        raise TypeError(f"{name} must be a class of modules, such as torch.nn.ReLU, got {layer!r}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise TypeError(refusal)
+    return made
 
 
 def _options_repr(options: Options) -> str:

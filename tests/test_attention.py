@@ -344,8 +344,9 @@ def test_layers_of_a_kind_can_be_given() -> None:
     layer = SIAttention(8, act_layer=partial(nn.LeakyReLU, 0.5), gate_layer=nn.Hardsigmoid)
     assert isinstance(layer.act, nn.LeakyReLU) and isinstance(layer.gate, nn.Hardsigmoid)
     for name in ("act_layer", "gate_layer"):
-        with pytest.raises(TypeError, match=f"{name} must be a class of modules, .*, got 'relu'"):
-            SIAttention(8, **{name: "relu"})  # type: ignore[arg-type]
+        for wrong in ("relu", nn.GELU(), torch.relu, nn.Linear, dict):
+            with pytest.raises(TypeError, match=f"{name} must be a class of modules, such as torch.nn.ReLU, got "):
+                SIAttention(8, **{name: wrong})  # type: ignore[arg-type]
 
 
 # --- What is refused -----------------------------------------------------------------------------------------------

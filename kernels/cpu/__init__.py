@@ -14,9 +14,16 @@ from sia_layers.kernels.options import Options
 
 
 def unavailable() -> str | None:
-    """Return why the backend cannot run in this process; None if it can."""
+    """Return why the backend cannot run in this process; None if it can.
+
+    Raises:
+        ValueError: ``SIA_LAYERS_CPU_LEVEL`` names no instruction set.
+    """
     found = library.load()
-    return found if isinstance(found, str) else None
+    if isinstance(found, str):
+        return found
+    library.best_level()
+    return None
 
 
 def refuses(x: Tensor) -> str | None:
