@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import json
+import math
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -52,7 +54,7 @@ class Config(NamedTuple):
         }
         options = {name: _named(value) if name in LAYERS else value for name, value in changed.items()}
         given = {name: list(map(plain, value)) if name == "grid" else value for name, value in where.items()
-                if value and value != "spatial"}  # fmt: skip
+                if value is not None and value is not False and value != "spatial"}  # fmt: skip
         arguments = {
             "version": VERSION,
             "stages": list(dict.fromkeys(map(str, stages))),
@@ -108,8 +110,10 @@ def config_in(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def plain(value: Any) -> Any:
-    """Return a number of NumPy, or a tensor of one, as Python's own, which JSON and a safe ``torch.load`` accept."""
-    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+    """Return any number, or an array or tensor of one, as Python's own, which JSON and a safe ``torch.load`` accept."""
+    if hasattr(value, "item") and math.prod(getattr(value, "shape", (0,))) == 1:
+        return value.item()
+    return float(value) if isinstance(value, Fraction) else value
 
 
 def resolved(name: str, value: Any) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -322,9 +324,9 @@ def _refuse_lazy(model: nn.Module) -> None:
 
 def _depends_on_values(error: Exception) -> bool:
     """Tell whether a forward pass failed because fake tensors have no values."""
-    kind = type(error).__name__
-    return kind.startswith(("DataDependent", "DynamicOutputShape", "GuardOnDataDependent")) or "FakeTensor" in str(
-        error
+    kind, text = type(error).__name__, str(error)
+    return kind.startswith(("DataDependent", "DynamicOutputShape", "GuardOnDataDependent")) or (
+        "FakeTensor" in text and "invalid combination of arguments" not in text
     )
 
 
@@ -342,10 +344,18 @@ def _why(model: nn.Module, inputs: Inputs, error: Exception) -> str:
             f"the forward pass of {type(model).__name__} depends on values ({lines[0] if lines else kind}), which a "
             "dry run does not have; inject into a part of the model that does not, such as its backbone"
         )
+    if _in_a_layer(error):
+        return f"SIA cannot gate a map of this {type(model).__name__}: {kind}: {lines[0] if lines else ''}"
     return (
         f"{type(model).__name__} failed on an input of shape {inputs.described()}: {kind}: "
         f"{lines[0] if lines else ''}; {inputs.advice}"
     )
+
+
+def _in_a_layer(error: Exception) -> bool:
+    """Tell whether an error comes from an attention layer itself, and not from the model around it."""
+    modules = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return "sia_layers.attention" in modules or "sia_layers.frequency" in modules
 
 
 def _hooked_module(model: nn.Module, error: Exception) -> str | None:
@@ -366,10 +376,12 @@ def _ends(output: Any) -> list[Node]:
 def _tensors(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
         return [output]
-    if isinstance(output, dict):
-        output = list(output.values())
-    if isinstance(output, (list, tuple)):
-        return [tensor for value in output for tensor in _tensors(value)]
-    return (
-        [tensor for value in vars(output).values() for tensor in _tensors(value)] if hasattr(output, "__dict__") else []
-    )
+    if isinstance(output, Mapping):
+        values: Iterable[Any] = output.values()
+    elif isinstance(output, (list, tuple, set, frozenset, deque)):
+        values = output
+    elif dataclasses.is_dataclass(output):
+        values = [getattr(output, field.name, None) for field in dataclasses.fields(output)]
+    else:
+        values = vars(output).values() if hasattr(output, "__dict__") else []
+    return [tensor for value in list(values) for tensor in _tensors(value)]

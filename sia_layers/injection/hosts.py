@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -13,7 +14,7 @@ from sia_layers.kernels.private_torch import BATCH_NORM, CONVOLUTION
 
 DENSE_BLOCKS: Final = frozenset({"DenseBlock", "_DenseBlock", "DenseStage"})  # their last layer is not their output
 CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-ITERATORS: Final = frozenset({"children", "named_children", "_modules", "modules"})
+ITERATORS: Final = frozenset({"children", "named_children", "_modules", "modules", "named_modules"})
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -54,28 +55,48 @@ def check_supported(model: nn.Module) -> None:
             )
 
 
-def host_of(model: nn.Module, name: str) -> tuple[str, str]:
+def host_of(model: nn.Module, name: str, runs_children: Callable[[str], bool] | None = None) -> tuple[str, str]:
     """Return the name of the module that ends a stage, and its side.
 
     The search descends into containers to their last real block, because checkpointing skips a Sequential, and a
-    container that iterates over its children would also run a new child.
+    module that runs whatever children it has would also run a new child.
+
+    Args:
+        model: the model.
+        name: name of the stage.
+        runs_children: function that tells whether the module of a name runs whatever children it has; None to judge
+            by :func:`may_run_children`.
     """
     module = model.get_submodule(name)
     while True:
         if type(module).__name__ in DENSE_BLOCKS:
             return _transition(model, name), "input"
-        child = _last_block(module) if iterates(module) else _activation(module)
+        runs = may_run_children(module) and (runs_children is None or runs_children(name))
+        child = _last_block(module) if runs else _activation(module)
         if child is None:
             return name, "output"
         name, module = f"{name}.{child}", module._modules[child]  # type: ignore[assignment]
 
 
-def iterates(module: nn.Module) -> bool:
-    """Tell whether a module is a container or iterates over its children, and so would also run a new child."""
-    if isinstance(module, CONTAINERS):
-        return bool(module._modules)
-    code = getattr(type(module).forward, "__code__", None)
-    return bool(module._modules) and code is not None and not ITERATORS.isdisjoint(code.co_names)
+def is_container(module: nn.Module) -> bool:
+    """Tell whether a module is one of torch's containers, and has children."""
+    return isinstance(module, CONTAINERS) and bool(module._modules)
+
+
+def may_run_children(module: nn.Module) -> bool:
+    """Tell whether a module is a container, or mentions an iterator of its children in its forward pass."""
+    if isinstance(module, CONTAINERS) or not module._modules:
+        return is_container(module)
+    waiting, seen = ["forward"], {"forward"}
+    while waiting:  # the methods that the forward pass calls, too
+        code = getattr(getattr(type(module), waiting.pop(), None), "__code__", None)
+        names = frozenset() if code is None else frozenset(code.co_names)
+        if not ITERATORS.isdisjoint(names):
+            return True
+        following = [name for name in names - seen if name not in vars(nn.Module)]
+        waiting += following
+        seen.update(following)
+    return False
 
 
 def _last_block(module: nn.Module) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sia_layers.injection import dry_run
-from sia_layers.injection.config import AGGREGATE_FORMS, Config, resolved
+from sia_layers.injection.config import AGGREGATE_FORMS, Config, plain, resolved
 from sia_layers.injection.errors import FiringError, InjectionError
 from sia_layers.injection.hosts import unwrapped
 from sia_layers.injection.inputs import inputs_for
@@ -26,11 +26,11 @@ from sia_layers.injection.module import (
     patch_hook,
 )
 from sia_layers.injection.names import CHILD, PATCHES, RELAY
-from sia_layers.injection.proof import Site
+from sia_layers.injection.proof import Overrides, Site
 from sia_layers.injection.relay import Relay
 from sia_layers.injection.sites import StageRequest, find_sites
 from sia_layers.injection.state_dict import not_injected
-from sia_layers.kernels.options import as_choice
+from sia_layers.kernels.options import as_bool, as_choice
 from sia_layers.kernels.private_torch import hook_tables
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -103,13 +103,14 @@ def inject_sia(
         >>> model = eject_sia(model)
     """
     target = unwrapped(model)
+    identity_init, aggregate = as_bool("identity_init", plain(identity_init)), plain(aggregate)
     options = _options(identity_init, sia_kwargs)
-    if aggregate not in AGGREGATE_FORMS:
+    if not isinstance(aggregate, (bool, str)) or aggregate not in AGGREGATE_FORMS:
         raise ValueError(f"aggregate must be True, False or 'pooled', got {aggregate!r}")
     as_choice("domain", domain, tuple(DOMAINS))
-    where = {"layout": layout, "grid": grid, "prefix_tokens": prefix_tokens, "allow_bypass": allow_bypass}
+    where = Overrides.checked(layout, grid, prefix_tokens, allow_bypass)._asdict()
     Config.check_version(version)
-    sites = find_sites(target, stages, example_input=example_input, example_kwargs=example_kwargs, **where)  # type: ignore[arg-type]
+    sites = find_sites(target, stages, example_input=example_input, example_kwargs=example_kwargs, **where)
     config = Config.of(
         (site.stage for site in sites), aggregate, identity_init, {**where, "domain": domain}, sia_kwargs
     )
@@ -138,7 +139,14 @@ def eject_sia(model: Model) -> Model:
 
     Raises:
         NotInjectedError: the model has no SIA.
+        InjectionError: it is a part of the model that was injected, and others of its sites lie outside.
     """
+    places = [module.place for module in unwrapped(model).modules() if isinstance(module, Injected)]
+    if places and not (any(place.position == 0 for place in places) and any(place.last for place in places)):
+        raise InjectionError(
+            f"this {type(model).__name__} holds some of the sites of a model, which would not run without these; call "
+            "eject_sia on the model that was injected"
+        )
     if not _detach(unwrapped(model)):
         raise not_injected(model)
     _forget_compiled()
@@ -149,7 +157,7 @@ def _options(identity_init: bool, given: dict[str, Any]) -> dict[str, Any]:
     for name in FROM_THE_HOST:
         if name in given:
             raise TypeError(f"{name} is determined by each host; leave it out")
-    given = {name: resolved(name, value) for name, value in given.items()}
+    given = {name: plain(resolved(name, value)) for name, value in given.items()}
     if not identity_init:
         return given
     if given.get("gain") not in (None, 0.0):
@@ -235,8 +243,15 @@ def _check_firings(
     model: nn.Module, sites: list[Site], example_input: Any, example_kwargs: Mapping[str, Any] | None
 ) -> None:
     inputs = inputs_for(model, example_input, example_kwargs)
-    ran = dry_run.run(model, inputs, [(site.name, "output") for site in sites])
-    counts = {name: len(firings) for (name, _), firings in ran.firings.items()}
+    hosts = [(site.host, site.side) for site in sites]
+    ran = dry_run.run(model, inputs, [*hosts, *((site.name, "output") for site in sites)])
+    counts = {site.name: len(ran.firings[site.name, "output"]) for site in sites}
+    for site, host in zip(sites, hosts, strict=True):
+        if counts[site.name] != len(ran.firings[host]):
+            raise FiringError(
+                f"{site.host!r} runs {len(ran.firings[host])} times in a forward pass, and its new module {CHILD!r} "
+                f"{counts[site.name]} times: a function that it calls also runs its children; name the last of these"
+            )
     if len(set(counts.values())) != 1 or 0 in counts.values():
         uneven = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
         raise FiringError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +15,7 @@ from sia_layers.aggregation import SIAggregation
 from sia_layers.attention import SIAttention
 from sia_layers.frequency import FrequencySIAttention
 from sia_layers.injection.config import Config
+from sia_layers.injection.errors import NotInjectedError
 from sia_layers.injection.layouts import Grid, Layout, Reading, grids_in
 from sia_layers.injection.names import CHILD, EXTRA_STATE, PATCHES, RELAY
 from sia_layers.injection.relay import Passed, Relay, relay_of
@@ -290,6 +292,10 @@ class SiteGroup(nn.ModuleDict):
 
 def with_item(output: Any, item: int | str, value: Tensor) -> Any:
     """Return a tuple, list or mapping with one item replaced."""
+    if isinstance(output, defaultdict):
+        changed = output.copy()
+        changed[item] = value
+        return changed
     if isinstance(output, Mapping):
         return type(output)({**output, item: value})  # type: ignore[call-arg]
     items = [value if index == item else other for index, other in enumerate(output)]
@@ -317,9 +323,14 @@ def is_site(module: nn.Module | None) -> bool:
     return isinstance(module, Injected)
 
 
-def output_hook(host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Gate the output of a host; registered as its forward hook."""
-    return _gated(host, output, grids_in(args, kwargs, output))
+def output_hook(host: nn.Module, args: tuple[Any, ...], *rest: Any) -> Any:
+    """Gate the output of a host; registered as its forward hook, with the keyword arguments before the output.
+
+    Raises:
+        NotInjectedError: the hook was moved to a module without SIA.
+    """
+    *keywords, output = rest  # without keywords where torch.ao.quantization.fuse_modules has moved the hook
+    return _gated(host, output, grids_in(args, keywords[0] if keywords else {}, output))
 
 
 def input_hook(host: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -328,8 +339,12 @@ def input_hook(host: nn.Module, args: tuple[Any, ...]) -> Any:
 
 
 def _gated(host: nn.Module, value: Any, grids: Sequence[Grid]) -> Any:
-    sites = host._modules[CHILD]
-    assert sites is not None
+    sites = host._modules.get(CHILD)
+    if sites is None:
+        raise NotInjectedError(
+            f"the hook of a site is on a {type(host).__name__} without SIA, to which something has moved it, such as "
+            "torch.ao.quantization.fuse_modules; fuse first, and inject afterwards"
+        )
     if isinstance(value, torch.fx.Proxy):  # torch.fx: trace as one call, like a layer of torch's own
         path = value.tracer.path_of_module(sites)  # type: ignore[attr-defined]
         relay = value.tracer.create_proxy("get_attr", f"{path.rpartition('.')[0]}.{RELAY}", (), {})

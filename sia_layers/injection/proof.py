@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from torch import Tensor, nn
 
 from sia_layers.injection import dry_run
+from sia_layers.injection.config import plain
 from sia_layers.injection.errors import (
     DryRunError,
     FiringError,
@@ -99,14 +100,18 @@ class Overrides(NamedTuple):
         if layout is not None:
             as_choice("layout", layout, tuple(KINDS))
         if grid is not None:
-            grid = tuple(as_int("grid", side) for side in grid)
+            if not isinstance(grid, Iterable):
+                raise TypeError(f"grid must be (rows, columns) or (frames, rows, columns), got {grid!r}")
+            grid = tuple(as_int("grid", plain(side)) for side in grid)
             if len(grid) not in (2, 3) or min(grid) < 1:
                 raise ValueError(f"grid must be (rows, columns) or (frames, rows, columns), each 1 or more, got {grid}")
-        if prefix_tokens is not None and as_int("prefix_tokens", prefix_tokens) < 0:
-            raise ValueError(f"prefix_tokens must be 0 or more, got {prefix_tokens}")
+        if prefix_tokens is not None:
+            prefix_tokens = as_int("prefix_tokens", plain(prefix_tokens))
+            if prefix_tokens < 0:
+                raise ValueError(f"prefix_tokens must be 0 or more, got {prefix_tokens}")
         if layout not in (None, "NLC") and (grid is not None or prefix_tokens is not None):
             raise ValueError(f"grid and prefix_tokens are for tokens, layout='NLC'; got layout={layout!r}")
-        return cls(layout, grid, prefix_tokens, as_bool("allow_bypass", allow_bypass))
+        return cls(layout, grid, prefix_tokens, as_bool("allow_bypass", plain(allow_bypass)))
 
 
 class Proved(NamedTuple):
@@ -129,6 +134,10 @@ def prove(
         if isinstance(outcome, InjectionError):
             raise outcome
         found += outcome
+    if (overrides.grid, overrides.prefix_tokens) != (None, None) and all(
+        site.layout.kind != "NLC" for _, site in found
+    ):
+        raise LayoutError("grid and prefix_tokens are for tokens, and no stage returns any; leave them out")
     return [site for _, site in sorted(found, key=lambda proved: proved.order)]
 
 
@@ -386,6 +395,11 @@ class _Survey:
 
     def _why_off_trunk(self, candidate: Candidate, nodes: list[Any]) -> str:
         host = candidate.host
+        if not any(part.ends for part in self.first.parts.values()):
+            return (
+                "no tensor was found in the model's output; it must be a tensor, or a tuple, list, set, mapping or "
+                "dataclass of tensors"
+            )
         if not any(part.depends_on(nodes) for part in self.first.parts.values()):
             return f"the model's output does not depend on the output of {host!r}; name a module that it depends on"
         parents = [host.rsplit(".", depth)[0] for depth in range(host.count("."), 0, -1)]
@@ -410,9 +424,11 @@ def items_of(value: Any) -> list[tuple[Item, Tensor, int]]:
     """List the floating-point tensors that are items of an output: key, tensor, and index among all its leaves."""
     if isinstance(value, Tensor):
         return [(None, value, 0)] if value.is_floating_point() else []
-    entries = (
-        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else []
-    )
+    entries: Iterable[tuple[Item, Any]] = []
+    if isinstance(value, Mapping) and not pytree.tree_is_leaf(value):  # which some mappings are to pytree
+        entries = value.items()
+    elif isinstance(value, (list, tuple)):
+        entries = enumerate(value)
     found: list[tuple[Item, Tensor, int]] = []
     index = 0
     for key, entry in entries:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from sia_layers.injection import dry_run, proof
-from sia_layers.injection.errors import InjectionError, NoStagesError, UnknownStageError, nearest
-from sia_layers.injection.hosts import check_supported, host_of, unwrapped
+from sia_layers.injection.config import plain
+from sia_layers.injection.errors import DryRunError, InjectionError, NoStagesError, UnknownStageError, nearest
+from sia_layers.injection.hosts import check_supported, host_of, is_container, unwrapped
 from sia_layers.injection.inputs import Inputs, inputs_for
+from sia_layers.injection.names import CHILD, child_of
 from sia_layers.injection.proof import Candidate, Overrides, Site
 from sia_layers.injection.stages import Stage, Stages, default_stages, stages_of
 
@@ -69,7 +72,7 @@ def find_sites(
     inputs = inputs_for(model, example_input, example_kwargs)
     known = complete(model, requests, known, inputs, overrides)
     chosen = choose(model, requests, known)
-    candidates = _candidates(model, chosen, known)
+    candidates = _candidates(model, chosen, known, inputs)
     _check_distinct(model, candidates)
     return proof.prove(model, candidates, inputs, overrides, known.scope)
 
@@ -117,9 +120,12 @@ def as_requests(
         TypeError: a request is not a name, pattern or reduction.
         UnknownStageError: the list is empty.
     """
+    stages = plain(stages)
     if stages is None:
         return None
-    requests = [stages] if isinstance(stages, (str, int)) else list(stages)
+    if not isinstance(stages, (str, int, Iterable)):
+        raise TypeError(f"{name} must hold names of modules, glob patterns or reductions, got {stages!r}")
+    requests = [stages] if isinstance(stages, (str, int)) else list(map(plain, stages))
     for request in requests:
         if isinstance(request, bool) or not isinstance(request, (str, int)):
             raise TypeError(f"{name} must hold names of modules, glob patterns or reductions, got {request!r}")
@@ -169,10 +175,27 @@ def _matching(model: nn.Module, request: StageRequest, known: list[Stage]) -> li
     return matching
 
 
-def _candidates(model: nn.Module, chosen: Sequence[Stage], known: Stages) -> list[Candidate]:
+def _candidates(model: nn.Module, chosen: Sequence[Stage], known: Stages, inputs: Inputs) -> list[Candidate]:
     declared = {stage.name for stage in known.stages}
-    found = [Candidate(stage, *host_of(model, stage.name), stage.name in declared) for stage in chosen]
+    runs_children = functools.cache(functools.partial(_runs_children, model, inputs))
+    hosts = [host_of(model, stage.name, runs_children) for stage in chosen]
+    found = [Candidate(stage, *host, stage.name in declared) for stage, host in zip(chosen, hosts, strict=True)]
     return list({(candidate.host, candidate.side): candidate for candidate in found}.values())
+
+
+def _runs_children(model: nn.Module, inputs: Inputs, name: str) -> bool:
+    """Tell whether a module runs whatever children it has: give it one more, and see whether a dry run runs that."""
+    module = model.get_submodule(name)
+    if is_container(module) or hasattr(module, CHILD):
+        return is_container(module)
+    module.add_module(CHILD, nn.Identity())
+    key = (child_of(name), "output")
+    try:
+        return bool(dry_run.run(model, inputs, [key]).firings[key])
+    except DryRunError:  # perhaps because the child was run; if not, the next dry run says why
+        return True
+    finally:
+        del module._modules[CHILD]
 
 
 def _check_distinct(model: nn.Module, candidates: Sequence[Candidate]) -> None:
@@ -203,7 +226,7 @@ def _measured(model: nn.Module, inputs: Inputs, known: Stages, overrides: Overri
     if all(stage.reduction for stage in known.stages):
         return known
     measured = []
-    candidates = _candidates(model, known.stages, known)
+    candidates = _candidates(model, known.stages, known, inputs)
     for candidate, outcome in proof.each(model, candidates, inputs, overrides, known.scope):
         if not isinstance(outcome, InjectionError):
             measured.append((outcome[0].order, candidate.stage._replace(reduction=outcome[0].site.reduction)))

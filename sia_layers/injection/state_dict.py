@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sia_layers.attention import SIAttention
-from sia_layers.injection.errors import NotInjectedError, StateDictError, nearest
+from sia_layers.injection.errors import ConfigError, NotInjectedError, StateDictError, nearest
 from sia_layers.injection.module import Injected, Leading
 from sia_layers.injection.names import EXTRA_STATE
 
@@ -120,9 +120,12 @@ def sia_config(model: nn.Module) -> dict[str, Any]:
 
     It is a copy that can be serialised as JSON, and travels in the model's state dict. Activations are stored by the
     names of their classes in ``torch.nn``; for any other class, ``inject_sia`` raises and asks for the class itself.
+    If only a part of the model was injected, the configuration is that of the part and names the stages as the part
+    knows them: ``inject_sia(model.backbone, **config)``.
 
     Raises:
         NotInjectedError: the model has no SIA.
+        ConfigError: several parts of the model were injected, and each has a configuration.
 
     Example:
         >>> from torchvision.models import resnet18
@@ -132,9 +135,15 @@ def sia_config(model: nn.Module) -> dict[str, Any]:
         (['layer1', 'layer2', 'layer3'], 5)
         >>> model = inject_sia(resnet18(), **config)
     """
-    for module in found_sites(model).values():
-        if isinstance(module, Leading):
-            return copy.deepcopy(module.config.arguments)
+    found = {name: site for name, site in found_sites(model).items() if isinstance(site, Leading)}
+    if len(found) > 1:
+        first = " and ".join(repr(name.rpartition(".")[0]) for name in found)
+        raise ConfigError(
+            f"this {type(model).__name__} has {len(found)} injections, each with a configuration of its own; their "
+            f"first sites are at {first}; call sia_config on each part that was injected"
+        )
+    for site in found.values():
+        return copy.deepcopy(site.config.arguments)
     raise not_injected(model)
 
 

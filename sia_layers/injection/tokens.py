@@ -13,6 +13,7 @@ from sia_layers.injection.families import PREFIX_FIRST, ancestors, declared_pref
 from sia_layers.injection.layouts import Grid, Layout, cell_count, grids_in, strided
 from sia_layers.injection.module import patch_grid
 from sia_layers.injection.stages import Stage
+from sia_layers.kernels.private_torch import concatenation
 
 # Attributes that hold the module that makes the patches; the grid of the patches is that of the tokens.
 PATCH_MODULES: Final = ("patch_embed", "patch_embed1", "embeds", "stem", "conv_proj", "pixel_embed")
@@ -55,9 +56,10 @@ class Tokens:
         ordered = token_order(self.model, host, length)
         if ordered is not None:
             return Layout("NLC", ordered[1], (0,), fixed=True, order=ordered[0]), None
-        if self.grid is not None:
-            return self._as_said(host, length, self.grid), None
+        self._check_order(host, length, firing)
         prefixes = self._prefixes(host)
+        if self.grid is not None:
+            return self._as_said(host, length, self.grid, prefixes), None
         for grid in grids_in(firing.args, firing.kwargs, firing.value):
             layout = Layout("NLC", grid, self._with_measured(host, prefixes, length, grid))
             if layout.fits(length, grid):
@@ -66,15 +68,34 @@ class Tokens:
             host, length, prefixes, firing
         )
 
-    def _as_said(self, host: str, length: int, grid: Grid) -> Layout:
-        cells = cell_count(grid)
-        prefix = length - cells if self.prefix_tokens is None else self.prefix_tokens
-        if prefix < 0 or cells + prefix != length:
+    def _check_order(self, host: str, length: int, firing: dry_run.Firing) -> None:
+        """Check that no tokens follow those of the patches, in models whose family does not tell.
+
+        Raises:
+            LayoutError: the model concatenates them so.
+        """
+        if family_at(self.model, host).library:
+            return
+        starts = self.found.parts[""].starts
+        for node in {each for end in firing.nodes for each in dry_run.reachable(end, frozenset())}:
+            joined = concatenation(node)
+            if joined is None or joined[0] != 1 or len(joined[1]) != 3 or joined[1][1] != length:
+                continue
+            seen = [bool(starts & dry_run.reachable(part, frozenset())) for part, _ in node.next_functions]
+            if any(seen) and not seen[-1]:
+                raise LayoutError(
+                    f"{host!r} returns {length} tokens, the last of which do not come from the picture; SIA supports "
+                    "class and register tokens only before those of the patches"
+                )
+
+    def _as_said(self, host: str, length: int, grid: Grid, prefixes: tuple[int, ...]) -> Layout:
+        left = length - cell_count(grid)
+        if left not in prefixes and not (self.prefix_tokens is None and left == self._special_tokens()):
             raise LayoutError(
-                f"{host!r} returns {length} tokens, which do not match grid={grid} with prefix_tokens="
-                f"{'any' if self.prefix_tokens is None else prefix}"
+                f"{host!r} returns {length} tokens, which do not match grid={grid} with {prefixes[0]} prefix tokens; "
+                "pass the grid of its patches, and prefix_tokens= if there are more tokens before them"
             )
-        return Layout("NLC", grid, (prefix,), fixed=True)
+        return Layout("NLC", grid, (left,), fixed=True)
 
     def _prefixes(self, host: str) -> tuple[int, ...]:
         return (self.prefix_tokens,) if self.prefix_tokens is not None else declared_prefixes(self.model, host)

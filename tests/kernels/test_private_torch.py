@@ -53,6 +53,15 @@ def transforms() -> None:
     assert seen == [True, True] and not private_torch.any_transform()
 
 
+def concatenations() -> None:
+    x = torch.zeros(1, 4, 3, requires_grad=True) * 1
+    for axis in (1, -2):
+        node = torch.cat((x, torch.zeros(1, 2, 3)), axis).grad_fn
+        assert private_torch.concatenation(node) == (1, (1, 6, 3))
+        assert [part for part, _ in node.next_functions] == [x.grad_fn, None]
+    assert private_torch.concatenation(x.grad_fn) is None
+
+
 def observers() -> None:
     assert not private_torch.dispatch_observed()
     for observer in (TorchDispatchMode(), TorchFunctionMode(), torch.autograd.profiler.profile(use_cpu=True)):
@@ -155,6 +164,7 @@ def fake_tensors() -> None:
 def trees() -> None:
     tree = {"a": [torch.zeros(1), 2], "b": (3,)}
     assert private_torch.pytree.tree_leaves(tree)[1:] == [2, 3]
+    assert private_torch.pytree.tree_is_leaf(2) and not private_torch.pytree.tree_is_leaf(tree)
     assert private_torch.pytree.tree_map(lambda leaf: 1, tree) == {"a": [1, 1], "b": (1,)}
 
 
@@ -174,6 +184,7 @@ def trees() -> None:
         ),
         (parts_of_a_module, "inject_sia and eject_sia would not find or remove modules"),
         (compiled_in_place, "the dry run would run models compiled in place by their compiled code"),
+        (concatenations, "tokens behind those of the patches would be taken for patches"),
         (bases, "hosts of stages would be misjudged, or the dry run change statistics"),
         (fake_tensors, "the dry run would need memory and time for real activations"),
         (trees, "tensors in nested inputs and outputs would not be found"),
