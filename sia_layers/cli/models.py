@@ -18,7 +18,8 @@ from sia_layers.cli.checkpoint import fitting, inject_as_saved, load, read_check
 from sia_layers.cli.common import Parser, Refusal, named_information, refusing
 from sia_layers.injection import InjectionError, inject_sia, sia_modules
 from sia_layers.injection.config import config_in
-from sia_layers.injection.inputs import inputs_for
+from sia_layers.injection.errors import DryRunError
+from sia_layers.injection.inputs import EXAMPLE_ADVICE, inputs_for
 from sia_layers.kernels.options import Options
 
 if TYPE_CHECKING:
@@ -144,8 +145,13 @@ def inject(backbone: Backbone, given: argparse.Namespace, options: Options) -> N
         return
     chosen = {**options._asdict(), "backend": given.backend, "example_input": torch.empty(1, *backbone.size)}
     with refusing(InjectionError, ValueError, TypeError):
-        # Without the aggregation, which is untrained, the maps are the self-information of the model's own features.
-        inject_sia(backbone.model, stages(given.stages), aggregate=False, domain=given.domain or "spatial", **chosen)
+        try:
+            # Without the untrained aggregation, the maps are the self-information of the model's own features.
+            inject_sia(
+                backbone.model, stages(given.stages), aggregate=False, domain=given.domain or "spatial", **chosen
+            )
+        except DryRunError as error:
+            raise Refusal(str(error).replace(EXAMPLE_ADVICE, "choose another --image-size")) from error
 
 
 def _found(name: str) -> tuple[str, str]:

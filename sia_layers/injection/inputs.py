@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from sia_layers.injection.errors import DryRunError, NoStagesError
 from sia_layers.injection.families import config_of, family_of, origin
 from sia_layers.kernels.private_torch import pytree
+
+EXAMPLE_ADVICE: Final = "pass an example_input that it takes"
 
 
 class Inputs(NamedTuple):
@@ -51,7 +53,7 @@ class Inputs(NamedTuple):
         """What to do if the model fails on the arguments."""
         if self.of_batch:
             return "batches must hold what it takes, such as pictures (N, C, H, W); for a single batch x, pass [x]"
-        return "pass an example_input that it takes"
+        return EXAMPLE_ADVICE
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the arguments with ``change`` applied to every tensor."""

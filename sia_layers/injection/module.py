@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -18,11 +17,11 @@ from sia_layers.injection.config import Config
 from sia_layers.injection.errors import NotInjectedError
 from sia_layers.injection.layouts import Grid, Layout, Reading, grids_in
 from sia_layers.injection.names import CHILD, EXTRA_STATE, PATCHES, RELAY
+from sia_layers.injection.outputs import Item, with_item
 from sia_layers.injection.relay import Passed, Relay, relay_of
 from sia_layers.kernels import ops
 
 DEFAULTS: Final = {"allow_bypass": False, "domain": "spatial"}  # of inject_sia's own arguments, if not None
-Item = int | str | None  # index or key of an item of a host's output; None for the output itself
 
 
 class Place(NamedTuple):
@@ -288,20 +287,6 @@ class SiteGroup(nn.ModuleDict):
         for site in self.values():
             output = site(output, relay=relay, grids=grids)
         return output
-
-
-def with_item(output: Any, item: int | str, value: Tensor) -> Any:
-    """Return a tuple, list or mapping with one item replaced."""
-    if isinstance(output, defaultdict):
-        changed = output.copy()
-        changed[item] = value
-        return changed
-    if isinstance(output, Mapping):
-        return type(output)({**output, item: value})  # type: ignore[call-arg]
-    items = [value if index == item else other for index, other in enumerate(output)]
-    if isinstance(output, tuple):
-        return type(output)(*items) if hasattr(output, "_fields") else tuple(items)
-    return items
 
 
 def _of_one_batch(passed: Passed, reading: Reading) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from torch import Tensor, nn
@@ -20,12 +20,11 @@ from sia_layers.injection.errors import (
 from sia_layers.injection.families import MAP_ITEMS, UNREADABLE_FAMILIES, family_at, known_kind
 from sia_layers.injection.inputs import Inputs
 from sia_layers.injection.layouts import KINDS, Grid, Layout
-from sia_layers.injection.module import Item
 from sia_layers.injection.names import child_of
+from sia_layers.injection.outputs import Item, described, items_of
 from sia_layers.injection.stages import Stage
 from sia_layers.injection.tokens import Tokens, patch_module
 from sia_layers.kernels.options import as_bool, as_choice, as_int
-from sia_layers.kernels.private_torch import pytree
 
 # The layout that follows from the axes that change with the picture's rows and columns.
 CHANGED: Final[dict[tuple[int, ...], str]] = {(2, 3): "NCHW", (1, 2): "NHWC", (1,): "NLC"}
@@ -418,29 +417,3 @@ class _Survey:
             f"the output of {host!r} does not decide the model's output: a path bypasses it; {advice}, or inject "
             "anyway with allow_bypass=True"
         )
-
-
-def items_of(value: Any) -> list[tuple[Item, Tensor, int]]:
-    """List the floating-point tensors that are items of an output: key, tensor, and index among all its leaves."""
-    if isinstance(value, Tensor):
-        return [(None, value, 0)] if value.is_floating_point() else []
-    entries: Iterable[tuple[Item, Any]] = []
-    if isinstance(value, Mapping) and not pytree.tree_is_leaf(value):  # which some mappings are to pytree
-        entries = value.items()
-    elif isinstance(value, (list, tuple)):
-        entries = enumerate(value)
-    found: list[tuple[Item, Tensor, int]] = []
-    index = 0
-    for key, entry in entries:
-        floating = [leaf for leaf in pytree.tree_leaves(entry) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-        if isinstance(entry, Tensor) and floating:
-            found.append((key, entry, index))
-        index += len(floating)
-    return found
-
-
-def described(value: Any) -> str:
-    """Describe an output in words."""
-    if isinstance(value, (list, tuple)):
-        return f"a {type(value).__name__} of {len(value)} ({', '.join(described(entry) for entry in value)})"
-    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
