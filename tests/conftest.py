@@ -15,6 +15,12 @@ from interpreter import quicken
 
 from sia_layers.kernels import backends
 
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1 and "OMP_NUM_THREADS" not in os.environ:
+    # Threads of several workers that each use all cores would wait for each other.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # for the processes that tests start
+
 GPU = torch.cuda.is_available()
 if not GPU:
     # Triton's interpreter lets its kernels serve CPU tensors; Triton reads the variable when it is imported.
