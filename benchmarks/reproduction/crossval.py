@@ -177,9 +177,7 @@ def run_missing(bench: Bench, ledger: Ledger, tasks: Sequence[Task], do: Callabl
     ledger.refresh()
     elsewhere = sum(task.key not in ledger for task in todo)
     if elsewhere:
-        print(
-            f"{ledger.path.name}: {elsewhere} runs are with other processes; repeat the command after them", flush=True
-        )
+        print(f"{ledger.path.name}: runs left to other processes: {elsewhere}; repeat the command later", flush=True)
     return not elsewhere
 
 
