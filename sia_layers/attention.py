@@ -360,7 +360,7 @@ def _made(name: str, layer: Callable[[], nn.Module]) -> nn.Module:
     try:
         made = layer()
     except TypeError as error:
-        raise TypeError(f"{name} must be a class of modules, such as torch.nn.ReLU, got {layer!r}: {error}") from error
+        raise TypeError(f"{refusal}: {error}") from error
     if not isinstance(made, nn.Module):
         raise TypeError(refusal)
     return made

@@ -76,7 +76,7 @@ class Net(nn.Module):
 
 
 def injected(model: nn.Module, *stages: str, **options: Any) -> nn.Module:
-    return inject_sia(model, list(stages) or ["a", "b"], **{"example_input": EXAMPLE, **options})
+    return inject_sia(model, **{"stages": list(stages) or ["a", "b"], "example_input": EXAMPLE, **options})
 
 
 # Hosts
@@ -160,6 +160,9 @@ def test_a_wrong_grid_is_refused() -> None:
         injected(Tokens(False), "block", grid=(8, 7))
     (site,) = sia_modules(injected(Tokens(False), "block", grid=(8, 7), prefix_tokens=9)).values()
     assert site.place.layout.prefixes == (9,)
+    model = injected(Tokens(False), "block", grid=(13, 5), prefix_tokens=0)
+    assert sia_config(model)["prefix_tokens"] == 0  # not left out like a default: inferring it again would give 1
+    assert list(sia_modules(injected(Tokens(False), **sia_config(model)))) == ["block.sia"]
     for given in ({"grid": (8, 8)}, {"prefix_tokens": 0}):
         with pytest.raises(errors.LayoutError, match="no stage returns any"):
             injected(Net(), **given)

@@ -11,11 +11,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from conftest import serving
 from torch import Tensor
 
 import sia_layers.kernels as kernels
 from sia_layers import available_backends, explain_backend, self_information, use_backend
 from sia_layers.kernels import backends
+from sia_layers.kernels.cpu import library
 
 X = torch.zeros(1, 1, 4, 4)
 
@@ -208,3 +210,15 @@ def test_explanation_names_the_one_that_runs(dtype: torch.dtype) -> None:
     lines = explain_backend(x).splitlines()
     assert [line.split(":")[0] for line in lines] == list(backends.BACKENDS)
     assert [line for line in lines if line.endswith(": runs")] == [f"{backends.select(x)}: runs"]
+
+
+def test_a_wrong_level_is_an_error_wherever_backends_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    serving("cpu")
+    monkeypatch.setenv(library.LEVEL_VARIABLE, "sse")
+    library.best_level.cache_clear()
+    try:
+        for ask in (backends.explain_backend, backends.select):
+            with pytest.raises(ValueError, match=r"SIA_LAYERS_CPU_LEVEL must be one of .*, got 'sse'"):
+                ask(torch.zeros(1, 1, 2, 2))
+    finally:
+        library.best_level.cache_clear()
