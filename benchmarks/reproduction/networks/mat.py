@@ -3,15 +3,17 @@
 Zhao et al., "Multi-attentional Deepfake Detection" (CVPR 2021):
 
 - Attention maps (its section 3.2): a convolution computes M maps from a middle layer.
-- Texture enhancement (3.3): the difference of a shallow layer from its local mean, through a densely connected block.
-- Bilinear attention pooling (3.2): the enhanced features under each map are pooled to a vector of unit length, and the
-  deep features are pooled under all maps together.
-- Region independence loss (3.4): the deep features under a map should lie near the map's own centre, which is the same
-  for both classes and updated with every batch, and the centres should lie apart.
+- Texture enhancement (3.3): a shallow layer is averaged over patches to the size of the attention maps, and its
+  difference from that average goes through a densely connected block.
+- Bilinear attention pooling (3.2): the enhanced features under each map are pooled to a vector of unit length. The deep
+  features are pooled under the sum of the maps, to a weighted mean, as in the authors' code
+  (https://github.com/yoctta/multiple-attention).
+- Region independence loss (3.4): the averaged shallow features under a map should lie near the map's own centre, which
+  is the same for both classes and updated with every batch, and the centres should lie apart.
 
 The network is EfficientNet-Lite0: textures come from its second stage, at a quarter of the picture, and attention from
-its fifth, at a sixteenth. Our choices: the dense block and the two branches are narrow, the centres move by a fixed
-share, and the paper's augmentation, which blurs or crops by a map, is omitted.
+its fifth, at a sixteenth. Our choices: the dense block and the two branches are narrow, there is no dropout, and the
+paper's augmentation, which blurs or crops by a map, is omitted.
 """
 
 from __future__ import annotations
@@ -34,16 +36,17 @@ INNER_MARGIN: Final = (0.05, 0.1)  # margin around a centre, for real and for fa
 OUTER_MARGIN: Final = 0.2  # margin between two centres
 CENTRE_RATE: Final = 0.05  # fraction of the distance to a batch's mean by which a centre moves
 INDEPENDENCE_WEIGHT: Final = 1.0
+SMALLEST_MASS: Final = 1e-6  # denominator of the weighted mean where every map is 0
 
 
 class TextureEnhancement(nn.Module):
-    """Three densely connected convolutions of a map minus its local mean.
+    """Three densely connected convolutions of a map minus its average over patches.
 
     Args:
         channels: channels of the map.
 
     Shape:
-        (N, C, H, W) to (N, 64, H, W).
+        (N, C, H, W) and its average (N, C, h, w) to (N, 64, H, W).
     """
 
     def __init__(self, channels: int) -> None:
@@ -53,9 +56,9 @@ class TextureEnhancement(nn.Module):
             + [_convolution(3 * channels, TEXTURE_CHANNELS, 3)]
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, average: Tensor) -> Tensor:
         """Return the enhanced texture."""
-        features = x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+        features = x - F.interpolate(average, x.shape[-2:], mode="nearest")
         for layer in self.layers[:-1]:
             features = torch.cat([features, layer(features)], 1)
         enhanced: Tensor = self.layers[-1](features)
@@ -70,7 +73,7 @@ class MAT(BackboneDetector):
 
     Attributes:
         backbone: network without its classifier.
-        centres: (M, C) centre of the deep features under each map.
+        centres: (M, C) centre of the averaged shallow features under each map.
     """
 
     def __init__(self, pretrained: bool = True) -> None:
@@ -85,7 +88,7 @@ class MAT(BackboneDetector):
         self.overall = nn.Sequential(nn.Linear(deep, HIDDEN), nn.ReLU())
         self.fc = nn.Linear(2 * HIDDEN, 1)
         self.centres: Tensor
-        self.register_buffer("centres", torch.zeros(MAPS, deep))
+        self.register_buffer("centres", torch.zeros(MAPS, textured))
 
     @property
     def backbones(self) -> list[nn.Module]:
@@ -105,20 +108,23 @@ class MAT(BackboneDetector):
         return cross_entropy(logits, labels) + INDEPENDENCE_WEIGHT * self._independence(regions, labels.long())
 
     def _with_regions(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (N,), and the deep features (N, M, C) under each map."""
+        """Return logits (N,), and the averaged shallow features (N, M, C) under each map, of unit length."""
         net: Any = self.backbone
         features = net.bn1(net.conv_stem(normalised(x)))
         for stage, block in enumerate(net.blocks):
             features = block(features)
             if stage == TEXTURE_STAGE:
-                textures = self.texture(features)
+                shallow = features
             if stage == ATTENTION_STAGE:
                 maps = self.attention(features)
         deep = net.bn2(net.conv_head(features))
-        local = pooled(textures, maps)
-        together = pooled(deep, maps.sum(1, keepdim=True)).squeeze(1)
-        logits = self.fc(torch.cat([self.local(local.flatten(1)), self.overall(together)], 1)).squeeze(1)
-        return logits, pooled(deep, maps)
+        average = F.adaptive_avg_pool2d(shallow, maps.shape[-2:])
+        local = F.normalize(under(self.texture(shallow, average), maps), dim=-1)
+        together = maps.sum(1, keepdim=True)
+        mass = F.interpolate(together, deep.shape[-2:], mode="bilinear").sum((-2, -1)).clamp_min(SMALLEST_MASS)
+        overall = under(deep, together).squeeze(1) / mass
+        logits = self.fc(torch.cat([self.local(local.flatten(1)), self.overall(overall)], 1)).squeeze(1)
+        return logits, F.normalize(under(F.instance_norm(average), maps), dim=-1)
 
     def _independence(self, regions: Tensor, labels: Tensor) -> Tensor:
         """Return the region independence loss, and update the centres."""
@@ -127,17 +133,16 @@ class MAT(BackboneDetector):
         # The centres move with this batch first, so that the loss also separates this batch.
         centres = self.centres + CENTRE_RATE * (regions.mean(0) - regions.mean(0).detach())
         margin = regions.new_tensor(INNER_MARGIN)[labels, None]
-        within = F.relu((regions - self.centres).square().sum(-1) - margin).sum(1).mean()
+        within = F.relu((regions - self.centres).square().sum(-1) - margin).mean()
         apart = (centres[:, None] - centres).square().sum(-1)
         others = ~torch.eye(MAPS, dtype=torch.bool, device=apart.device)
         return within + F.relu(OUTER_MARGIN - apart[others]).mean()
 
 
-def pooled(features: Tensor, maps: Tensor) -> Tensor:
-    """Apply bilinear attention pooling: features (N, C, H, W) under maps (N, M, h, w) to unit vectors (N, M, C)."""
+def under(features: Tensor, maps: Tensor) -> Tensor:
+    """Sum features (N, C, H, W), weighted by each of the maps (N, M, h, w) resized to them: (N, M, C)."""
     weights = F.interpolate(maps, features.shape[-2:], mode="bilinear")
-    summed = torch.einsum("nmhw,nchw->nmc", weights, features) / weights.shape[-2:].numel()
-    return F.normalize(summed, dim=-1)
+    return torch.einsum("nmhw,nchw->nmc", weights, features)
 
 
 def _convolution(inputs: int, outputs: int, side: int) -> nn.Sequential:

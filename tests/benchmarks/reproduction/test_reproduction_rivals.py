@@ -17,7 +17,7 @@ from benchmarks.reproduction.networks import RIVALS, lite, method, recipe
 from benchmarks.reproduction.networks.addnet import AddNet, attention_mask
 from benchmarks.reproduction.networks.attention import DropoutAttention, DualAttention, SelectiveKernels
 from benchmarks.reproduction.networks.detector import Detector
-from benchmarks.reproduction.networks.mat import MAPS, MAT, TextureEnhancement, pooled
+from benchmarks.reproduction.networks.mat import MAPS, MAT, TextureEnhancement, under
 from benchmarks.reproduction.networks.recipes import RECIPES, gains_of
 from benchmarks.reproduction.networks.rfm import BLOCKS, RFM, erased
 from sia_layers import sia_modules
@@ -110,30 +110,46 @@ def test_every_rival_learns_with_sia_and_without(name: str, sia: bool) -> None:
         torch.testing.assert_close(detector(x[1:2]), together[1:2], atol=1e-4, rtol=1e-4)
 
 
-def test_textures_are_what_a_map_has_beyond_its_local_mean() -> None:
+def test_textures_are_what_a_map_has_beyond_its_average_over_patches() -> None:
     enhance = TextureEnhancement(4).eval()
-    flat = torch.full((1, 4, 8, 8), 3.0)
-    torch.testing.assert_close(enhance(flat), enhance(torch.zeros_like(flat)), atol=1e-5, rtol=0)
-    assert enhance(torch.rand(1, 4, 8, 8)).shape == (1, 64, 8, 8)
+    average = torch.rand(1, 4, 2, 2)
+    steps = average.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    zeros = torch.zeros_like(steps)
+    torch.testing.assert_close(enhance(steps, average), enhance(zeros, zeros), atol=1e-5, rtol=0)
+    assert not torch.allclose(enhance(torch.rand(1, 4, 8, 8), average), enhance(zeros, zeros), atol=1e-3)
+    assert enhance(steps, average).shape == (1, 64, 8, 8)
 
 
-def test_bilinear_pooling_looks_where_the_map_is() -> None:
+def test_features_are_summed_where_the_map_is() -> None:
     features, maps = torch.rand(1, 5, 4, 4), torch.zeros(1, 2, 4, 4)
-    maps[0, 0, 1, 2] = maps[0, 1, 3, 3] = 1
-    found = pooled(features, maps)
-    torch.testing.assert_close(found[0, 0], F.normalize(features[0, :, 1, 2], dim=0))
-    torch.testing.assert_close(found[0, 1], F.normalize(features[0, :, 3, 3], dim=0))
+    maps[0, 0, 1, 2], maps[0, 1, 3, 3] = 1, 2
+    found = under(features, maps)
+    torch.testing.assert_close(found[0, 0], features[0, :, 1, 2])
+    torch.testing.assert_close(found[0, 1], 2 * features[0, :, 3, 3])
+
+
+def test_mat_takes_the_weighted_mean_of_deep_features_whatever_the_maps_sum_to() -> None:
+    mat, (x, _) = MAT(pretrained=False).eval(), pictures(2)
+    norm = mat.attention[1]
+
+    def logits(scale: float, shift: float) -> Tensor:
+        norm.weight.data.zero_()  # the same value everywhere, in every map
+        norm.bias.data.fill_(scale * shift)
+        with torch.no_grad():
+            return mat(x)  # type: ignore[no-any-return]
+
+    torch.testing.assert_close(logits(1, 1), logits(50, 1), atol=1e-5, rtol=1e-4)
+    assert logits(0, 1).isfinite().all()  # no map anywhere
 
 
 def test_regions_are_drawn_to_their_centres_and_centres_apart() -> None:
     mat = MAT(pretrained=False)
-    deep = mat.centres.shape[1]
-    axes = torch.eye(deep)[:MAPS]
+    axes = torch.eye(mat.centres.shape[1])[:MAPS]
     mat.centres.copy_(axes)
     labels = torch.tensor([0, 1])
     assert mat._independence(axes.expand(2, -1, -1), labels) == 0  # at their centres, which are sqrt(2) apart
     mat.centres.copy_(axes)
-    assert mat._independence(-axes.expand(2, -1, -1), labels) > 10
+    assert mat._independence(-axes.expand(2, -1, -1), labels) > 2.5
     mat.centres.copy_(axes[:1].expand(MAPS, -1))
     same = axes[:1].expand(MAPS, -1).repeat(2, 1, 1).requires_grad_()
     loss = mat._independence(same, labels)
