@@ -67,7 +67,7 @@ def test_training(keywords: dict[str, Any]) -> None:
 
 def test_training_with_inductor() -> None:
     """One layer uses operators, and the compiler may fuse the other."""
-    layers = nn.Sequential(SIAttention(8, detach=False), SIAttention(8, backend="reference", inter_channels=1))
+    layers = nn.Sequential(SIAttention(8, detach=False), SIAttention(8, 1, backend="reference", inter_channels=1))
     expected = steps(copy.deepcopy(layers), SIZES[:1])
     assert_same(steps(compiled(layers, "inductor"), SIZES[:1]), expected, 1e-4)
 

@@ -24,10 +24,10 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.early = SIAttention(4, gain=0.5)
+        self.early = SIAttention(4, gain=0.5, inter_channels=1)
         self.conv = nn.Conv2d(4, 8, 3, 2, 1)
         self.aggregation = SIAggregation([4], 8)
-        self.late = SIAttention(8, detach=False, inter_channels=2)
+        self.late = SIAttention(8, 1, detach=False, inter_channels=2)
 
     def forward(self, x: Tensor) -> Tensor:
         x, info = self.early.attend(x)

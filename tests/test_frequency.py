@@ -173,13 +173,13 @@ def test_compiled_in_training(dynamic: bool) -> None:
                 torch.testing.assert_close(compiled(y), layer(y), atol=1e-5, rtol=1e-5)
 
 
-def test_exported_for_one_size_that_blocks_do_not_divide() -> None:
-    layer, x = made(gain=0.5).eval(), torch.randn(2, CHANNELS, 13, 18)
-    for strict in (False, True):
-        program = torch.export.export(layer, (x,), strict=strict)
-        targets = {str(node.target) for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
-        assert targets and all(target.startswith("aten.") for target in targets)
-        torch.testing.assert_close(program.module()(x), layer(x), atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_exported_for_one_size_that_blocks_do_not_divide(strict: bool) -> None:
+    layer, x = made(gain=0.5, inter_channels=1).eval(), torch.randn(2, CHANNELS, 13, 18)
+    program = torch.export.export(layer, (x,), strict=strict)
+    targets = {str(node.target) for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    assert targets and all(target.startswith("aten.") for target in targets)
+    torch.testing.assert_close(program.module()(x), layer(x), atol=1e-5, rtol=1e-5)
 
 
 OTHER_SIZES = ((2, CHANNELS, 12, 16), (3, CHANNELS, 21, 9))
@@ -188,7 +188,7 @@ OTHER_SIZES = ((2, CHANNELS, 12, 16), (3, CHANNELS, 21, 9))
 def any_number_of_blocks() -> tuple[FrequencySIAttention, tuple[tuple[int, ...], ...], dict[int, Any]]:
     """A layer, sizes of maps, and what torch.export is told of them."""
     dynamic = {0: Dim("samples"), 2: 8 * Dim("rows", min=2, max=20), 3: 8 * Dim("columns", min=2, max=20)}
-    return made(gain=0.5).eval(), ((2, CHANNELS, 24, 16), (3, CHANNELS, 16, 32)), dynamic
+    return made(gain=0.5, inter_channels=1).eval(), ((2, CHANNELS, 24, 16), (3, CHANNELS, 16, 32)), dynamic
 
 
 def test_exported_for_any_number_of_blocks() -> None:

@@ -69,7 +69,7 @@ def forget_fakes(model: nn.Module) -> None:
     """
     kinds = {kind for module in model.modules() for kind in type(module).__mro__}
     spaces = [vars(found) for found in (*list(sys.modules.values()), *kinds) if hasattr(found, "__dict__")]
-    for cached in [value for space in spaces for value in list(space.values()) if type(value) is CACHE]:
+    for cached in {value for space in spaces for value in list(space.values()) if type(value) is CACHE}:
         if cached.cache_info().currsize and _holds_fakes(cached):
             cached.cache_clear()
 

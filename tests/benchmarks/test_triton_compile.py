@@ -177,7 +177,7 @@ def test_every_padding_mode_and_large_windows() -> None:
     assert_no_spills(Compiler.run(*groups), names)
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow  # by default, test_gpu_report counts the exponentials
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_exponentials_and_loads_per_output(channels_last: bool) -> None:
     intra = Group(("sm_80", "gfx942"), ("self_information",), channels_last=channels_last, inter_channels=0)

@@ -140,7 +140,7 @@ def test_fx() -> None:
         assert torch.allclose(graph(x), model(x), atol=1e-6)
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow  # by default, test_injection_handing compiles a whole model
 @pytest.mark.parametrize("name", NAMES)
 def test_compile_after_injection(name: str) -> None:
     model, x = small(name), torch.rand(X)
@@ -175,7 +175,7 @@ def test_compile_before_injection() -> None:
         assert torch.allclose(compiled(x), before, atol=1e-6)
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow  # by default, test_export_models exports a model
 @pytest.mark.parametrize("name", NAMES)
 def test_export(name: str) -> None:
     model, x = small(name).eval(), torch.rand(X)

@@ -76,10 +76,9 @@ def test_inject_and_eject(case: Case) -> None:
     base = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.no_grad():
         expected = model(x)
-    sites = find_sites(model, example_input=example)
-    assert tuple(site.host for site in sites) == case.hosts
-    assert {site.layout.kind for site in sites} == {case.kind}
     assert inject_sia(model, example_input=example) is model
+    assert tuple(name.removesuffix(".sia") for name in sia_modules(model)) == case.hosts
+    assert {module.layout.kind for module in sia_modules(model).values()} == {case.kind}
     assert [key for key in model.state_dict() if "sia" not in key.split(".")] == list(base)
     with torch.no_grad():
         assert torch.equal(model(x), expected)

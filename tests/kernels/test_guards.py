@@ -109,11 +109,11 @@ print((resident("VmHWM") - before) / (x.numel() * 4))
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells peak memory, other systems do not")
 @pytest.mark.parametrize(("backend", "maps"), [("cpu", 1.1), ("reference", 7.0)])
 def test_peak_memory(backend: str, maps: float) -> None:
-    """The output and little else; the reference stores six maps, slightly larger for pairs, where K^2 is 121."""
+    """The output and little else; the reference stores six maps, slightly larger for pairs, where K^2 is 49."""
     reason = backends.unavailable(backend)
     if reason is not None:
         pytest.skip(reason)
-    command = [sys.executable, "-c", PEAK, backend, "11"]
+    command = [sys.executable, "-c", PEAK, backend, "7"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | GIVEN_BACK
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Backend, serving
+from conftest import Backend, every_case, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import DTYPES, LAYOUTS, Map, laid_out
@@ -24,6 +24,7 @@ from sia_layers.kernels import ops, reference
 from sia_layers.kernels.options import Options
 
 SIZE = (2, 3, 5, 4)
+CHECKS = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
 NEAR = 2e-5  # of second derivatives of numbers around 1, in float32
 FORMS = (
     Options(),
@@ -87,7 +88,11 @@ def test_opcheck_of_self_information(fast_backend: Backend, form: Options, layou
     with torch.no_grad():
         scale = fast_backend.kernels.self_information(x, form)[1]
     opcheck(torch.ops.sia_layers.self_information.default, (x, *form, fast_backend.name))
-    opcheck(torch.ops.sia_layers.self_information_backward.default, (grad, x, scale, *form, fast_backend.name))
+    # The compiler's trace of the second derivative takes seconds for every neighbour, and is the same on all backends.
+    utils = CHECKS if fast_backend.name == "cpu" or every_case() else CHECKS[:-1]
+    few = form if every_case() else form._replace(kernel_size=1, inter_channels=1)
+    backward = torch.ops.sia_layers.self_information_backward.default
+    opcheck(backward, (grad, x, scale, *few, fast_backend.name), test_utils=utils)
     for spatial, channel in ((True, "mean"), (False, "excite"), (True, "")):
         opcheck(torch.ops.sia_layers.gate_and_mean.default, (x.detach(), *form, spatial, channel, fast_backend.name))
 
@@ -133,7 +138,7 @@ def test_interpreted_operators() -> None:
         "gate_backward": (grad, x, grad, planes, sample(grad=True), grad, True, name),
     }.items():
         overload = getattr(torch.ops.sia_layers, operator).default
-        opcheck(overload, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+        opcheck(overload, arguments, test_utils=CHECKS[:-1])
 
 
 # --- Forward: the wrapper is the backend's function ---------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_every_network_overfits_a_tiny_set(name: str) -> None:
     assert losses[-1] < 0.4 * losses[0] and losses[-1] < 0.3
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("sia", [False, True])
 def test_dcl_overfits_a_tiny_set(sia: bool) -> None:
     """Only cross-entropy can reach 0: views are random, and the queues get harder as they fill."""
