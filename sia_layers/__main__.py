@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; None for those of the process.
 
     Returns:
-        The exit code: 0 for success, 2 if the command was refused, 130 if it was interrupted.
+        The exit code: 0 for success, 2 if the command was refused or its output cannot be written, 130 if it was
+        interrupted.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold any bytes
@@ -32,8 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{given.prog}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader has closed the pipe; do not write to it again, not even at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.filename is not None:  # it concerns a file, not the output
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # do not write again, not even at exit
+        if not isinstance(error, BrokenPipeError):  # whoever closes a pipe wants no more
+            print(f"{given.prog}: the output cannot be written: {error.strerror}", file=sys.stderr)
+            return 2
     return 0
 
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from sia_layers._keywords import refuse_unknown
 from sia_layers.functional import REDUCTIONS, average_self_information, self_information
 from sia_layers.injection import proof
+from sia_layers.injection.candidates import Candidate, Overrides, Site
 from sia_layers.injection.errors import DryRunError
 from sia_layers.injection.hosts import host_of, unwrapped
 from sia_layers.injection.inputs import inputs_of_batch
 from sia_layers.injection.layouts import Grid, grids_in
 from sia_layers.injection.module import patch_grid
-from sia_layers.injection.proof import Candidate, Overrides, Site
 from sia_layers.injection.sites import StageRequest, as_requests, check_known, choose, complete
 from sia_layers.injection.stages import Stage, Stages, stages_of
 from sia_layers.injection.state_dict import found_sites

@@ -1,5 +1,6 @@
 """Inject Self-Information Attention into an existing model, eject it, and access its modules and parameters."""
 
+from sia_layers.injection.candidates import Site
 from sia_layers.injection.errors import (
     AlreadyInjectedError,
     ConfigError,
@@ -17,7 +18,6 @@ from sia_layers.injection.errors import (
     UnsupportedModelError,
 )
 from sia_layers.injection.inject import eject_sia, inject_sia
-from sia_layers.injection.proof import Site
 from sia_layers.injection.sites import find_sites
 from sia_layers.injection.state_dict import (
     disable_sia,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sia_layers.injection import dry_run
+from sia_layers.injection.candidates import Overrides, Site
 from sia_layers.injection.config import AGGREGATE_FORMS, Config, plain, resolved
 from sia_layers.injection.errors import FiringError, InjectionError
 from sia_layers.injection.hosts import unwrapped
@@ -26,7 +27,6 @@ from sia_layers.injection.module import (
     patch_hook,
 )
 from sia_layers.injection.names import CHILD, PATCHES, RELAY
-from sia_layers.injection.proof import Overrides, Site
 from sia_layers.injection.relay import Relay
 from sia_layers.injection.sites import StageRequest, find_sites
 from sia_layers.injection.state_dict import not_injected

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from torch import Tensor, nn
 
 from sia_layers.injection import dry_run
-from sia_layers.injection.config import plain
+from sia_layers.injection.candidates import Candidate, Overrides, Site
 from sia_layers.injection.errors import (
     DryRunError,
     FiringError,
@@ -19,98 +19,13 @@ from sia_layers.injection.errors import (
 )
 from sia_layers.injection.families import MAP_ITEMS, UNREADABLE_FAMILIES, family_at, known_kind
 from sia_layers.injection.inputs import Inputs
-from sia_layers.injection.layouts import KINDS, Grid, Layout
-from sia_layers.injection.names import child_of
+from sia_layers.injection.layouts import KINDS, Layout
 from sia_layers.injection.outputs import Item, described, items_of
-from sia_layers.injection.stages import Stage
 from sia_layers.injection.tokens import Tokens, patch_module
-from sia_layers.kernels.options import as_bool, as_choice, as_int
 
 # The layout that follows from the axes that change with the picture's rows and columns.
 CHANGED: Final[dict[tuple[int, ...], str]] = {(2, 3): "NCHW", (1, 2): "NHWC", (1,): "NLC"}
 CHANGED_VIDEO: Final[dict[tuple[int, ...], str]] = {(3, 4): "NCTHW", (2, 3): "NTHWC"}
-
-
-class Site(NamedTuple):
-    """A place in a model for Self-Information Attention.
-
-    Attributes:
-        host: full name of the module whose output is gated.
-        side: ``"output"``, or ``"input"`` if the input of the host is gated instead.
-        stage: full name of the stage that the host ends.
-        channels: channels of the feature map.
-        reduction: number of rows of the picture for each row of the map, as measured.
-        layout: layout of the tensor that is gated.
-        patches: full name of the module that makes the patches, for tokens.
-        item: index or key of the item of the host's output that is gated; None if the output is one tensor.
-        alone: whether it is the only item of the host's output that is gated.
-        bypassed: whether some path from input to output bypasses the site.
-    """
-
-    host: str
-    side: str
-    stage: str
-    channels: int
-    reduction: int
-    layout: Layout
-    patches: str | None = None
-    item: Item = None
-    alone: bool = True
-    bypassed: bool = False
-
-    @property
-    def name(self) -> str:
-        """Full name of the SIA module at this site."""
-        own = child_of(self.host)
-        return own if self.alone else f"{own}.{self.item}"
-
-
-class Candidate(NamedTuple):
-    """A stage and its host, not proved yet; ``declared`` tells whether the model itself declares the stage."""
-
-    stage: Stage
-    host: str
-    side: str
-    declared: bool
-
-    @property
-    def key(self) -> dry_run.Key:
-        """What a dry run watches: the host and its side."""
-        return self.host, self.side
-
-
-class Overrides(NamedTuple):
-    """What the caller says about the sites, which then needs no proof."""
-
-    layout: str | None = None
-    grid: Grid | None = None
-    prefix_tokens: int | None = None
-    allow_bypass: bool = False
-
-    @classmethod
-    def checked(
-        cls, layout: str | None, grid: Sequence[int] | None, prefix_tokens: int | None, allow_bypass: bool
-    ) -> Overrides:
-        """Check the arguments of a caller.
-
-        Raises:
-            TypeError, ValueError: an argument has the wrong type or is out of range.
-        """
-        if layout is not None:
-            as_choice("layout", layout, tuple(KINDS))
-        if grid is not None:
-            if not isinstance(grid, Iterable):
-                raise TypeError(f"grid must be (rows, columns) or (frames, rows, columns), got {grid!r}")
-            grid = tuple(as_int("grid", plain(side)) for side in grid)
-            if len(grid) not in (2, 3) or min(grid) < 1:
-                raise ValueError(f"grid must be (rows, columns) or (frames, rows, columns), each 1 or more, got {grid}")
-        if prefix_tokens is not None:
-            prefix_tokens = as_int("prefix_tokens", plain(prefix_tokens))
-            if prefix_tokens < 0:
-                raise ValueError(f"prefix_tokens must be 0 or more, got {prefix_tokens}")
-        if layout not in (None, "NLC") and (grid is not None or prefix_tokens is not None):
-            raise ValueError(f"grid and prefix_tokens are for tokens, layout='NLC'; got layout={layout!r}")
-        return cls(layout, grid, prefix_tokens, as_bool("allow_bypass", plain(allow_bypass)))
 
 
 class Proved(NamedTuple):
@@ -342,10 +257,12 @@ class _Survey:
             if kind is not None and KINDS[kind] == len(shape):
                 return kind
             break
+        fitting = " or ".join(repr(kind) for kind in CHANGED.values() if KINDS[kind] == len(shape))
         raise LayoutError(
             f"{host!r} returns a tensor of shape {shape}, and nothing proves which axis has the channels (the model "
-            "takes no other resolution, or the shape does not depend on it); pass layout='NCHW', 'NHWC' or 'NLC', or "
-            "name a module that returns feature maps"
+            "takes no other resolution, or the shape does not depend on it); "
+            + (f"pass layout={fitting}, or " if fitting else "")
+            + "name a module that returns feature maps"
         )
 
     def _proved_video(self, candidate: Candidate, item: Item, shape: tuple[int, ...], changed: tuple[int, ...]) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 
 from sia_layers.injection import dry_run, proof
+from sia_layers.injection.candidates import Candidate, Overrides, Site
 from sia_layers.injection.config import plain
 from sia_layers.injection.errors import DryRunError, InjectionError, NoStagesError, UnknownStageError, nearest
 from sia_layers.injection.hosts import check_supported, host_of, is_container, unwrapped
 from sia_layers.injection.inputs import Inputs, inputs_for
 from sia_layers.injection.names import CHILD, child_of
-from sia_layers.injection.proof import Candidate, Overrides, Site
 from sia_layers.injection.stages import Stage, Stages, default_stages, stages_of
 
 StageRequest = str | int  # a name, a pattern, or a reduction

@@ -281,3 +281,13 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     for name in backends.BACKENDS:
         assert any(line.startswith(f"{name} ") and "available" in line for line in printed.splitlines())
         assert any(line.startswith(f"{name}: ") for line in printed.splitlines())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is Linux's")
+def test_an_output_that_cannot_be_written_is_reported() -> None:
+    """Python flushes again at exit, which must not fail either."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "sia_layers", "info"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "python -m sia_layers info: the output cannot be written: No space left on device\n"

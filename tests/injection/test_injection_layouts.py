@@ -51,8 +51,11 @@ def test_ambiguous_layouts_are_refused_unless_given() -> None:
     with pytest.raises(errors.LayoutError, match="nothing proves which axis"):
         find_sites(Maps(NHCW), "block", example_input=PICTURE)
     only = Maps(NHWC, only=64)
-    with pytest.raises(errors.LayoutError, match=r"takes no other resolution.*pass layout="):
+    with pytest.raises(errors.LayoutError, match=r"takes no other resolution.*pass layout='NCHW' or 'NHWC', or name"):
         find_sites(only, "block", example_input=PICTURE)
+    head = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(errors.LayoutError, match=r"of shape \(1, 2\), and nothing .* it\); name a module that returns"):
+        find_sites(head, "3", example_input=PICTURE)  # no layout would fit
     (site,) = find_sites(only, "block", example_input=PICTURE, layout="NHWC")
     assert site.layout.kind == "NHWC"
     with pytest.raises(errors.LayoutError, match=r"layout='NLC' was given, but 'block' returns a tensor of shape"):
