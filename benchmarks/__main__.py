@@ -2,7 +2,7 @@
 
 ``python -m benchmarks all [--quick] [--fresh] [--results FOLDER] [--page FILE]``. Each benchmark runs in a separate
 process. Benchmarks whose CSV file exists are skipped, so that an interrupted run resumes where it stopped. ``--fresh``
-starts over.
+starts over. With ``--quick``, no page is written.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ PARTS: Final = {
         ("K", "S", "exponentials", "operations", "ns/exp", "ns/fma", "GB/s", "limit ms", "kernel ms", "of limit %"),
     ),
     # This part compiles and counts, and writes its tables to a separate page.
-    "gpu": Part("gpu_report", (), options=("--page", "docs/gpu.md", "--plot", "docs/images/gpu.png")),
+    "gpu": Part("gpu_report", (), when_whole=("--page", "docs/gpu.md", "--plot", "docs/images/gpu.png")),
 }  # fmt: skip
 
 
@@ -89,17 +89,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true", help="repeat parts that already have results")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="folder for the CSV files (benchmarks/results)")
     parser.add_argument(
-        "--page", type=Path, default=PAGE, metavar="FILE", help="page whose tables to write (%(default)s)"
+        "--page", type=Path, metavar="FILE", help="page whose tables to write (docs/performance.md; with --quick none)"
     )
     given = parser.parse_args(arguments)
+    page = given.page or (None if given.quick else PAGE)
     folder = given.results or ROOT / "benchmarks/results" / ("quick" if given.quick else "full")
     every = [name for name, part in PARTS.items() if part.quick or not given.quick]
     chosen = every if "all" in given.parts else [name for name in PARTS if name in given.parts]
     failed = [name for name in chosen if not _run_part(name, folder, given)]
-    if given.page.exists():
-        given.page.write_text(filled(given.page.read_text(), folder))
-        draw(folder, given.page.parent / "images")
-        print(f"tables and plots written: {given.page}")
+    if page is not None and page.exists():
+        page.write_text(filled(page.read_text(), folder))
+        draw(folder, page.parent / "images")
+        print(f"tables and plots written: {page}")
     return int(bool(failed))
 
 

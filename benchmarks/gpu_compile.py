@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for GPUs that are not available, and count registers, spills and instructions.
+"""Compile the Triton kernels for GPUs, without needing one, and count registers, spills and instructions.
 
 The kernels, tiles and constants are those that the dispatch would launch for a map of a given shape, dtype and
 layout. This needs Triton, whose wheel contains the assemblers, with TRITON_INTERPRET unset.

@@ -1,4 +1,4 @@
-"""Report the cost of the Triton kernels on GPUs that are not available: registers, instructions and bounds.
+"""Report the cost of the Triton kernels on GPUs, without needing one: registers, instructions and bounds.
 
 ``python -m benchmarks.gpu_report [--quick] [--targets sm_90 ...] [--csv FILE] [--plot FILE] [--page FILE]`` compiles
 the kernels that the dispatch would launch for a map of SHAPE, counts the instructions per output in the machine code,

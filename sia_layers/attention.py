@@ -100,7 +100,7 @@ class SIAttention(Unscriptable):
         inter_channels: number of following channels to compare with.
         inter_weight: weight of the inter-channel term.
         padding_mode: what the window contains beyond the border.
-        spatial: whether to multiply every pixel by 1 + sigmoid(I), which lies between 1 and 2.
+        spatial: whether to multiply every pixel by 1 + sigmoid(I), which is from 1.5 to 2 for ``inter_weight`` >= 0.
         channel: the channel gate: ``"excite"`` learns it from the mean of I over each channel; ``"mean"`` has no
             parameters; None turns it off.
         rd_ratio: ratio of the width of the hidden layer of ``"excite"`` to ``channels``.

@@ -40,8 +40,8 @@ def self_information(
 
     With ``estimator="kde"`` it follows the formulas at the head of this module. It lies between 0 and
     :math:`\log K^2` plus ``inter_weight`` times :math:`\log(S + 1)`, and is 0 where the map is constant. The constant
-    :math:`\log(h \sqrt{2\pi})` is left out. With ``estimator="distance"`` it is the distance of a pixel from the
-    sum of its neighbourhood, divided by the mean distance in its sample::
+    :math:`\log(h \sqrt{2\pi})` is left out. With ``estimator="distance"`` it is K^2 times the difference between a
+    pixel and the mean of its window, plus the same across channels, divided by the mean of this over the sample::
 
         d = |K^2 x[k] - sum_Omega x[k]| + inter_weight * |S x[k] - sum_{s=1..S} x[(k+s) mod C]|
         I = d / (2 b^2 mean_{k,i,j}(d))
@@ -53,8 +53,8 @@ def self_information(
         kernel_size: side K of the square window in pixels, odd; with 1, only the inter-channel term remains.
         bandwidth: factor b on the bandwidth h of the Gaussian kernel; a smaller one resolves finer differences.
         adaptive: whether to measure the bandwidth of every channel: h^2 is b^2 times the mean squared difference
-            between neighbours, so that I is the same for x and a x + c, and a constant in the backward pass. For
-            "distance", whether to divide by the mean. If False, h = b in the units of ``x`` (and I = d / 2b^2).
+            between neighbours, so that I is the same for x and a x + c. The backward pass treats h as a constant.
+            For "distance", whether to divide by the mean. If False, h = b in the units of ``x`` (and I = d / 2b^2).
         estimator: ``"kde"`` or ``"distance"``.
         inter_channels: number S of following channels, cyclically, with which each channel is compared; 0 turns
             the inter-channel term off, and C or more means C - 1.

@@ -110,8 +110,8 @@ def profile_self_information(
     Args:
         model: any model, with or without SIA.
         batches: pictures (N, C, H, W) or videos (N, C, T, H, W); tuples or lists that begin with them, as a
-            DataLoader yields; or dicts, which the model takes as keywords or as one argument, or whose only picture
-            it takes.
+            DataLoader yields; or dicts, which are passed as keywords if the model takes all their keys, and
+            otherwise as one argument or reduced to their only picture.
         layers: names of modules, glob patterns or reductions, as for :func:`sia_layers.injection.find_sites`; None
             for the stages that find_sites would choose. If a layer returns several maps, the first is profiled.
         key: index or key of the picture in a batch, for batches in which it cannot be recognised.

@@ -6,7 +6,7 @@ runs; ``python -m benchmarks.reproduction.crossval report`` writes docs/reproduc
 Each network is trained on six folds and tested on one; every person belongs to exactly one fold. Every run is a row of
 a ``_runs.csv`` file in the results, written as soon as the run is complete: an interrupted call, on this machine or
 another, resumes with the first run that has no row. ``--budget`` starts no run that is expected to exceed it. Several
-processes on one machine may run the same command: each takes runs that no other is at.
+processes on one machine may run the same command: each takes runs that no other process is working on.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def add_information(command: Parser, kernel_size: str) -> None:
     add("--kernel-size", type=int, metavar="K", help=f"side of the window in pixels, odd ({kernel_size})")
     add("--bandwidth", type=float, metavar="B", help=f"factor on the measured bandwidth ({default.bandwidth})")
     add("--adaptive", action=argparse.BooleanOptionalAction,
-        help="measure the bandwidth, or use --bandwidth itself, where white is 1 (measured)")  # fmt: skip
+        help="measure the bandwidth, or take --bandwidth in units of the map; white is 1 in a photograph (measured)")  # fmt: skip
     add("--estimator", choices=ESTIMATORS, help=f"({default.estimator})")
     add(
         "--inter-channels",

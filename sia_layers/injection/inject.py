@@ -59,8 +59,8 @@ def inject_sia(
     """Inject Self-Information Attention into a model, in place.
 
     The host of each site gets a child ``sia`` and a hook that runs it on the host's output. The existing keys of the
-    model's state dict do not change; those of the new modules are added. Everything is checked before anything is
-    changed.
+    model's state dict do not change; those of the new modules are added. If any check fails, the model is left as it
+    was.
 
     For details on ``model``, ``stages``, the examples, ``layout``, ``grid``, ``prefix_tokens`` and ``allow_bypass``,
     see :func:`find_sites`.

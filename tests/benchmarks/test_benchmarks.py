@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,6 +117,23 @@ def test_a_repeated_call_resumes_and_fills_the_page(tmp_path: Path, capsys: pyte
     assert "| map | shape | unfold | cpu |" in text
     assert "| m | 1x2 | 1234 ms, 10× | 123 ms, 1× |\n<!-- end of op-maps -->\nafter\n" in text and "stale" not in text
     assert (tmp_path / "images" / "limit.png").stat().st_size > 2000
+
+
+def test_quick_runs_leave_the_page_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, text = tmp_path / "page.md", "<!-- limit -->\nfull\n<!-- end of limit -->\n"
+    page.write_text(text)
+    monkeypatch.setattr(everything, "PAGE", page)
+    commands: list[list[str]] = []
+    monkeypatch.setattr(
+        everything.subprocess, "run", lambda command, **_: commands.append(command) or SimpleNamespace(returncode=0)
+    )
+    table = harness.Table(CPU, {"K": "1d"})
+    table.add(K=3, S=5)
+    table.write(tmp_path / "limit.csv")
+    assert everything.main(["limit", "gpu", "--quick", "--results", str(tmp_path)]) == 0
+    assert page.read_text() == text and [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    (command,) = commands
+    assert command[2] == "benchmarks.gpu_report" and "--quick" in command and "--page" not in command
 
 
 def test_plots(tmp_path: Path) -> None:
