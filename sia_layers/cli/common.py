@@ -49,8 +49,11 @@ def add_information(command: Parser, kernel_size: str) -> None:
     default, add = Options(kernel_size=3), command.add_argument
     add("--kernel-size", type=int, metavar="K", help=f"side of the window in pixels, odd ({kernel_size})")
     add("--bandwidth", type=float, metavar="B", help=f"factor on the measured bandwidth ({default.bandwidth})")
-    add("--adaptive", action=argparse.BooleanOptionalAction,
-        help="measure the bandwidth, or take --bandwidth in units of the map; white is 1 in a photograph (measured)")  # fmt: skip
+    add(
+        "--adaptive",
+        action=argparse.BooleanOptionalAction,
+        help="measure the bandwidth, or take --bandwidth in units of the map; white is 1 in a photograph (measured)",
+    )
     add("--estimator", choices=ESTIMATORS, help=f"({default.estimator})")
     add(
         "--inter-channels",
