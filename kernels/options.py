@@ -13,6 +13,7 @@ ESTIMATORS: Final = ("kde", "distance")
 PADDING_MODES: Final = ("exclude", "zeros", "replicate", "reflect")
 CHANNEL_MEANS: Final = ("excite", "mean")  # kinds of channel mean: see ``reference.channel_mean``
 LARGEST_SCALE: Final = 1e38
+LARGEST: Final = 1e18  # of the bandwidth and the weight: in float32 neither a square nor a product overflows
 DTYPES: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -86,6 +87,10 @@ class Options(NamedTuple):
         bandwidth = as_float("bandwidth", bandwidth)
         if not bandwidth > 0:
             raise ValueError(f"bandwidth must be greater than 0, got {bandwidth}")
+        inter_weight = as_float("inter_weight", inter_weight)
+        for name, value in (("bandwidth", bandwidth), ("inter_weight", inter_weight)):
+            if abs(value) > LARGEST:
+                raise ValueError(f"{name} must be at most {LARGEST:g} in magnitude, got {value}")
         inter_channels = as_int("inter_channels", inter_channels)
         if inter_channels < 0:
             raise ValueError(f"inter_channels must be 0 (off) or more, got {inter_channels}")
@@ -95,7 +100,7 @@ class Options(NamedTuple):
             as_bool("adaptive", adaptive),
             as_choice("estimator", estimator, ESTIMATORS),
             inter_channels,
-            as_float("inter_weight", inter_weight),
+            inter_weight,
             as_choice("padding_mode", padding_mode, PADDING_MODES),
         )
 

@@ -8,6 +8,8 @@ Not listed here: the dictionaries ``_parameters``, ``_buffers`` and ``_modules``
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -108,6 +110,11 @@ def concatenation(node: Any) -> tuple[int, tuple[int, ...]] | None:
     return (axis if axis < len(shape) else axis - 2**64 + len(shape)), shape
 
 
+def is_functional(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a wrapper by torch.func.functionalize."""
+    return torch._is_functional_tensor(tensor)
+
+
 def any_global_hook() -> bool:
     """Tell whether hooks are registered for all modules."""
     return bool(nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
@@ -119,6 +126,13 @@ def hook_tables(module: nn.Module) -> tuple[tuple[dict[int, Any], dict[int, bool
         (module._forward_hooks, module._forward_hooks_with_kwargs),
         (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
     )
+
+
+def running_eagerly() -> contextlib.AbstractContextManager[Any]:
+    """Run the parts of a model that torch.compile has wrapped without it, with all of their hooks."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 def call_eagerly(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

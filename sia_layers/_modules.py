@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,30 @@ class Unscriptable(nn.Module):
             f"torch.jit.script cannot compile {type(self).__name__}, which chooses a backend at each call; "
             "torch.jit.trace(model, example), torch.export.export and torch.compile work"
         )
+
+
+def is_proxy(value: object) -> bool:
+    """Tell whether torch.fx passes a value through a model to trace it."""
+    return isinstance(value, torch.fx.Proxy)
+
+
+def as_one_call(module: nn.Module, *args: Any) -> Any:
+    """Record the call of a module in the graph that torch.fx is tracing, like that of a layer of torch's own.
+
+    Args:
+        module: the module.
+        *args: its arguments, the first of which is a proxy or begins with one.
+
+    Raises:
+        TypeError: the module is itself what is traced.
+    """
+    proxy = args[0] if isinstance(args[0], torch.fx.Proxy) else args[0][0]
+    path = proxy.tracer.path_of_module(module)  # type: ignore[union-attr]
+    if not path:
+        raise TypeError(
+            f"torch.fx traces a {type(module).__name__} only within a model; put it into an nn.Sequential first"
+        )
+    return proxy.tracer.create_proxy("call_module", path, args, {})
 
 
 def in_autocast(device_type: str) -> bool:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sia_layers._keywords import refuse_unknown
-from sia_layers._modules import Unscriptable, in_autocast, matrix_of, untouched
+from sia_layers._modules import Unscriptable, as_one_call, in_autocast, is_proxy, matrix_of, untouched
 from sia_layers.attention import as_positive
 from sia_layers.kernels import ops
 from sia_layers.kernels.options import as_choice, check_map
@@ -89,8 +89,10 @@ class SIAggregation(Unscriptable):
         Raises:
             TypeError, ValueError: the number of maps is wrong, or one is not a floating-point map with its channels.
         """
-        if len(size) != 2:
-            raise ValueError(f"size must be the height and the width of the later map, got {tuple(size)}")
+        if infos and is_proxy(infos[0]):
+            return as_one_call(self, infos, size)  # type: ignore[no-any-return]
+        if isinstance(size, int) or len(size) != 2:
+            raise ValueError(f"size must be the height and the width of the later map, got {size!r}")
         if len(infos) != len(self.in_channels):
             raise ValueError(f"infos must hold a map for each of in_channels={self.in_channels}, got {len(infos)} maps")
         for i, (info, number) in enumerate(zip(infos, self.in_channels, strict=True)):

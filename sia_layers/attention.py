@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sia_layers._keywords import refuse_unknown
-from sia_layers._modules import Unscriptable, excite_weights
+from sia_layers._modules import Unscriptable, as_one_call, excite_weights, is_proxy
 from sia_layers.kernels import backends, ops
 from sia_layers.kernels.options import CHANNEL_MEANS, Options, as_bool, as_choice, as_float, as_int, check_map
 
@@ -76,6 +76,8 @@ class SelfInformation(Unscriptable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the self-information (N, C, H, W) of every pixel of a map (N, C, H, W), in nats."""
+        if is_proxy(x):
+            return as_one_call(self, x)  # type: ignore[no-any-return]
         return ops.self_information(x, self.options, self.backend)
 
     def extra_repr(self) -> str:
@@ -242,6 +244,8 @@ class SIAttention(Unscriptable):
         Raises:
             TypeError, ValueError: ``x`` or ``aggregate`` is not a floating-point map of the right shape.
         """
+        if is_proxy(x):
+            return as_one_call(self, x, aggregate)  # type: ignore[no-any-return]
         source = self._source(x, aggregate)
         # I depends on no parameter, so it has to be materialised only when x itself needs a gradient. (An exported
         # graph holds the same operations in either case.)

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
+from array import array
 from typing import Any, Final
 
 import torch
@@ -32,7 +34,7 @@ from sia_layers.attention import SIAttention
 from sia_layers.kernels import ops
 from sia_layers.kernels.memory_format import is_channels_last
 from sia_layers.kernels.options import Options, as_choice, as_int, check_map
-from sia_layers.kernels.private_torch import constant_when_compiled
+from sia_layers.kernels.private_torch import constant_when_compiled, is_functional
 from sia_layers.kernels.reference import wide_dtype
 
 BLOCKS: Final = {"dct": (2, 4, 8, 16), "haar": (2,)}  # the block sides of each transform
@@ -330,13 +332,19 @@ def _matrix(block: int, like: Tensor) -> Tensor:
 
 @constant_when_compiled
 def _kept_matrix(block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _cached_matrix(block, dtype, device)
+    values = _kept_values(block, dtype, device)
+    if is_functional(values):  # made within torch.func.functionalize, and of no use outside
+        _kept_values.cache_clear()
+    return values.view(block * block, -1)
 
 
 @functools.cache
-def _cached_matrix(block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _kept_values(block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the matrix in one row, made without a call that torch.jit.trace warns of or records."""
+    values = array("d" if dtype == torch.float64 else "f", itertools.chain.from_iterable(_coefficients(block)))
     with torch.inference_mode(False):
-        return torch.tensor(_coefficients(block), dtype=dtype, device=device)
+        row = torch.frombuffer(values, dtype=dtype)
+        return row if device.type == "cpu" else row.to(device)
 
 
 @functools.cache

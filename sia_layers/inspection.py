@@ -24,6 +24,7 @@ from sia_layers.injection.sites import StageRequest, as_requests, check_known, c
 from sia_layers.injection.stages import Stage, Stages, stages_of
 from sia_layers.injection.state_dict import found_sites
 from sia_layers.kernels.options import Options, as_choice
+from sia_layers.kernels.private_torch import call_eagerly, running_eagerly
 
 
 class LayerProfile(NamedTuple):
@@ -148,18 +149,18 @@ def profile_self_information(
     watch: _Watch | None = None
     way, device = 0, _device(model)
     try:
-        with _evaluating(model), torch.no_grad():
+        with _evaluating(model), torch.no_grad(), running_eagerly():  # a compiled graph does not run new hooks
             for batch in _with_progress(batches, progress):
                 if watch is None:
                     sites, way = plan.read(batch)
                     watch = _Watch(model, sites, reduction, options)
                 watch.grids.clear()
                 inputs = inputs_of_batch(model, batch, key)[way].mapped(lambda tensor: tensor.to(device))
-                model(*inputs.args, **inputs.kwargs)
+                call_eagerly(model, inputs.args, inputs.kwargs)
     finally:
         if watch is not None:
             watch.remove()
-    sums = {name: torch.zeros(3, dtype=torch.float64) for name in plan.names} if watch is None else watch.sums
+    sums = {name: _no_sums() for name in plan.names} if watch is None else watch.sums
     return {name: _profile(name, found) for name, found in _added_up(sums, device).items()}
 
 
@@ -200,7 +201,7 @@ class _Watch:
 
     def __init__(self, model: nn.Module, sites: dict[str, Site], reduction: str, options: dict[str, Any]) -> None:
         self.reduction, self.options = reduction, options
-        self.sums = {name: torch.zeros(3, dtype=torch.float64) for name in sites}
+        self.sums = {name: _no_sums() for name in sites}
         self.grids: dict[str, Grid | None] = {}
         self.handles = []
         for patches in {site.patches for site in sites.values() if site.patches is not None}:
@@ -227,10 +228,13 @@ class _Watch:
             reading = site.layout.read(x, grids, order)
             averages = average_self_information(reading.maps, reduction=self.reduction, **self.options)
             values = averages.double().cpu().reshape(-1, reading.frames).mean(1)  # over the frames of a video
-            count = torch.tensor(len(values), dtype=torch.float64)
-            self.sums[name] += torch.stack([count, values.sum(), values.square().sum()])
+            self.sums[name] += torch.stack([torch.ones_like(values), values, values.square()]).sum(1)
 
         return hook
+
+
+def _no_sums() -> Tensor:
+    return torch.zeros(3, dtype=torch.float64, device="cpu")  # whatever torch.set_default_device says
 
 
 def _added_up(sums: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -15,7 +15,14 @@ from conftest import Backend
 from frequency_oracle import CHANNELS, GATES, SIZES, defined, made
 from torch.export import Dim
 
-from sia_layers import FrequencySIAttention, SIAggregation, SIAttention, frequency_self_information, use_backend
+from sia_layers import (
+    FrequencySIAttention,
+    SIAggregation,
+    SIAttention,
+    frequency,
+    frequency_self_information,
+    use_backend,
+)
 from sia_layers.frequency import inverse_block_transform
 
 # --- The layer -----------------------------------------------------------------------------------------------------
@@ -219,8 +226,17 @@ def test_onnx_for_any_number_of_blocks(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_first_use_within_functionalize_leaves_nothing_behind() -> None:
+    layer, x = made(block=4, gain=0.5).eval(), torch.randn(1, CHANNELS, 8, 8)
+    expected = layer(x)
+    frequency._kept_values.cache_clear()
+    torch.testing.assert_close(torch.func.functionalize(layer)(x), expected)
+    torch.testing.assert_close(torch.func.jvp(layer, (x,), (x,))[0], expected)
+
+
 def test_traced() -> None:
     layer = made(gain=0.5).eval()
+    frequency._kept_values.cache_clear()  # so that this is the first use
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit", category=FutureWarning)
         warnings.filterwarnings("error", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]

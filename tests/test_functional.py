@@ -24,6 +24,8 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"kernel_size": True}, TypeError, "kernel_size must be an int, got bool True"),
     ({"bandwidth": 0.0}, ValueError, "bandwidth must be greater than 0, got 0.0"),
     ({"bandwidth": -1}, ValueError, "bandwidth must be greater than 0, got -1"),
+    ({"bandwidth": 1e300}, ValueError, r"bandwidth must be at most 1e\+18 in magnitude, got 1e\+300"),
+    ({"inter_weight": -1e39}, ValueError, r"inter_weight must be at most 1e\+18 in magnitude, got -1e\+39"),
     ({"bandwidth": math.nan}, ValueError, "bandwidth must be finite, got nan"),
     ({"bandwidth": "1"}, TypeError, "bandwidth must be a number, got str '1'"),
     ({"adaptive": 1}, TypeError, "adaptive must be True or False, got int 1"),

@@ -148,3 +148,31 @@ def test_profile_in_two_processes_is_that_of_one(tmp_path: Path) -> None:
     for process in running:
         _, written = process.communicate(timeout=120)
         assert process.returncode == 0, written
+
+
+def test_a_model_compiled_in_place_is_profiled_eagerly() -> None:
+    """A graph that was compiled before does not run hooks that are added later."""
+    model, batches = tiny().eval(), [torch.rand(2, 3, 16, 16), torch.rand(1, 3, 16, 16)]
+    expected = profile_self_information(model, batches, ["a", "b"], progress=False)
+    for part in (model.a, model):
+        part.compile(backend="eager")
+        with torch.no_grad():
+            model(batches[0])
+        assert profile_self_information(model, batches, ["a", "b"], progress=False) == expected
+    assert expected["a"].pictures == 3
+
+
+def test_the_default_device_does_not_matter() -> None:
+    model, x = tiny(), torch.rand(2, 3, 16, 16)
+    with torch.device("meta"):
+        assert profile_self_information(model, [x], ["a"], progress=False)["a"].pictures == 2
+
+
+def test_a_batch_may_be_a_list_of_pictures() -> None:
+    class Detector(Tiny):
+        def forward(self, pictures: list[Tensor]) -> Tensor:
+            return super().forward(torch.stack(pictures))
+
+    pictures = list(torch.rand(3, 3, 16, 16))
+    for batch in (pictures, (pictures, [{"boxes": torch.rand(1, 4)}] * 3)):
+        assert profile_self_information(Detector(), [batch], ["a"], progress=False)["a"].pictures == 3

@@ -143,8 +143,9 @@ def inject(backbone: Backbone, given: argparse.Namespace, options: Options) -> N
             if not backbone.configured:
                 module.options = options
         return
-    chosen = {**options._asdict(), "backend": given.backend, "example_input": torch.empty(1, *backbone.size)}
-    with refusing(InjectionError, ValueError, TypeError):
+    with refusing(InjectionError, ValueError, TypeError, RuntimeError):
+        example = torch.empty(1, *backbone.size)
+        chosen = {**options._asdict(), "backend": given.backend, "example_input": example}
         try:
             # Without the untrained aggregation, the maps are the self-information of the model's own features.
             inject_sia(

@@ -21,6 +21,7 @@ from sia_layers.injection.errors import ConfigError
 from sia_layers.injection.names import CHILD, EXTRA_STATE
 
 VERSION: Final = 1
+LENGTH: Final = 512  # bytes; a stored configuration takes a multiple of this
 AGGREGATE_FORMS: Final[dict[bool | str, str | None]] = {True: "published", "pooled": "pooled", False: None}
 # Different names of stages may mean the same sites; if the sites differ, so do the keys of the state dict.
 NOT_COMPARED: Final = frozenset({"version", "stages", "identity_init", "gain"})
@@ -79,8 +80,12 @@ class Config(NamedTuple):
             )
 
     def to_tensor(self) -> Tensor:
-        """Return the configuration as bytes of JSON."""
-        return torch.tensor(list(json.dumps(self.arguments).encode()), dtype=torch.uint8, device="cpu")
+        """Return the configuration as bytes of JSON, filled up with spaces.
+
+        torch.distributed.checkpoint loads no tensor of another size, so configurations should not differ in length.
+        """
+        text = json.dumps(self.arguments).encode()
+        return torch.tensor(list(text.ljust(LENGTH * -(-len(text) // LENGTH))), dtype=torch.uint8, device="cpu")
 
     @classmethod
     def from_tensor(cls, state: Any) -> Config | None:

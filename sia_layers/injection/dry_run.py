@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +16,7 @@ from sia_layers.injection.errors import DryRunError, ReentrantCheckpointError
 from sia_layers.injection.families import entry
 from sia_layers.injection.inputs import Inputs
 from sia_layers.injection.protection import fake_parameters, forget_fakes, unchanged
-from sia_layers.kernels.private_torch import FakeTensorMode, call_eagerly, pytree
+from sia_layers.kernels.private_torch import FakeTensorMode, call_eagerly, pytree, running_eagerly
 
 Node = Any  # a node of autograd's graph
 Key = tuple[str, str]  # the name of a module, and "output" or "input"
@@ -283,8 +282,7 @@ def _forward(model: nn.Module, inputs: Inputs, recorder: _Recorder, training: bo
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(unchanged(model, training))
         stack.enter_context(torch.enable_grad())
-        if "torch._dynamo" in sys.modules:  # run parts that torch.compile has wrapped eagerly
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(running_eagerly())
         mode = contextlib.nullcontext() if on_meta else FakeTensorMode(allow_non_fake_inputs=True)
         stack.enter_context(mode)
 

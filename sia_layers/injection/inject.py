@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sia_layers.injection import dry_run
 from sia_layers.injection.candidates import Overrides, Site
 from sia_layers.injection.config import AGGREGATE_FORMS, Config, plain, resolved
-from sia_layers.injection.errors import FiringError, InjectionError
+from sia_layers.injection.errors import FiringError, InjectionError, UnsupportedModelError
 from sia_layers.injection.hosts import unwrapped
 from sia_layers.injection.inputs import inputs_for
 from sia_layers.injection.module import (
@@ -29,7 +29,7 @@ from sia_layers.injection.module import (
 from sia_layers.injection.names import CHILD, PATCHES, RELAY
 from sia_layers.injection.relay import Relay
 from sia_layers.injection.sites import StageRequest, find_sites
-from sia_layers.injection.state_dict import not_injected
+from sia_layers.injection.state_dict import not_injected, sia_modules
 from sia_layers.kernels.options import as_bool, as_choice
 from sia_layers.kernels.private_torch import hook_tables
 
@@ -140,15 +140,23 @@ def eject_sia(model: Model) -> Model:
     Raises:
         NotInjectedError: the model has no SIA.
         InjectionError: it is a part of the model that was injected, and others of its sites lie outside.
+        UnsupportedModelError: it is a graph by torch.fx, which calls the sites itself.
     """
-    places = [module.place for module in unwrapped(model).modules() if isinstance(module, Injected)]
+    target = unwrapped(model)
+    if not _holds_hooks(target):
+        if isinstance(target, torch.fx.GraphModule) and sia_modules(target):
+            raise UnsupportedModelError(
+                f"this {type(model).__name__} was traced by torch.fx, and its graph calls the sites; eject SIA from "
+                "the original model, and trace that again"
+            )
+        raise not_injected(model)
+    places = [module.place for module in target.modules() if isinstance(module, Injected)]
     if places and not (any(place.position == 0 for place in places) and any(place.last for place in places)):
         raise InjectionError(
             f"this {type(model).__name__} holds some of the sites of a model, which would not run without these; call "
-            "eject_sia on the model that was injected"
+            "eject_sia on the model that was injected, or, to remove layers with sites, before they are removed"
         )
-    if not _detach(unwrapped(model)):
-        raise not_injected(model)
+    _detach(target)
     _forget_compiled()
     return model
 
@@ -260,21 +268,23 @@ def _check_firings(
         )
 
 
-def _detach(model: nn.Module) -> bool:
-    """Remove every injected module and hook; return whether there was any."""
-    found = False
+def _holds_hooks(model: nn.Module) -> bool:
+    tables = [hooks for module in model.modules() for hooks, _ in hook_tables(module)]
+    return any(hook in OWN_HOOKS and hook is not patch_hook for hooks in tables for hook in hooks.values())
+
+
+def _detach(model: nn.Module) -> None:
+    """Remove every injected module and hook."""
     for module in list(model.modules()):
         for hooks, with_kwargs in hook_tables(module):
             for key in [key for key, hook in hooks.items() if hook in OWN_HOOKS]:
                 if hooks[key] is not patch_hook:
-                    found = True
                     module._modules.pop(CHILD, None)
                     module.__dict__.pop(FUSE, None)
                 del hooks[key]
                 with_kwargs.pop(key, None)
         for attribute in (RELAY, PATCHES):
             module.__dict__.pop(attribute, None)
-    return found
 
 
 def _forget_compiled() -> None:

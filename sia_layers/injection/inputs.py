@@ -121,8 +121,9 @@ def inputs_of_batch(model: nn.Module, batch: Any, key: str | int | None = None) 
 
     Args:
         model: the model.
-        batch: pictures; a tuple or list that begins with them; or a dict. A dict gives the keywords if the model
-            takes all of its keys as keywords, else it is the one argument or holds the only picture.
+        batch: pictures, also as a list of (C, H, W); a tuple or list that begins with them; or a dict. A dict gives
+            the keywords if the model takes all of its keys as keywords, else it is the one argument or holds the
+            only picture.
         key: index or key of the picture in the batch, if it cannot be recognised.
 
     Raises:
@@ -136,6 +137,8 @@ def inputs_of_batch(model: nn.Module, batch: Any, key: str | int | None = None) 
     if isinstance(batch, Tensor):
         return [Inputs((batch,), {}, True)]
     if isinstance(batch, (tuple, list)) and batch:
+        if all(isinstance(item, Tensor) and item.dim() == 3 and item.is_floating_point() for item in batch):
+            return [Inputs((list(batch),), {}, True)]  # as detectors take them
         return [Inputs((batch[0],), {}, True)] if isinstance(batch[0], Tensor) else inputs_of_batch(model, batch[0])
     if not isinstance(batch, Mapping):
         raise TypeError(f"batches must be tensors, tuples, lists or dicts, got a {type(batch).__name__}; pass key=")

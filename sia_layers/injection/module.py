@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sia_layers._modules import as_one_call
 from sia_layers.aggregation import SIAggregation
 from sia_layers.attention import SIAttention
 from sia_layers.frequency import FrequencySIAttention
@@ -333,7 +334,7 @@ def _gated(host: nn.Module, value: Any, grids: Sequence[Grid]) -> Any:
     if isinstance(value, torch.fx.Proxy):  # torch.fx: trace as one call, like a layer of torch's own
         path = value.tracer.path_of_module(sites)  # type: ignore[attr-defined]
         relay = value.tracer.create_proxy("get_attr", f"{path.rpartition('.')[0]}.{RELAY}", (), {})
-        return value.tracer.create_proxy("call_module", path, (value, relay), {})
+        return as_one_call(sites, value, relay)
     return sites(value, relay=relay_of(host), grids=grids)
 
 

@@ -34,8 +34,12 @@ def sia_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     Raises:
         NotInjectedError: the model has no SIA.
     """
+    seen: set[nn.Parameter] = set()
     for module in found_sites(model).values():
-        yield from module.parameters()
+        for parameter in module.parameters():
+            if parameter not in seen:
+                seen.add(parameter)
+                yield parameter
 
 
 def sia_state_dict(model: nn.Module) -> dict[str, Tensor]:

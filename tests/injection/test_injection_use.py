@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from sia_layers.injection import inject_sia, sia_config, sia_modules
+from sia_layers.injection import eject_sia, errors, inject_sia, sia_config, sia_modules, sia_parameters
 
 X = (2, 3, 64, 64)
 
@@ -73,6 +73,32 @@ def test_vmap_over_an_ensemble(aggregate: bool | str) -> None:
     with torch.no_grad():
         found, expected = torch.vmap(one)(params, buffers), torch.stack([model(x) for model in models])
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_ejection_from_a_traced_model_is_refused_and_changes_nothing() -> None:
+    model, x = resnet(identity_init=False).eval(), torch.rand(X)
+    traced = torch.fx.symbolic_trace(model)
+    with pytest.raises(errors.UnsupportedModelError, match="its graph calls the sites; eject SIA from the original"):
+        eject_sia(traced)
+    with torch.no_grad():
+        assert torch.equal(traced(x), model(x))
+
+
+def test_a_shared_parameter_is_listed_once() -> None:
+    model = resnet()
+    sites = list(sia_modules(model).values())
+    for site in sites[1:]:
+        site.gain = sites[0].gain
+    listed = list(sia_parameters(model))
+    assert len(listed) == len({id(parameter) for parameter in listed})
+    assert sum(parameter is sites[0].gain for parameter in listed) == 1
+
+
+def test_stored_configurations_do_not_differ_in_length() -> None:
+    """torch.distributed.checkpoint refuses to load a tensor of another size."""
+    states = [resnet(**options).state_dict() for options in ({}, {"kernel_size": 11, "backend": "reference"})]
+    (name,) = (name for name in states[0] if name.endswith("_extra_state"))
+    assert states[0][name].shape == states[1][name].shape and not torch.equal(states[0][name], states[1][name])
 
 
 def test_a_traced_model_is_saved_and_loaded() -> None:
