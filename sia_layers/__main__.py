@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # do not write again, not even at exit
         if not isinstance(error, BrokenPipeError):  # whoever closes a pipe wants no more
-            print(f"{given.prog}: the output cannot be written: {error.strerror}", file=sys.stderr)
+            print(f"{given.prog}: the output cannot be written: {error.strerror or error}", file=sys.stderr)
             return 2
     return 0
 

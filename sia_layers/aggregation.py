@@ -89,7 +89,7 @@ class SIAggregation(Unscriptable):
         Raises:
             TypeError, ValueError: the number of maps is wrong, or one is not a floating-point map with its channels.
         """
-        if infos and is_proxy(infos[0]):
+        if len(infos) > 0 and is_proxy(infos[0]):
             return as_one_call(self, infos, size)  # type: ignore[no-any-return]
         if isinstance(size, int) or len(size) != 2:
             raise ValueError(f"size must be the height and the width of the later map, got {size!r}")
