@@ -106,7 +106,7 @@ def _time(rows: Sequence[Row], left: int) -> str:
     if speeds:
         spent += f"; one core trains the bare network on {min(speeds):.0f} to {max(speeds):.0f} pictures per second"
     hours = left * fmean(seconds) / 3600
-    return f"\n{spent}. {left} runs are left, about {hours:.0f} hours at the mean duration so far.\n"
+    return f"\n{spent}. {left} runs are left, about {hours:.1f} hours at the mean duration so far.\n"
 
 
 def _giveaways(rows: Sequence[Row]) -> str:
