@@ -24,7 +24,7 @@ from sia_layers.injection.sites import StageRequest, as_requests, check_known, c
 from sia_layers.injection.stages import Stage, Stages, stages_of
 from sia_layers.injection.state_dict import found_sites
 from sia_layers.kernels.options import Options, as_choice
-from sia_layers.kernels.private_torch import call_eagerly, running_eagerly
+from sia_layers.kernels.private_torch import running_eagerly
 
 
 class LayerProfile(NamedTuple):
@@ -156,7 +156,7 @@ def profile_self_information(
                     watch = _Watch(model, sites, reduction, options)
                 watch.grids.clear()
                 inputs = inputs_of_batch(model, batch, key)[way].mapped(lambda tensor: tensor.to(device))
-                call_eagerly(model, inputs.args, inputs.kwargs)
+                model(*inputs.args, **inputs.kwargs)
     finally:
         if watch is not None:
             watch.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -265,3 +266,9 @@ def test_bad_maps_of_aggregation() -> None:
 def test_every_device_pools_maps_of_every_size(form: str, size: tuple[int, int]) -> None:
     layer = SIAggregation([4], 6, form=form, device="meta").eval()
     assert layer([torch.empty(2, 4, 8, 8, device="meta")], size=size).shape == (2, 6, *size)
+
+
+def test_the_size_of_an_aggregate_must_be_a_pair() -> None:
+    for size in (4, (4,)):
+        with pytest.raises(ValueError, match=f"size must be the height and the width .*, got {re.escape(str(size))}"):
+            SIAggregation([4], 4)([torch.rand(1, 4, 8, 8)], size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from test_functional import BAD_MAPS, BAD_OPTIONS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sia_layers import SelfInformation, SIAggregation, SIAttention, self_information
+from sia_layers import SIAggregation, SIAttention, self_information
 from sia_layers.kernels import backends, ops
 
 CHANNELS = 6
@@ -462,28 +461,3 @@ def test_half_precision_keeps_its_largest_numbers_at_a_gain_of_zero() -> None:
     x[..., 2, 2] = -60000.0
     with torch.no_grad():
         assert torch.equal(layer(x), x)
-
-
-class Layers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate, self.info, self.aggregation = SIAttention(4), SelfInformation(), SIAggregation([4], 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.gate(x, self.aggregation([self.info(x)], x.shape[2:]))  # type: ignore[no-any-return]
-
-
-def test_torch_fx_traces_each_layer_as_one_call() -> None:
-    model, x = Layers().eval(), torch.rand(2, 4, 6, 5)
-    traced = torch.fx.symbolic_trace(model)
-    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["info", "aggregation", "gate"]
-    with torch.no_grad():
-        assert torch.equal(traced(x), model(x))
-    with pytest.raises(TypeError, match=r"only within a model; put it into an nn\.Sequential first"):
-        torch.fx.symbolic_trace(SIAttention(4))
-
-
-def test_the_size_of_an_aggregate_must_be_a_pair() -> None:
-    for size in (4, (4,)):
-        with pytest.raises(ValueError, match=f"size must be the height and the width .*, got {re.escape(str(size))}"):
-            SIAggregation([4], 4)([torch.rand(1, 4, 8, 8)], size)

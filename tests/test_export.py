@@ -1,4 +1,4 @@
-"""Graphs that leave PyTorch (torch.export, ONNX, torch.jit.trace): only ATen operations, and the same results."""
+"""Graphs of layers (torch.export, ONNX, torch.jit.trace, torch.fx): ATen operations for export, and equal results."""
 
 from __future__ import annotations
 
@@ -159,3 +159,25 @@ def test_trace(net: nn.Module, tmp_path: Path) -> None:
     for size in (SIZE, OTHER_SIZE):
         x = torch.rand(size)
         assert_same(loaded(x), net, x)
+
+
+# --- torch.fx --------------------------------------------------------------------------------------------------------
+
+
+class Layers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.info, self.aggregation = SIAttention(4), SelfInformation(), SIAggregation([4], 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(x, self.aggregation([self.info(x)], x.shape[2:]))  # type: ignore[no-any-return]
+
+
+def test_torch_fx_traces_each_layer_as_one_call() -> None:
+    model, x = Layers().eval(), torch.rand(2, 4, 6, 5)
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["info", "aggregation", "gate"]
+    with torch.no_grad():
+        assert torch.equal(traced(x), model(x))
+    with pytest.raises(TypeError, match=r"only within a model; put it into an nn\.Sequential first"):
+        torch.fx.symbolic_trace(SIAttention(4))

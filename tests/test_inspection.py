@@ -150,16 +150,16 @@ def test_profile_in_two_processes_is_that_of_one(tmp_path: Path) -> None:
         assert process.returncode == 0, written
 
 
-def test_a_model_compiled_in_place_is_profiled_eagerly() -> None:
+@pytest.mark.parametrize("part", ["", "a"])
+def test_a_model_compiled_in_place_is_profiled_eagerly(part: str) -> None:
     """A graph that was compiled before does not run hooks that are added later."""
     model, batches = tiny().eval(), [torch.rand(2, 3, 16, 16), torch.rand(1, 3, 16, 16)]
-    expected = profile_self_information(model, batches, ["a", "b"], progress=False)
-    for part in (model.a, model):
-        part.compile(backend="eager")
-        with torch.no_grad():
-            model(batches[0])
-        assert profile_self_information(model, batches, ["a", "b"], progress=False) == expected
-    assert expected["a"].pictures == 3
+    expected = profile_self_information(model, batches, ["a.0", "b"], progress=False)
+    model.get_submodule(part).compile(backend="eager")
+    with torch.no_grad():
+        model(batches[0])
+    assert profile_self_information(model, batches, ["a.0", "b"], progress=False) == expected
+    assert expected["a.0"].pictures == 3
 
 
 def test_the_default_device_does_not_matter() -> None:
@@ -176,3 +176,12 @@ def test_a_batch_may_be_a_list_of_pictures() -> None:
     pictures = list(torch.rand(3, 3, 16, 16))
     for batch in (pictures, (pictures, [{"boxes": torch.rand(1, 4)}] * 3)):
         assert profile_self_information(Detector(), [batch], ["a"], progress=False)["a"].pictures == 3
+
+
+def test_pictures_without_a_channel_axis_beside_their_masks_are_not_taken_for_a_list() -> None:
+    class Grey(Tiny):
+        def forward(self, pictures: Tensor) -> Tensor:
+            return super().forward(pictures[:, None].expand(-1, 3, -1, -1))
+
+    batch = [torch.rand(2, 16, 16), torch.rand(2, 16, 16)]
+    assert profile_self_information(Grey(), [batch], ["a"], progress=False)["a"].pictures == 2

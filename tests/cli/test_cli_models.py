@@ -245,6 +245,7 @@ REFUSED = {
     "map photo.png --model test_resnet --stages 3": "no stage has the reduction 3",
     "map photo.png --model test_resnet --image-size 0": "image-size must be 1 or more, got 0",
     "map photo.png --model test_vit --image-size 100": "choose another --image-size",
+    "map photo.png --model test_resnet --image-size 10000000": "allocate",
     "map photo.png --model test_resnet --stages layer2.0.bn2": "does not decide the model's output",
     "map photo.png --model test_resnet --pretrained --checkpoint a.pth": "not allowed with argument",
     "map photo.png --model test_resnet --kernel-size 4": "kernel_size must be a positive odd number",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,21 @@ def test_stored_configurations_do_not_differ_in_length() -> None:
     states = [resnet(**options).state_dict() for options in ({}, {"kernel_size": 11, "backend": "reference"})]
     (name,) = (name for name in states[0] if name.endswith("_extra_state"))
     assert states[0][name].shape == states[1][name].shape and not torch.equal(states[0][name], states[1][name])
+
+
+def test_a_distributed_checkpoint_loads_into_another_configuration(tmp_path: Path) -> None:
+    if not torch.distributed.is_available():
+        pytest.skip("torch was built without distributed")
+    from torch.distributed import checkpoint
+
+    saved, model = resnet(identity_init=False, gain=0.5), resnet(kernel_size=5)
+    checkpoint.save(saved.state_dict(), checkpoint_id=tmp_path)
+    state = model.state_dict()
+    checkpoint.load(state, checkpoint_id=tmp_path)
+    with pytest.warns(UserWarning, match="kernel_size"):
+        model.load_state_dict(state)
+    gains = [module.gain.item() for module in sia_modules(model).values()]
+    assert gains == [0.5] * 3
 
 
 def test_a_traced_model_is_saved_and_loaded() -> None:
