@@ -102,11 +102,12 @@ def _time(rows: Sequence[Row], left: int) -> str:
         return ""
     speeds = [float(row["pictures a second"]) for row in runs if row["network"] == "lite bare"]
     seconds = [float(row["core seconds"]) for row in runs]
-    spent = f"Training has taken {sum(seconds) / 3600:.1f} hours of processor time so far"
+    spent = f"Training has taken {sum(seconds) / 3600:.1f} hours of processor time"
     if speeds:
         spent += f"; one core trains the bare network on {min(speeds):.0f} to {max(speeds):.0f} pictures per second"
     hours = left * fmean(seconds) / 3600
-    return f"\n{spent}. {left} runs are left, about {hours:.1f} hours at the mean duration so far.\n"
+    rest = f"{left} runs are left, about {hours:.1f} hours at the mean duration" if left else "No run is left"
+    return f"\n{spent}. {rest}.\n"
 
 
 def _giveaways(rows: Sequence[Row]) -> str:
@@ -139,8 +140,9 @@ def _claims(evidence: Evidence, robust: Sequence[Row], old: Mapping[str, list[Ro
     )
     shown = [list(row.values()) for row in table if row["verdict"] != claims.NOT_RUN]
     return report.table(list(table[0]), shown) + (
-        f"\nOf {len(table)} claims, {supported} are supported, {ruled_out} ruled out and {inconclusive} inconclusive; "
-        f"{missing} have not been run yet and are omitted from the table.\n"
+        f"\nOf {len(table)} claims, {supported} are supported, {ruled_out} ruled out and {inconclusive} inconclusive"
+        + (f"; {missing} have not been run yet and are omitted from the table" if missing else "")
+        + ".\n"
     )
 
 
@@ -177,6 +179,9 @@ def _study(evidence: Evidence, runs: Sequence[Row]) -> str:
         ])  # fmt: skip
         if less["AUC"] is not None:
             sentences.append(report.verdict(f"{name} − bare", *(100 * value for value in less["AUC"])))
+        without = name.removesuffix("+SIA")
+        if without != name and without in networks and (added := evidence.difference(name, without)) is not None:
+            sentences.append(report.verdict(f"{name} − {without}", *(100 * value for value in added)))
     if not rows:
         return ""
     columns = ("network", "description", "folds", "parameters", "ACC", "AUC", "ACC − bare", "AUC − bare")
