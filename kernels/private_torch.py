@@ -37,6 +37,7 @@ __all__ = [
     "dispatch_observed",
     "exporting",
     "forget_compiled_call",
+    "forget_compiled_code",
     "graph_task",
     "hook_tables",
     "pytree",
@@ -138,6 +139,16 @@ def running_eagerly() -> contextlib.AbstractContextManager[Any]:
 def call_eagerly(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a module with its hooks, even if ``module.compile()`` has replaced its call."""
     return nn.Module._call_impl(module, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+def forget_compiled_code() -> None:
+    """Make torch.compile trace all functions again, because it does not notice that hooks of modules come or go.
+
+    A reset concerns the whole process, so leave it out if torch.compile has compiled nothing.
+    """
+    frames = sys.modules.get("torch._dynamo.convert_frame")
+    if frames is not None and frames.input_codes.seen:
+        torch.compiler.reset()
 
 
 def forget_compiled_call(module: nn.Module) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -31,7 +30,7 @@ from sia_layers.injection.relay import Relay
 from sia_layers.injection.sites import StageRequest, find_sites
 from sia_layers.injection.state_dict import not_injected, sia_modules
 from sia_layers.kernels.options import as_bool, as_choice
-from sia_layers.kernels.private_torch import hook_tables
+from sia_layers.kernels.private_torch import forget_compiled_code, hook_tables
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -124,7 +123,7 @@ def inject_sia(
     except BaseException:
         _detach(target)
         raise
-    _forget_compiled()
+    forget_compiled_code()
     return model
 
 
@@ -157,7 +156,7 @@ def eject_sia(model: Model) -> Model:
             "eject_sia on the model that was injected, or, to remove layers with sites, before they are removed"
         )
     _detach(target)
-    _forget_compiled()
+    forget_compiled_code()
     return model
 
 
@@ -285,9 +284,3 @@ def _detach(model: nn.Module) -> None:
                 with_kwargs.pop(key, None)
         for attribute in (RELAY, PATCHES):
             module.__dict__.pop(attribute, None)
-
-
-def _forget_compiled() -> None:
-    """Make torch.compile trace again, because it does not notice that hooks come or go."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from sia_layers.kernels.private_torch import DROPOUT, NORM, FakeTensor, forget_compiled_call, pytree
+from sia_layers.kernels.private_torch import DROPOUT, NORM, FakeTensor, forget_compiled_call
 
 # Layers that stay in evaluation mode, because in training mode they would change statistics or drop activations.
 STATEFUL: Final = (NORM, DROPOUT)
@@ -75,10 +75,17 @@ def forget_fakes(model: nn.Module) -> None:
 
 
 def _holds_fakes(cached: Any) -> bool:
-    """Tell whether a cache holds a fake tensor: it refers to its results or, if unbounded, to a dictionary of them."""
-    held = gc.get_referents(cached)
-    results = [value for found in held for value in (found.values() if type(found) is dict else (found,))]
-    return any(isinstance(leaf, FakeTensor) for leaf in pytree.tree_leaves(results))
+    """Tell whether the results in a cache are or contain fake tensors."""
+    waiting: list[Any] = gc.get_referents(cached)
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, FakeTensor):
+            return True
+        if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+    return False
 
 
 def fake_parameters(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from typing import Any
 
 import pytest
 import timm
@@ -296,12 +297,20 @@ def pair(size: tuple[int, ...]) -> list[Tensor]:
     return [torch.ones(size), torch.zeros(size)]
 
 
+@functools.cache
+def named(size: tuple[int, ...]) -> dict[str, Any]:
+    held: dict[str, Any] = {"nested": ({"scale": torch.ones(size)},)}
+    held["itself"] = held
+    return held
+
+
 class Cached(Plain):
     """A model whose functions keep their results."""
 
     def forward(self, x: Tensor) -> Tensor:
         one, zero = pair(x.shape[2:])
-        return super().forward(x * one + ramp(*x.shape[2:]) + zero)
+        scale = named(x.shape[2:])["nested"][0]["scale"]
+        return super().forward(x * one * scale + ramp(*x.shape[2:]) + zero)
 
 
 def test_no_fake_tensor_stays_in_a_cache_of_functools() -> None:

@@ -144,6 +144,25 @@ def compiled_in_place() -> None:
     assert module(torch.ones(1)).item() == 1
 
 
+def compiled_code() -> None:
+    compiled: list[Any] = []
+
+    def count(graph: Any, _: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    module = nn.ReLU()
+    function = torch.compile(module, backend=count)
+    function(torch.ones(2))
+    module.register_forward_hook(lambda *_: torch.zeros(2))
+    private_torch.forget_compiled_code()
+    assert not function(torch.ones(2)).any() and len(compiled) == 2
+    private_torch.forget_compiled_code()
+    with pytest.MonkeyPatch.context() as patched:  # nothing is compiled
+        patched.delattr(torch.compiler, "reset")
+        private_torch.forget_compiled_code()
+
+
 def bases() -> None:
     for base, kinds in {
         private_torch.CONVOLUTION: (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d),
@@ -184,6 +203,7 @@ def trees() -> None:
         ),
         (parts_of_a_module, "inject_sia and eject_sia would not find or remove modules"),
         (compiled_in_place, "the dry run would run models compiled in place by their compiled code"),
+        (compiled_code, "compiled code would run without the new hooks, or be discarded for nothing"),
         (concatenations, "tokens behind those of the patches would be taken for patches"),
         (bases, "hosts of stages would be misjudged, or the dry run change statistics"),
         (fake_tensors, "the dry run would need memory and time for real activations"),
