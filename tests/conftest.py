@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from interpreter import quicken
 
 from sia_layers.kernels import backends
 
+gc.set_threshold(20_000, 20, 50)  # at Python's default of 700 objects, collections took a tenth of the tests' time
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1 and "OMP_NUM_THREADS" not in os.environ:
     # Threads of several workers that each use all cores would wait for each other.
@@ -122,3 +124,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             seen[test] += 1
             if seen[test] > sampled.args[0]:
                 item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector all that has been imported, through which it would look again and again."""
+    gc.collect()
+    gc.freeze()
