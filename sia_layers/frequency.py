@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import math
 from array import array
 from typing import Any, Final
@@ -258,11 +257,11 @@ def analysed(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
     blocks = blocks.reshape(n * c * rows * columns, block * block).to(wide_dtype(x.dtype))
     # Coefficients that are 0 up to rounding must be exactly 0, or an adaptive bandwidth would take the rounding errors
     # for the signal. So subtract one pixel of each block, which makes a constant block exactly 0, and set AC
-    # coefficients below the floor to 0.
+    # coefficients below the floor to 0. The floor is above the rounding errors of a sum of b^2 terms.
     first = blocks[:, :1]
     offsets = blocks - first
     coefficients = _product(offsets, _matrix(block, blocks).t())
-    floor = block * torch.finfo(blocks.dtype).eps * offsets.detach().abs().amax(1, keepdim=True)
+    floor = block**2 / 4 * torch.finfo(blocks.dtype).eps * offsets.detach().abs().amax(1, keepdim=True)
     # Do the arithmetic last, because Inductor cannot sort the strides of views whose sizes are quotients of symbols.
     first, floor, coefficients = (
         values.reshape(n * c, rows, columns, values.shape[1]).permute(0, 3, 1, 2)
@@ -324,37 +323,44 @@ def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 def _matrix(block: int, like: Tensor) -> Tensor:
-    """Return the matrix (b^2, b^2) from the pixels of a block, row by row, to its coefficients."""
+    """Return the matrix (b^2, b^2) from the pixels of a block, row by row, to its coefficients in zigzag order."""
     if type(like) is Tensor:
-        return _kept_matrix(block, like.dtype, like.device)
-    return torch.tensor(_coefficients(block), dtype=like.dtype, device=like.device)  # never cache a fake tensor
+        row = _kept_row(like.dtype, like.device)
+    else:  # never cache a fake tensor
+        row = torch.tensor(_row(), dtype=like.dtype, device=like.device)
+    size, start = block * block, 2 * sum(side * side for side in BLOCKS["dct"] if side < block)
+    waves, order = row[start : start + size], row[start + size : start + 2 * size].to(torch.int64)
+    products = waves.view(block, 1, block, 1) * waves.view(1, block, 1, block)
+    return products.view(size, size).index_select(0, order)
 
 
 @constant_when_compiled
-def _kept_matrix(block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    values = _kept_values(block, dtype, device)
+def _kept_row(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the constants of all blocks, because a compiled graph can hold only one result of this function."""
+    values = _kept_values(dtype, device)
     if is_functional(values):  # made within torch.func.functionalize, and of no use outside
         _kept_values.cache_clear()
-    return values.view(block * block, -1)
+    return values
 
 
 @functools.cache
-def _kept_values(block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the matrix in one row, made without a call that torch.jit.trace warns of or records."""
-    values = array("d" if dtype == torch.float64 else "f", itertools.chain.from_iterable(_coefficients(block)))
+def _kept_values(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Make the tensor without a call that torch.jit.trace warns of or records."""
+    values = array("d" if dtype == torch.float64 else "f", _row())
     with torch.inference_mode(False):
         row = torch.frombuffer(values, dtype=dtype)
         return row if device.type == "cpu" else row.to(device)
 
 
 @functools.cache
-def _coefficients(block: int) -> tuple[tuple[float, ...], ...]:
-    """Return the matrix of the orthonormal two-dimensional DCT-II: one row per coefficient, in zigzag order."""
-    line = [
-        [math.sqrt((2 if u else 1) / block) * _cosine((2 * i + 1) * u, block) for i in range(block)]
-        for u in range(block)
-    ]
-    return tuple(tuple(a * b for a in line[u] for b in line[v]) for u, v in zigzag(block))
+def _row() -> tuple[float, ...]:
+    """Return, for each block, its orthonormal one-dimensional DCT-II, frequency by frequency, and its zigzag order."""
+    values: list[float] = []
+    for block in BLOCKS["dct"]:
+        for u in range(block):
+            values += [math.sqrt((2 if u else 1) / block) * _cosine((2 * i + 1) * u, block) for i in range(block)]
+        values += [u * block + v for u, v in zigzag(block)]
+    return tuple(values)
 
 
 def _cosine(step: int, block: int) -> float:

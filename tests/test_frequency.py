@@ -180,6 +180,15 @@ def test_compiled_in_training(dynamic: bool) -> None:
                 torch.testing.assert_close(compiled(y), layer(y), atol=1e-5, rtol=1e-5)
 
 
+def test_layers_with_different_blocks_are_compiled_together() -> None:
+    torch.compiler.reset()
+    layers = torch.nn.Sequential(made(gain=0.5), made(gain=0.5, transform="haar")).eval()
+    x = torch.randn(1, CHANNELS, 8, 12)
+    with torch.no_grad():
+        compiled = torch.compile(layers, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), layers(x), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_exported_for_one_size_that_blocks_do_not_divide(strict: bool) -> None:
     layer, x = made(gain=0.5, inter_channels=1).eval(), torch.randn(2, CHANNELS, 13, 18)
