@@ -257,13 +257,19 @@ INLINE void take_pixels(const forward_call *call, int mode, const tile *t, int64
     t->sums[lane][1] += sum_of(s.totals[1]);
 }
 
-/* Copy the channels of some pixels as floats: the tile's own and the S that follow, cyclically. */
+/* Copy the channels of some pixels as floats: the tile's own and the S that follow, cyclically. Where possible, copy two
+ * whole vectors: what is too much is overwritten by the next pixel, or lies in the slack of the scratch. */
 INLINE void lay_out_channels(const tile *t, const char *x, int64_t bytes, int64_t pixels, int64_t reach, int dtype)
 {
     const int64_t c = t->p->c, wanted = t->count + t->p->neighbours, direct = smaller(wanted, c - t->first),
-                  size = size_of(dtype);
+                  size = size_of(dtype), next = t->first + VL == c ? -t->first : VL;
+    const int whole = t->count == VL && t->p->neighbours <= VL && t->first + next + VL <= c;
     float *to = t->scratch;
-    for (int64_t i = 0; i < pixels; i++, x += bytes, to += reach) {
+    for (int64_t i = 0; whole && i < pixels; i++, x += bytes, to += reach) {
+        store(to, load_as(x, dtype));
+        store(to + VL, load_as(x + next * size, dtype));
+    }
+    for (int64_t i = 0; !whole && i < pixels; i++, x += bytes, to += reach) {
         for (int64_t j = 0; j < direct; j += VL)
             store(to + j, load_some(x + j * size, 1, smaller(VL, direct - j), dtype));
         for (int64_t j = direct; j < wanted; j += VL)
@@ -278,27 +284,30 @@ INLINE void take_channels(const forward_call *call, int mode, const tile *t, int
     const plan *p = &call->p;
     const char *x = pixel(call->x, t->sample, t->first, row);
     const int64_t bytes = call->x->stride[3] * size_of(dtype);
-    const float *channels = (const float *)x, *size = mode == DENSITIES ? call->size + row * p->w : NULL;
-    int64_t reach = call->x->stride[3];
-    if (dtype != SIA_FLOAT32 || count < VL || t->first + VL + neighbours > p->c) {
-        channels = t->scratch;
-        reach = VL + neighbours;
-        lay_out_channels(t, x, bytes, pixels, reach, dtype);
-    }
+    const float *size = mode == DENSITIES ? call->size + row * p->w : NULL;
+    const int direct = dtype == SIA_FLOAT32 && count == VL && t->first + VL + neighbours <= p->c;
+    const int64_t reach = direct ? call->x->stride[3] : VL + neighbours;
     stream s = open_stream(call, mode, 1, t->sample, t->first, row, count);
     const int plain = is_plain(&s, mode);
-    for (int64_t i = 0; i < pixels; i++, channels += reach) {
-        const vf here = load(channels);
-        vf sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
-        for (int64_t step = 1; step <= neighbours; step++)
-            sum = add_channel(mode, sum, here - load(channels + step), s.exponent);
-        if (mode == SQUARES) {
-            s.totals[1] += sum;
-        } else if (plain) {
-            store_some(s.info, 1, count, information_of(&s, s.half, load(within + i * VL), splat(size[i]), sum), dtype);
-            s.info += s.info_step;
-        } else {
-            take(&s, mode, here, load(within + i * VL), size ? splat(size[i]) : here, sum, count, dtype);
+    for (int64_t from = 0; from < pixels; from += LAID_OUT) {
+        const int64_t to = smaller(from + LAID_OUT, pixels);
+        const float *channels = direct ? (const float *)(x + from * bytes) : t->scratch;
+        if (!direct)
+            lay_out_channels(t, x + from * bytes, bytes, to - from, reach, dtype);
+        for (int64_t i = from; i < to; i++, channels += reach) {
+            const vf here = load(channels);
+            vf sum = splat(mode == DENSITIES ? 1.0f : 0.0f);
+            for (int64_t step = 1; step <= neighbours; step++)
+                sum = add_channel(mode, sum, here - load(channels + step), s.exponent);
+            if (mode == SQUARES) {
+                s.totals[1] += sum;
+            } else if (plain) {
+                const vf info = information_of(&s, s.half, load(within + i * VL), splat(size[i]), sum);
+                store_some(s.info, 1, count, info, dtype);
+                s.info += s.info_step;
+            } else {
+                take(&s, mode, here, load(within + i * VL), size ? splat(size[i]) : here, sum, count, dtype);
+            }
         }
     }
     for (int64_t l = 0; l < count; l++) {
