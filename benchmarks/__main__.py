@@ -61,6 +61,7 @@ PARTS: Final = {
         ("--maps", "all", "--kernel-sizes", "3", "--passes", "forward"), quick=False,
     ),
     "op-peers": Part("op", ("map", "K", "S", "ms", "times"), "provider", ("--peers",), quick=False),
+    "variants": Part("variants", ("map", "K", "variant", "ms", "times plain", "20 %", "80 %")),
     "overhead": Part("overhead", ("call", "shape", "beyond kernels us", "whole us")),
     "scaling": Part("scaling", ("axis", "provider", "slope")),
     "module": Part(

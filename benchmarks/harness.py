@@ -20,14 +20,14 @@ from torch import Tensor
 from benchmarks import timing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
+DISAGREES = "disagrees with the reference: not timed"  # in the place of a time
 
 # Settings of glibc: return freed memory to the system, so that the memory of the warm-up is not counted for the run.
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def parser(name: str, doc: str | None, plot: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that every benchmark has; ``plot`` says what --plot draws."""
+def parser(name: str, doc: str | None, plot: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has; ``plot`` says what --plot draws, if anything."""
     made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=(doc or "").partition("\n")[0])
     add = made.add_argument
     add("--quick", action="store_true", help="fewer cases and rounds")
@@ -35,7 +35,8 @@ def parser(name: str, doc: str | None, plot: str) -> argparse.ArgumentParser:
     add("--threads", type=int, default=1, metavar="N", help="threads of torch and of the kernels (%(default)s)")
     add("--dtype", choices=DTYPES, default="float32", help="dtype of the maps (%(default)s)")
     add("--csv", type=Path, metavar="FILE", help="also write the figures to this file")
-    add("--plot", type=Path, metavar="FILE", help=f"draw {plot}")
+    if plot is not None:
+        add("--plot", type=Path, metavar="FILE", help=f"draw {plot}")
     return made
 
 
@@ -83,7 +84,7 @@ class Table:
         """
         if given.csv is not None:
             self.write(given.csv)
-        if given.plot is not None:
+        if getattr(given, "plot", None) is not None:
             from benchmarks import plots  # and Matplotlib
 
             plots.DRAWN[name](self.rows, given.plot)
@@ -160,7 +161,6 @@ def peak_memory(module: str, function: str, arguments: Sequence[Any], device: to
         module: module that contains the function.
         function: name of a function of the arguments that returns two functions without arguments: one that warms up
             and one that is measured.
-            be measured, without arguments.
         arguments: arguments of the function, which must be JSON.
         device: device that the function runs on.
     """

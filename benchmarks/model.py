@@ -81,7 +81,7 @@ def measure(
             arguments = (name, variant, batch, train, str(dtype).removeprefix("torch."), str(device))
             row["MiB"] = harness.peak_memory("benchmarks.model", "for_memory", arguments, device)
         else:
-            row["ms"] = "disagrees with the reference: not timed"
+            row["ms"] = harness.DISAGREES
         table.add(**row)
 
 

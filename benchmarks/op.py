@@ -136,7 +136,7 @@ def measure(
             arguments = (name, case._replace(options=case.options._asdict()), str(device))  # type: ignore[arg-type]
             row["MiB"] = harness.peak_memory("benchmarks.op", "for_memory", arguments, device)
         else:
-            row["ms"] = "disagrees with the reference: not timed"
+            row["ms"] = harness.DISAGREES
         table.add(**row)
 
 

@@ -33,7 +33,7 @@ COLUMNS = {"call": "<26", "shape": "<13", "beyond kernels us": "18.1f", "whole u
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark: measure, print, and write the files that the arguments name."""
-    parser = harness.parser("overhead", __doc__, "nothing")
+    parser = harness.parser("overhead", __doc__, None)
     given = parser.parse_args(arguments)
     device = harness.begin(given)
     reason = backends.unavailable("cpu") if device.type == "cpu" else f"the device is {device}"

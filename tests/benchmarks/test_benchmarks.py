@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("benchmarks.harness", reason="runs from a checkout, where benchmarks/ is")
 
 from benchmarks import __main__ as everything
-from benchmarks import harness, limit, maps, op, peers, plots, providers, scaling, timing
+from benchmarks import harness, limit, maps, op, peers, plots, providers, scaling, timing, variants
 from sia_layers.kernels import backends, reference
 from sia_layers.kernels.options import Options
 
@@ -50,6 +50,22 @@ def test_no_figure_for_a_wrong_result(
     assert rows["shift"]["ms"] == "disagrees with the reference: not timed" and "times" not in rows["shift"]
     assert rows["unfold"]["ms"] > 0 and rows["cpu"]["times"] == 1.0
     assert "not timed" in capsys.readouterr().out
+
+
+@needs_cpu_kernels
+def test_variants_are_checked_and_compared_with_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = variants.ops.self_information
+
+    def wrong(x: torch.Tensor, options: Options, backend: str) -> torch.Tensor:
+        return right(x, options, backend) + (options.padding_mode == "zeros")
+
+    monkeypatch.setattr(variants.ops, "self_information", wrong)
+    table = harness.Table(CPU, variants.COLUMNS)
+    variants.measure("small", (1, 10, 8, 8), 3, CPU, 1, table)
+    rows = {row["variant"]: row for row in table.rows}
+    assert rows.keys() == variants.VARIANTS.keys() and rows["plain"]["times plain"] == 1.0
+    assert rows.pop("zeros")["ms"] == harness.DISAGREES
+    assert all(row["ms"] > 0 and row["times plain"] > 0 for row in rows.values())
 
 
 def test_rounds_are_interleaved() -> None:
