@@ -28,6 +28,7 @@ INSTRUCTIONS = {
     ("forward", 3, 0, "float16"): 41,
     ("forward", 3, 1, "float32"): 39,
     ("forward", 3, 1, "bfloat16"): 44,
+    ("forward", 5, 0, "float32"): 69,
     ("forward", 7, 0, "float32"): 108,
     ("backward", 3, 0, "float32"): 89,
     ("backward", 7, 0, "float32"): 212,

@@ -136,6 +136,8 @@ INLINE void visit_row(int mode, tile *t, int64_t row)
         visit_columns(mode, 1, t, row, first, below, radius, exponent);
     else if (radius == 1 && below == 1 && first == 0)
         visit_narrow(mode, t, exponent);
+    else if (radius == 2)
+        visit_columns(mode, 0, t, row, first, below, 2, exponent);
     else if (radius == 3)
         visit_columns(mode, 0, t, row, first, below, 3, exponent);
     else
@@ -184,6 +186,8 @@ INLINE vf squares_along(const float *here, const float *there, int64_t left, int
 /* Sum the squares of a row's pairs with the row `down` rows below, or with itself (0), each pair once. */
 INLINE vf squares_between(const float *here, const float *there, int64_t down, int64_t width, int64_t radius)
 {
+    if (radius == 2)
+        return down ? squares_along(here, there, -2, width, 2) : squares_along(here, there, 1, width, 2);
     if (radius == 3)
         return down ? squares_along(here, there, -3, width, 3) : squares_along(here, there, 1, width, 3);
     return squares_along(here, there, down ? -radius : 1, width, radius);
