@@ -189,7 +189,8 @@ def block_transform(x: Tensor, block: int | None = None, *, transform: str = "dc
 
     Returns:
         Coefficients (N, C b^2, ceil(H / b), ceil(W / b)), float64 if ``x`` is and float32 otherwise: the sub-bands of
-        each channel in zigzag order. The first is b times the mean of the block.
+        each channel in zigzag order. The first is b times the mean of the block. The others are 0 where they are below
+        b^2 / 4 epsilons of the largest difference from the block's first pixel, as rounding errors are.
 
     Raises:
         TypeError, ValueError: ``x`` is not a floating-point map, or the transform or its block is unknown.

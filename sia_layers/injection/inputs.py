@@ -138,7 +138,8 @@ def inputs_of_batch(model: nn.Module, batch: Any, key: str | int | None = None) 
         return [Inputs((batch,), {}, True)]
     if isinstance(batch, (tuple, list)) and batch:
         if all(isinstance(item, Tensor) and item.dim() == 3 and item.is_floating_point() for item in batch):
-            return [Inputs((list(batch),), {}, True), Inputs((batch[0],), {}, True)]  # as detectors take them, or not
+            # A detector takes the list of pictures; for any other model, the first tensor is the picture.
+            return [Inputs((list(batch),), {}, True), Inputs((batch[0],), {}, True)]
         return [Inputs((batch[0],), {}, True)] if isinstance(batch[0], Tensor) else inputs_of_batch(model, batch[0])
     if not isinstance(batch, Mapping):
         raise TypeError(f"batches must be tensors, tuples, lists or dicts, got a {type(batch).__name__}; pass key=")

@@ -163,6 +163,12 @@ def test_compile_with_checkpointing() -> None:
     assert all(torch.allclose(found[1][name], grad, atol=1e-4) for name, grad in found[0].items())
 
 
+def test_the_compiler_is_left_alone_if_it_has_compiled_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr(torch.compiler, "reset", lambda: pytest.fail("reset"))
+    eject_sia(inject_sia(timm.create_model("test_resnet")))
+
+
 def test_compile_before_injection() -> None:
     plain, x = timm.create_model("resnet10t", num_classes=4).eval(), torch.rand(X)
     compiled = torch.compile(plain, backend="aot_eager")

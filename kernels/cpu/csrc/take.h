@@ -285,14 +285,14 @@ INLINE void take_channels(const forward_call *call, int mode, const tile *t, int
     const char *x = pixel(call->x, t->sample, t->first, row);
     const int64_t bytes = call->x->stride[3] * size_of(dtype);
     const float *size = mode == DENSITIES ? call->size + row * p->w : NULL;
-    const int direct = dtype == SIA_FLOAT32 && count == VL && t->first + VL + neighbours <= p->c;
-    const int64_t reach = direct ? call->x->stride[3] : VL + neighbours;
+    const int in_place = dtype == SIA_FLOAT32 && count == VL && t->first + VL + neighbours <= p->c;
+    const int64_t reach = in_place ? call->x->stride[3] : VL + neighbours;
     stream s = open_stream(call, mode, 1, t->sample, t->first, row, count);
     const int plain = is_plain(&s, mode);
     for (int64_t from = 0; from < pixels; from += LAID_OUT) {
         const int64_t to = smaller(from + LAID_OUT, pixels);
-        const float *channels = direct ? (const float *)(x + from * bytes) : t->scratch;
-        if (!direct)
+        const float *channels = in_place ? (const float *)(x + from * bytes) : t->scratch;
+        if (!in_place)
             lay_out_channels(t, x + from * bytes, bytes, to - from, reach, dtype);
         for (int64_t i = from; i < to; i++, channels += reach) {
             const vf here = load(channels);

@@ -141,7 +141,7 @@ INLINE vi among_first(int64_t count)
 
 INLINE vf keep_first(vf a, int64_t count) { return (vf)((vi)a & among_first(count)); }
 
-/* Widen to 32 bits, and narrow values that fit into 16. Of __builtin_convertvector, GCC makes up to five instructions. */
+/* Widen to 32 bits, and narrow values that fit into 16. GCC makes up to five instructions of __builtin_convertvector. */
 INLINE vu widen(vh a)
 {
 #if VL == 16 && defined(__x86_64__)
